@@ -13,15 +13,14 @@ from torch.nn.parameter import is_lazy
 
 from deconv_cli.errors import DeconvError, UsageError, check_type
 from deconv_cli.gradients.double_precision import DoubleEvidence, gather_double
-from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.evidence import Evidence, is_same, repeat
 from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verdict, first_line
 from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, try_batch
-from deconv_cli.gradients.reruns import is_same, repeat
-from deconv_cli.gradients.rules import find_for_parameter, find_in_model
-from deconv_cli.gradients.rules.unused import describe_plain_containers
+from deconv_cli.gradients.rules import MODEL_RULES, find_all, find_for_parameter
+from deconv_cli.gradients.rules.usage import describe_plain_container
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import trace_backward
 from deconv_cli.gradients.tracing.code_location import location_of_error
@@ -81,8 +80,8 @@ def check_subject(
         UsageError: the model cannot be run on these inputs, has no parameters, or is spread over devices.
     """
     if not subject.parameters:
-        hints = "".join(f"; {sentence}" for sentence in describe_plain_containers(subject.model)[:1])
-        raise UsageError(f"the model has no parameters, so there is no gradient to check{hints}.")
+        hint = describe_plain_container(subject.model)
+        raise UsageError(f"the model has no parameters, so there is no gradient to check{'; ' * bool(hint)}{hint}.")
     devices = sorted({str(parameter.device) for parameter in subject.parameters.values()})
     if len(devices) > 1:
         raise UsageError(
@@ -102,7 +101,7 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
     double, doubt = evidence.double, evidence.batch.doubt
     return GradientReport(
         parameters=parameters,
-        general=find_in_model(evidence),
+        general=find_all(MODEL_RULES, evidence),
         loss=float(evidence.forward.loss.detach()) if evidence.is_loss_finite else None,
         dtype=double.dtype,
         notes=evidence.notes,
@@ -117,7 +116,6 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
 
 
 def _finding(evidence: Evidence, name: str) -> ParameterFinding:
-    """Ask the rules about a parameter, and add its numbers."""
     found = find_for_parameter(evidence, name)
     gradient = evidence.sharpest_gradient(name)
     return ParameterFinding(
@@ -171,7 +169,7 @@ def collect_evidence(
         wrong_inputs=tuple(wrong),
         batch=batch,
         budget=budget,
-        notes=(*describe_plain_containers(subject.model), *double.notes),
+        notes=double.notes,
         not_checked=tuple(unchecked),
     )
 
@@ -214,7 +212,7 @@ def _first_forward(
     subject.written = frozenset(subject.parameters)
     with contextlib.ExitStack() as own, _naming_the_line():
         own.enter_context(subject.untouched_state())
-        with subject.starting():
+        with subject.with_fields(is_starting=True):
             forward = trace_forward(subject)
             later = trace_forward(subject) if forward.parameter_writes else forward
         if later.parameter_writes.keys() < forward.parameter_writes.keys():

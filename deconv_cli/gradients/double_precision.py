@@ -12,22 +12,20 @@ from torch import nn
 
 from deconv_cli.errors import DeconvError, as_too_large
 from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.finite_difference_search import MAX_RESOLUTION, compare_tensors
+from deconv_cli.gradients.finite_difference_search import compare_tensors
 from deconv_cli.gradients.finite_differences import (
     Comparison,
     Direction,
-    Outcome,
     ScalarFunction,
     TensorGradient,
-    compare_along,
 )
+from deconv_cli.gradients.nested_tensors import NARROW
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
 
 _DOUBLE, _SINGLE = 2.3e-16, 1.2e-7
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,20 +87,16 @@ def _compare(
     if backward.error is not None:
         return DoubleEvidence(forward, backward)
     casts = forward.casts
-    is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in _NARROW
+    is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
     holding = subject.holding_detached if forward.is_detached_on_purpose else contextlib.nullcontext
     with holding():
         evaluate, value = subject.evaluator(float(forward.loss.detach()))
         function = ScalarFunction(evaluate, epsilon, deadline, value)
         constants, minima, tensors = _sort(subject, names, backward, function)
-    results: dict[str, Comparison | None] = {}
-    if forward.is_detached_on_purpose and forward.hooks:
-        results = _agreeing_by_hooks(tensors, ScalarFunction(subject.value, epsilon, deadline), subject.seed)
-    with holding():
-        results |= compare_tensors(
+        results = compare_tensors(
             function,
-            [moved for moved in tensors if moved.name not in results],
+            tensors,
             seed=subject.seed,
             on_progress=lambda done, of: on_progress(f"finite differences: {done} of {of} parameters"),
         )
@@ -120,18 +114,6 @@ def _compare(
             else ()
         ),
     )
-
-
-def _agreeing_by_hooks(
-    tensors: list[TensorGradient], function: ScalarFunction, seed: int
-) -> dict[str, Comparison | None]:
-    """Find gradients that agree while nothing is held constant, where a hook changes gradients.
-
-    Such a hook may replace the gradient of a detached value, as in models that find a fixed point without a graph.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    compared = {moved.name: compare_along(function, [Direction.random(moved, generator)]) for moved in tensors}
-    return {n: c for n, c in compared.items() if c.outcome is Outcome.AGREES and c.resolution < MAX_RESOLUTION}
 
 
 def _sort(
@@ -174,7 +156,6 @@ _CANCELED = 1e-10
 
 
 def _arriving(parameter: torch.Tensor, backward: BackwardTrace) -> float:
-    """Measure the largest gradient at the outputs of the operations that read a parameter."""
     nodes = (node for node, _ in backward.readers_of(parameter) if node in backward.arriving)
     return max((backward.arriving[node].largest or 0.0 for node in nodes), default=0.0)
 

@@ -1,7 +1,9 @@
-"""Everything that the rules know about a model; further measurements are taken once a rule asks for them."""
+"""All that the rules know about a model; they take some measurements, such as first optimizer steps, only on demand."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,31 +16,15 @@ from deconv_cli.gradients.finite_differences import Comparison, Outcome
 from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others
-from deconv_cli.gradients.reruns import (
-    FirstSteps,
-    find_moved_from_outside,
-    is_same,
-    loses_writes,
-    take_first_steps,
-)
-from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, Node, nodes_below
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
+from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
 
 _BY_DATA = ("Gather", "Index", "MaskedSelect", "Take", "Topk")
 _CHOOSING = (*_BY_DATA, "Cat", "Select", "Slice", "Split", "Stack", "Unbind")
 """Nodes of autograd's graph whose gradient is zero where other values were chosen; the data make the first choices."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A weight with a sound gradient: its distance from the loss, for ordering, and ‖gradient‖ / ‖weight‖."""
-
-    distance: int
-    name: str
-    ratio: float
 
 
 def _reads_nothing(node: Node) -> bool:
@@ -72,11 +58,6 @@ class Evidence:
     not_checked: tuple[str, ...]
 
     @property
-    def model(self) -> nn.Module:
-        """The model."""
-        return self.subject.model
-
-    @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """The parameters of the model."""
         return self.subject.parameters
@@ -93,22 +74,9 @@ class Evidence:
         return trace.origins or trace.nan_origins
 
     @cached_property
-    def moved_from_outside(self) -> frozenset[str]:
-        """Parameters without a gradient that left torch as plain values, and on which the loss depends."""
-        return find_moved_from_outside(self.subject, self.forward, self.backward)
-
-    @cached_property
-    def overwritten(self) -> dict[str, CodeLocation]:
-        """The parameters that forward resets, which loses any change by an optimizer; each with its line."""
-        trained = [name for name in sorted(self.subject.written) if self.parameters[name].requires_grad]
-        writes = self.forward.parameter_writes
-        return {name: writes[self.forward.bit(name)] for name in trained if loses_writes(self.subject, name)}
-
-    @cached_property
-    def first_steps(self) -> FirstSteps:
+    def first_steps(self) -> list[Norms]:
         """Gradients after the first optimizer steps, empty where the loss is noisy or has no gradient."""
-        is_certain = not self.is_noisy and self.backward.error is None
-        return take_first_steps(self.subject) if is_certain else FirstSteps([], [])
+        return [] if self.is_noisy or self.backward.error is not None else take_first_steps(self.subject)
 
     @cached_property
     def reached_by_others(self) -> frozenset[str]:
@@ -179,8 +147,8 @@ class Evidence:
         return [item for item in self.wrong_inputs if name in item.parameters]
 
     @cached_property
-    def layers(self) -> tuple[Layer, ...]:
-        """The weights with a sound gradient, the nearest to the loss first."""
+    def layers(self) -> dict[str, tuple[int, float]]:
+        """Distance and ‖gradient‖ / ‖weight‖ of the weights with a sound gradient, the nearest to the loss first."""
         layers = []
         for name, parameter in self.parameters.items():
             readers = self.double.backward.readers_of(parameter)
@@ -188,8 +156,115 @@ class Evidence:
             if parameter.ndim >= 2 and readers and norm and weight_norm and self._is_sound(name):
                 # Autograd numbers its nodes in the order of the forward pass.
                 order = min(reader._sequence_nr() for reader, _ in readers)
-                layers.append(Layer(-order, name, norm / weight_norm))
-        return tuple(sorted(layers, key=lambda layer: (layer.distance, layer.name, layer.ratio)))
+                layers.append((-order, name, norm / weight_norm))
+        return {name: (distance, ratio) for distance, name, ratio in sorted(layers)}
 
     def _is_sound(self, name: str) -> bool:
         return name in self.double.results and not self.differs(name) and not self.wrong_inputs_before(name)
+
+
+_CHANGES = (1e-3, 0.1, 1.0, 10.0)
+"""Changes of a parameter in units of its size."""
+
+
+def repeat(subject: Subject, forward: ForwardTrace) -> tuple[float, float]:
+    """Compute the loss twice with one seed."""
+    first, second = float(forward.loss.detach()), subject.value()
+    if is_same(first, second):
+        return first, second
+    # A watched pass may use other kernels of torch and round differently.
+    return second, subject.value()
+
+
+def is_same(first: float, second: float) -> bool:
+    """Return whether two losses are one number, or both NaN."""
+    return first == second or (math.isnan(first) and math.isnan(second))
+
+
+def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
+    """List the operations at which a parameter's value became a number, a list or an array."""
+    return [use for use in forward.outside_uses if use.lost & bit]
+
+
+def loss_changes_with(subject: Subject, name: str) -> bool:
+    """Return whether the loss changes with a parameter, changed by little or by much, or can no longer be computed."""
+    parameter = subject.parameters[name]
+    kept = parameter.data.clone()
+    generator = torch.Generator().manual_seed(1)
+    before = subject.value()
+    try:
+        for size in _CHANGES:
+            parameter.data.copy_(kept + size * _noise_like(kept, generator))
+            if subject.value() != before:
+                return True
+    except Exception:  # noqa: BLE001  as where the parameter is a length, which another one does not fit
+        return True
+    finally:
+        parameter.data.copy_(kept)
+    return False
+
+
+def _noise_like(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(values.shape, generator=generator).to(values) * values.abs().mean().clamp_min(0.1)
+
+
+def loses_writes(subject: Subject, name: str) -> bool:
+    """Return whether forward sets a parameter to the same values whatever they were.
+
+    A projection, such as a clamp, depends on the values, so it is no fault.
+    """
+    parameter = subject.parameters[name]
+    own = parameter.data
+    noise = _noise_like(own, torch.Generator().manual_seed(0)) * 1e-2
+    once = _after_a_pass(subject, name, own)
+    moved = _after_a_pass(subject, name, once / 2 + noise)
+    parameter.data = own
+    return torch.equal(once, moved)
+
+
+def _after_a_pass(subject: Subject, name: str, start: torch.Tensor) -> torch.Tensor:
+    parameter = subject.parameters[name]
+    parameter.data = start.clone()
+    with (
+        subject.with_fields(written=subject.written - {name}),
+        contextlib.suppress(Exception),
+    ):  # a model may refuse other values
+        subject.run()
+    return parameter.data.clone()
+
+
+_N_STEPS = 3
+_STEP = 1e-3
+"""Each weight moves by this much, as in the first steps of Adam with its usual learning rate."""
+
+Norms = dict[str, tuple[float, float]]
+"""‖gradient‖ and ‖weight‖ by parameter."""
+
+
+def take_first_steps(subject: Subject) -> list[Norms]:
+    """Take a few optimizer steps, measure the norms after each, and restore the weights; empty if a step fails.
+
+    A head or a residual branch that starts at zero blocks the gradient of the layers behind it until the first step.
+    """
+    kept = {name: parameter.data.clone() for name, parameter in subject.trainable.items()}
+    steps = []
+    try:
+        found = _gradients(subject)
+        for _ in range(_N_STEPS):
+            for name, gradient in found.items():
+                subject.parameters[name].data.sub_(gradient.sgn(), alpha=_STEP)
+            found = _gradients(subject)
+            steps.append({name: (norm_of(g), norm_of(subject.parameters[name])) for name, g in found.items()})
+    except Exception:  # noqa: BLE001  a model may refuse other values
+        return []
+    finally:
+        for name, data in kept.items():
+            subject.parameters[name].data.copy_(data)
+    return steps
+
+
+def _gradients(subject: Subject) -> dict[str, torch.Tensor]:
+    loss = as_scalar(subject.run()[1])
+    found = torch.autograd.grad(loss, list(subject.trainable.values()), allow_unused=True)
+    given = zip(subject.trainable, found, strict=True)
+    return {name: g.to_dense() if g.is_sparse else g for name, g in given if g is not None}

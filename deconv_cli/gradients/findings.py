@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,7 +69,7 @@ class Verdict(StrEnum):
     ACCUMULATED = "ACCUMULATED"
     """Gradients are added to those of the step before, which were not cleared."""
     GRADIENT_LOST = "GRADIENT LOST"
-    """Gradients are cleared, clipped to nothing or skipped between backward and the step."""
+    """Gradients are cleared or clipped to nothing between backward and the step."""
     FAILS = "FAILS"
     """A script ends with an error in its training."""
     NOT_CHECKED = "NOT CHECKED"
@@ -190,9 +189,9 @@ def grouped(findings: Iterable[ParameterFinding]) -> list[Fault]:
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GradientReport:
-    """The findings for each parameter, and for the model as a whole (`general`).
+    """The findings for each parameter, and for the model as a whole (`general`); it prints as text.
 
     Attributes:
         loss: the value of the loss, None where it is not finite.
@@ -212,12 +211,8 @@ class GradientReport:
     n_evaluations: int
     time_s: float
 
-    def __str__(self) -> str:
-        """Write the report as text."""
+    def __repr__(self) -> str:
         return write_report(self.parameters, self.general)
-
-    def _repr_html_(self) -> str:
-        return write_html(self.parameters, self.general)
 
     def faults(self) -> list[Fault]:
         """Gather the parameters of each fault by source line."""
@@ -228,7 +223,7 @@ class GradientReport:
         return grouped(finding for finding in self.parameters if finding.causes and not finding.is_fault)
 
 
-_GETS_NOTHING = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
+_GETS_NOTHING = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN", "IN-PLACE")
 _OF_ALL = {
     "NOTHING TRAINS": "all parameters are frozen",
     "UNREGISTERED": "the loss depends on weights that no optimizer holds",
@@ -238,7 +233,6 @@ _OF_ALL = {
     "ACCUMULATED": "gradients of earlier passes are used again",
     "GRADIENT LOST": "gradients are lost before the step",
     "FAILS": "the script ends with an error",
-    "IN-PLACE": "the code overwrites a tensor that backward needs",
     "BATCH-LEAK": "samples leak into one another",
     "DETACHED": "a random draw passes no gradient on",
     "WRONG": "a hand-written backward is wrong",
@@ -302,18 +296,6 @@ def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Findi
     for found in general:
         blocks.append("\n".join([f"{found.verdict}: the model", *_explain(found.causes)]))
     return "\n\n".join(blocks)
-
-
-def write_html(parameters: Sequence[ParameterFinding], general: Sequence[Finding]) -> str:
-    """Write the report for a notebook: the summary, a table of the parameters, and the faults."""
-    rows = "".join(
-        f"<tr><td>{html.escape(found.verdict)}</td><td>{html.escape(found.name)}</td>"
-        f"<td>{'' if found.gradient_norm is None else format(found.gradient_norm, '.3g')}</td></tr>"
-        for found in parameters
-    )
-    head, _, faults = write_report(parameters, general).partition("\n\n")
-    table = f"<table><tr><th>verdict</th><th>parameter</th><th>‖gradient‖</th></tr>{rows}</table>"
-    return f"<p><b>{html.escape(head)}</b></p>{table}<pre>{html.escape(faults)}</pre>"
 
 
 def _explain(causes: Iterable[Cause]) -> list[str]:

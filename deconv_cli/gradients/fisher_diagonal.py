@@ -39,13 +39,14 @@ class Likelihood:
 
     Attributes:
         name: for the report.
-        negative_log: −log p(target | output), summed over a batch.
+        loss: a loss of torch, which is −log p(target | output) times `factor` if it is summed over a batch.
         draw: draws targets from the model, for the outputs of a batch.
     """
 
     name: str
-    negative_log: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    loss: Callable[..., torch.Tensor]
     draw: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+    factor: float = 1.0
 
 
 def _draw_classes(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -56,24 +57,19 @@ def _draw_classes(probabilities: torch.Tensor, generator: torch.Generator) -> to
 
 LIKELIHOODS = {
     "cross-entropy": Likelihood(
-        "categorical",
-        lambda output, target: functional.cross_entropy(output, target, reduction="sum"),
-        lambda output, generator: _draw_classes(output.softmax(1), generator),
+        "categorical", functional.cross_entropy, lambda output, g: _draw_classes(output.softmax(1), g)
     ),
-    "nll": Likelihood(
-        "categorical",
-        lambda output, target: functional.nll_loss(output, target, reduction="sum"),
-        lambda output, generator: _draw_classes(output.exp(), generator),
-    ),
+    "nll": Likelihood("categorical", functional.nll_loss, lambda output, g: _draw_classes(output.exp(), g)),
     "mse": Likelihood(
         "normal with variance 1 (half the sum of squares)",
-        lambda output, target: 0.5 * (output - target).square().sum(),
-        lambda output, generator: output + torch.randn(output.shape, generator=generator, dtype=output.dtype),
+        functional.mse_loss,
+        lambda output, g: output + torch.randn(output.shape, generator=g, dtype=output.dtype),
+        factor=2.0,
     ),
     "bce-with-logits": Likelihood(
         "Bernoulli",
-        lambda output, target: functional.binary_cross_entropy_with_logits(output, target, reduction="sum"),
-        lambda output, generator: torch.bernoulli(output.sigmoid(), generator=generator),
+        functional.binary_cross_entropy_with_logits,
+        lambda output, g: torch.bernoulli(output.sigmoid(), generator=g),
     ),
 }
 """Losses that are the negative logarithm of a likelihood."""
@@ -84,6 +80,8 @@ _MAX_OUTPUTS = 1024
 
 class SampleLoss:
     """A loss, with its likelihood where it has one; the arguments are those of `diagonal_fisher`.
+
+    Outputs have their classes along axis 1.
 
     Raises:
         UsageError: there is no such kind, or it needs a likelihood and the loss has none.
@@ -100,16 +98,10 @@ class SampleLoss:
                 f'\'{name}\'; kind="empirical" and kind="ggn" take any loss.'
             )
         self.kind = kind
-        self.description = self.likelihood.name if self.likelihood else "the loss itself, sample by sample"
-        self._has_classes = name in OF_CLASSES
-        self._are_classes_last = False
+        self.name = name
         self._function = function
         self._n_draws = n_draws
         self._generator = generator
-
-    def find_classes(self, output: torch.Tensor, target: torch.Tensor | None) -> None:
-        """Find the axis of classes of the outputs: axis 1, or the last of three."""
-        self._are_classes_last = self._has_classes and classes_are_last(output, target)
 
     def value(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
         """Compute the loss of one sample, or −log p(target | output) summed over any batch."""
@@ -117,7 +109,7 @@ class SampleLoss:
             return as_scalar(self._function(output, target))
         assert target is not None
         target = target.to(output.dtype) if target.is_floating_point() else target
-        return self.likelihood.negative_log(self._classes_second(output), target)
+        return self.likelihood.loss(output, target, reduction="sum") / self.likelihood.factor
 
     def batch_mean(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Compute the mean loss of a batch; the kinds `sampled` and `exact` draw the targets from the model.
@@ -127,7 +119,7 @@ class SampleLoss:
         if self.likelihood is None:
             return self.value(output, batch.target)
         is_drawn = batch.target is None or self.kind in ("sampled", "exact")
-        target = self._draw(output.detach(), self.likelihood) if is_drawn else batch.target
+        target = self.likelihood.draw(output.detach(), self._generator) if is_drawn else batch.target
         return self.value(output, target) / batch.n_samples
 
     def vectors(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -144,34 +136,23 @@ class SampleLoss:
             )
         if self.kind == "empirical":
             return self._slopes(output, batch.target).reshape(n_samples, 1, -1)
-        if self.kind == "sampled":
-            assert self.likelihood is not None
-            targets = [self._draw(output, self.likelihood) for _ in range(self._n_draws)]
-            slopes = [self._slopes(output, target).reshape(n_samples, -1) for target in targets]
-            return torch.stack(slopes, 1) / math.sqrt(self._n_draws)
         target = batch.target
-        if self.kind == "exact":  # the Hessian of these likelihoods does not depend on the target
+        if self.kind != "ggn":
             assert self.likelihood is not None
-            target = self.likelihood.draw(self._classes_second(output), torch.Generator(output.device))
-        samples = [(output[i : i + 1], None if target is None else target[i : i + 1]) for i in range(n_samples)]
-        return torch.stack([self._hessian_factors(*sample) for sample in samples])
-
-    def _draw(self, output: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
-        return likelihood.draw(self._classes_second(output), self._generator)
-
-    def _classes_second(self, output: torch.Tensor) -> torch.Tensor:
-        """Move the axis of classes to axis 1."""
-        return output.movedim(-1, 1) if self._are_classes_last else output
+            if self.kind == "sampled":
+                targets = [self.likelihood.draw(output, self._generator) for _ in range(self._n_draws)]
+                slopes = [self._slopes(output, target).reshape(n_samples, -1) for target in targets]
+                return torch.stack(slopes, 1) / math.sqrt(self._n_draws)
+            # The Hessian of these likelihoods does not depend on the target.
+            target = self.likelihood.draw(output, torch.Generator(output.device))
+        return torch.stack([self._hessian_factors(*row) for row in _rows(output, target)])
 
     def _slopes(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
         """Differentiate the loss of every sample with respect to its outputs."""
         leaf = output.clone().requires_grad_()
         with torch.enable_grad():
-            if self.likelihood is not None:
-                total = self.value(leaf, target)
-            else:
-                rows = [(leaf[i : i + 1], None if target is None else target[i : i + 1]) for i in range(len(leaf))]
-                total = torch.stack([self.value(*row) for row in rows]).sum()
+            several = [(leaf, target)] if self.likelihood is not None else _rows(leaf, target)
+            total = torch.stack([self.value(*row) for row in several]).sum()
             (slope,) = torch.autograd.grad(total, leaf)
         return slope
 
@@ -183,6 +164,10 @@ class SampleLoss:
             )
         values, vectors = torch.linalg.eigh(hessian)
         return (vectors * values.clamp_min(0).sqrt()).T
+
+
+def _rows(output: torch.Tensor, target: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    return [(output[i : i + 1], None if target is None else target[i : i + 1]) for i in range(len(output))]
 
 
 _CHUNK_BYTES = 256 * 2**20
@@ -265,7 +250,7 @@ def diagonal_fisher(
     total = _Total(model, sample_loss, seed)
     result = total.result
     for batch in batches:
-        total.add(batch, is_projection=loss_name == "projection")
+        total.add(batch)
         on_progress(result.n_samples)
     if not result.n_batches:
         raise UsageError("there are no samples to average over.")
@@ -283,25 +268,28 @@ class _Total:
         self._loss = loss
         self._seed = seed
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.result = FisherDiagonal(loss.kind, self._zeros(), self._zeros(), loss.description)
+        self._are_classes_last = False
+        likelihood = loss.likelihood.name if loss.likelihood else "the loss itself, sample by sample"
+        self.result = FisherDiagonal(loss.kind, self._zeros(), self._zeros(), likelihood)
 
     def _zeros(self) -> Diagonal:
         return {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in self._trainable.items()}
 
-    def add(self, batch: Batch, *, is_projection: bool) -> None:
+    def add(self, batch: Batch) -> None:
         """Add the samples of a batch."""
         loss, result = self._loss, self.result
         if batch.target is None and loss.kind in ("empirical", "ggn") and loss.likelihood is not None:
             raise UsageError(
                 'this Fisher matrix needs targets; give them, or sample them from the model: kind="sampled".'
             )
-        # With a graph, since forward may take gradients itself.
-        output = self._output(batch)
-        if is_projection:
+        self._are_classes_last = False
+        output = self._output(batch)  # with a graph, since forward may take gradients itself
+        if loss.name == "projection":
             refuse_projection(output)
-        if isinstance(output, torch.Tensor):
-            loss.find_classes(output, batch.target)
-        if isinstance(output, torch.Tensor) and output.ndim and output.shape[0] == batch.n_samples:
+        is_tensor = isinstance(output, torch.Tensor)
+        self._are_classes_last = is_tensor and loss.name in OF_CLASSES and classes_are_last(output, batch.target)
+        output = self._with_classes_second(output)
+        if is_tensor and output.ndim and output.shape[0] == batch.n_samples:
             self._add_squares(batch, loss.vectors(output.detach(), batch))
         elif loss.kind == "empirical":
             result.loop_reason = "the output is not one tensor with a row for each sample"
@@ -318,7 +306,10 @@ class _Total:
 
     def _output(self, batch: Batch) -> Any:  # noqa: ANN401  whatever the model gives
         seed_everything(self._seed)
-        return self._model(*batch.arguments, **batch.keywords)
+        return self._with_classes_second(self._model(*batch.arguments, **batch.keywords))
+
+    def _with_classes_second(self, output: Any) -> Any:  # noqa: ANN401
+        return output.movedim(-1, 1) if self._are_classes_last else output
 
     def _add_squares(self, batch: Batch, vectors: torch.Tensor) -> None:
         """Pull vectors of shape `(N, F, K)` back to the parameters, and add their squares."""
@@ -348,7 +339,8 @@ class _Total:
             keywords = {name: x.unsqueeze(0) for name, x in zip(names, inputs[n_arguments:], strict=True)}
 
             def outputs(values: Diagonal) -> torch.Tensor:
-                return functional_call(self._model, values, arguments, keywords).flatten()
+                output = functional_call(self._model, values, arguments, keywords)
+                return self._with_classes_second(output).flatten()
 
             pull_back = vjp(outputs, parameters)[1]
             pulled = vmap(lambda v: pull_back(v)[0], chunk_size=n_together)(sample_vectors)

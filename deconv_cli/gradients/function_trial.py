@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,6 @@ from deconv_cli.gradients.finite_differences import (
     ScalarFunction,
     TensorGradient,
     compare_along,
-    is_one_factor,
 )
 from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.tracing.forward_trace import FunctionCall
@@ -52,12 +51,8 @@ class FunctionTrial:
         positions = [n for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         needed = [n for n, is_needed in zip(positions, call.needs, strict=True) if is_needed]
         moved = [n for n in needed if leaves[n].is_floating_point()]
-        return cls(call.function, leaves, spec, _moving(leaves, moved))
-
-    def _with_leaves(self, changed: dict[int, torch.Tensor]) -> FunctionTrial:
-        """Change some of the leaves."""
-        leaves = [changed.get(k, leaf) for k, leaf in enumerate(self.leaves)]
-        return FunctionTrial(self.function, leaves, self.spec, _moving(leaves, self.tensors))
+        tensors = {n: leaves[n].detach().clone().contiguous().requires_grad_() for n in moved}
+        return cls(call.function, leaves, spec, tensors)
 
     def arguments(self) -> Any:  # noqa: ANN401  the Function's own arguments
         """Copy the arguments; inputs to differentiate by are no leaves, so that forward may write to them."""
@@ -118,29 +113,28 @@ class FunctionTrial:
         return []
 
     def proof_of_surrogate(self, index: int) -> str:
-        """Write the proof that a gradient is a surrogate for that of a step; empty without a proof."""
-        given = self.given[index]
-        for is_limited_before in (False, True):
-            mode = StepsPassedThrough(is_limited_before=is_limited_before)
-            with contextlib.suppress(Exception), torch.enable_grad(), mode:
-                outputs = self.pieces()
-                passed = differentiate(outputs, list(self.tensors.values()), self.weights)[index]
-                if mode.steps and given is not None and passed is not None and torch.allclose(given, passed, rtol=1e-6):
-                    return f"it is the derivative of forward with {' and '.join(mode.steps)} passed straight through"
-        return "forward is a step function of this input: small changes have no effect" * self._is_step(index)
+        """Write why a gradient may be meant as a surrogate for that of a step; empty if forward makes no step."""
+        with contextlib.suppress(Exception), _Collecting() as mode:
+            self.pieces()
+        steps = sorted(mode.names & STEPS)
+        pairs = zip(self.given, self.expected or (), strict=False)
+        is_cut = any(g is not None and bool(g.any()) and not (e is not None and bool(e.any())) for g, e in pairs)
+        if steps and is_cut:
+            return f"forward uses {' and '.join(steps)}, with a derivative of zero"
+        return "small changes of this input have no effect on forward" * self._is_step(index)
 
     def _is_step(self, index: int) -> bool:
         """Return whether small changes of an input leave the outputs the same to the bit, but large ones do not."""
-        position, tensor = list(self.tensors.items())[index]
-        generator = torch.Generator().manual_seed(2)
-        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * tensor.detach().abs().mean()
+        tensor = list(self.tensors.values())[index].detach()
+        kept, generator = tensor.clone(), torch.Generator().manual_seed(2)
+        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * tensor.abs().mean()
         with torch.no_grad():
-            before = self.outputs()
-            moved = {
-                size: self._with_leaves({position: tensor.detach() + size * noise}).outputs() for size in (1e-7, 1.0)
-            }
-        is_same = {size: all(map(torch.equal, before, outputs)) for size, outputs in moved.items()}
-        return is_same[1e-7] and not is_same[1.0]
+            before, is_same = self.outputs(), []
+            for size in (1e-7, 1.0):
+                tensor.copy_(kept + size * noise)
+                is_same.append(all(map(torch.equal, before, self.outputs())))
+            tensor.copy_(kept)
+        return is_same == [True, False]
 
     def returns(self, index: int) -> bool:
         """Return whether forward returns one of the inputs unchanged."""
@@ -150,43 +144,17 @@ class FunctionTrial:
 
 
 class _Collecting(TorchFunctionMode):
-    """Collects all computed tensors."""
+    """Collects all computed tensors, and the names of the functions that compute them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tensors: list[torch.Tensor] = []
+        self.names: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run one function."""
         result = func(*args, **(kwargs or {}))
         self.tensors += real(result)
-        return result
-
-
-class StepsPassedThrough(TorchFunctionMode):
-    """Passes gradients straight through rounding and signs, and collects their names in `steps`.
-
-    With `is_limited_before`, a limit of the rounded value counts as a limit of the value before the rounding.
-    """
-
-    def __init__(self, *, is_limited_before: bool) -> None:
-        super().__init__()
-        self.steps: dict[str, None] = {}
-        self._is_limited_before = is_limited_before
-        self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run one function."""
-        result, name = func(*args, **(kwargs or {})), plain_name(func).strip("_")
-        if name in STEPS and len(args) == 1:
-            self.steps[name] = None
-            passed = args[0] + (result - args[0]).detach()
-            self._before[id(passed)] = args[0], passed
-            return passed
-        known = self._before.get(id(args[0])) if args and self._is_limited_before else None
-        if known is not None and name in ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh"):
-            limited = func(known[0], *args[1:], **(kwargs or {}))
-            return limited + (result - limited).detach()
+        self.names.add(plain_name(func).strip("_"))
         return result
 
 
@@ -203,10 +171,6 @@ class _Context(FunctionCtx):
     set_materialize_grads = _nothing  # type: ignore[assignment]
 
 
-def _moving(leaves: list[Any], positions: Iterable[int]) -> dict[int, torch.Tensor]:
-    return {n: leaves[n].detach().clone().contiguous().requires_grad_() for n in positions}
-
-
 def differentiate(
     outputs: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], **options: bool
 ) -> Gradients:
@@ -218,29 +182,14 @@ def differentiate(
     return found
 
 
-@dataclass(frozen=True)
-class GradientError:
-    """A wrong gradient of one input, compared with `reference` at its worst element and counted over all elements.
-
-    Attributes:
-        surrogate: the proof that the gradient replaces a derivative of zero on purpose; empty without a proof.
-    """
-
-    comparison: Comparison
-    reference: str
-    surrogate: str = ""
-
-    @property
-    def is_one_factor(self) -> bool:
-        """Whether all wrong elements are off by the same factor."""
-        ratio = self.comparison.ratio
-        return ratio is not None and is_one_factor(ratio, self.comparison.ratio_range)
-
-
-def compare_input(trial: FunctionTrial, index: int, deadline: float = math.inf) -> GradientError | None:
-    """Check the gradient of one of the tensors of a trial; None if it is right.
+def compare_input(trial: FunctionTrial, index: int, deadline: float = math.inf) -> tuple[Comparison, str] | None:
+    """Check the gradient of one of the tensors of a trial.
 
     If backward and autograd differ, finite differences decide.
+
+    Returns:
+        The comparison at the worst element, counted over all elements, and the name of the reference; None if the
+        gradient is right.
 
     Raises:
         ValueError: backward gives a gradient of another shape.
@@ -264,28 +213,23 @@ def compare_input(trial: FunctionTrial, index: int, deadline: float = math.inf) 
         if outcome in (Outcome.AGREES, Outcome.KINK):
             return None
         if compare_along(function, [Direction(by_autograd, 0, direction)]).outcome is Outcome.AGREES:
-            return replace(_error_by_autograd(hand, expected, off), surrogate=trial.proof_of_surrogate(index))
-    found = compare_tensors(function, [moved])["input"]
-    if found is None or found.outcome is not Outcome.DIFFERS:
+            return _compare_elements(hand, expected, off), "autograd through the same forward"
+    compared = compare_tensors(function, [moved])["input"]
+    if compared is None or compared.outcome is not Outcome.DIFFERS:
         return None
-    return replace(_error_by_differences(found, tensor), surrogate=trial.proof_of_surrogate(index))
+    n_wrong = round(tensor.numel() * compared.n_wrong / max(compared.n_tried, 1)) if compared.n_wrong > 1 else 1
+    return replace(compared, n_wrong=n_wrong, n_tried=tensor.numel()), "finite differences"
 
 
-def _error_by_differences(found: Comparison, tensor: torch.Tensor) -> GradientError:
-    """Describe an error at one element from finite differences, which also tried a few others."""
-    n_wrong = round(tensor.numel() * found.n_wrong / max(found.n_tried, 1)) if found.n_wrong > 1 else 1
-    return GradientError(replace(found, n_wrong=n_wrong, n_tried=tensor.numel()), "finite differences")
-
-
-def _error_by_autograd(hand: torch.Tensor, expected: torch.Tensor, off: torch.Tensor) -> GradientError:
-    """Describe an error from autograd of the same forward, which shows every element."""
+def _compare_elements(hand: torch.Tensor, expected: torch.Tensor, off: torch.Tensor) -> Comparison:
+    """Compare a gradient with autograd of the same forward, which shows every element."""
     gap = (hand - expected).abs()
     relative = gap / torch.maximum(hand.abs(), expected.abs()).clamp_min(1e-300)
     clear = off & (relative > ELEMENT_TOLERANCE)
     chosen = clear if bool(clear.any()) else off
     element = unravel(int(torch.where(chosen, gap, -1.0).argmax()), hand.shape)
     ratios = (hand / expected)[chosen & (expected != 0)]
-    comparison = Comparison(
+    return Comparison(
         Outcome.DIFFERS,
         autograd=float(hand[element]),
         numeric=float(expected[element]),
@@ -297,4 +241,3 @@ def _error_by_autograd(hand: torch.Tensor, expected: torch.Tensor, off: torch.Te
         ratio=float(ratios.median()) if ratios.numel() else None,
         ratio_range=(float(ratios.min()), float(ratios.max())) if ratios.numel() else None,
     )
-    return GradientError(comparison, "autograd through the same forward")

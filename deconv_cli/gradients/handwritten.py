@@ -6,14 +6,16 @@ import contextlib
 import inspect
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.function_trial import FunctionTrial, GradientError, compare_input, differentiate
+from deconv_cli.gradients.finite_differences import Comparison, is_one_factor
+from deconv_cli.gradients.function_trial import FunctionTrial, compare_input, differentiate
 from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_lines import BackwardSource
@@ -52,29 +54,31 @@ class WrongInput:
 
     Attributes:
         location: the line in backward, the first line of backward, or the call of the Function.
-        error: how the gradient is wrong; None where its values are right.
         parameters: those behind this input.
-        mistake: the mistake of backward, if it is known, with a number of samples.
         place: of this input among the tensors of a call.
+        comparison: of its gradient with the `reference`; None where its values are right.
+        surrogate: why the gradient may replace a derivative of zero on purpose; empty if forward makes no step.
+        mistake: the mistake of backward, if it is known, with a number of samples.
         is_unchanged: forward returns this input unchanged, so the Function exists for its backward.
     """
 
     function: str
     name: str
     location: CodeLocation
-    error: GradientError | None
-    is_missing: bool
     parameters: frozenset[str]
+    place: int
+    comparison: Comparison | None = None
+    reference: str = ""
+    surrogate: str = ""
     mistake: Mistake | None = None
     number: int = 0
-    place: int = 0
+    is_missing: bool = False
     is_unchanged: bool = False
 
     @property
     def is_on_purpose(self) -> bool:
         """Whether the code means another gradient: a surrogate, or one that is reversed, scaled or limited."""
-        is_surrogate = self.error is not None and bool(self.error.surrogate)
-        return not self.is_missing and (is_surrogate or self.is_unchanged)
+        return not self.is_missing and (bool(self.surrogate) or self.is_unchanged)
 
 
 def check_functions(subject: Subject, budget: float) -> tuple[list[WrongInput], list[str]]:
@@ -143,28 +147,40 @@ class _CheckedCall:
         errors = {index: error for index, error in compared if error is not None}
         written = _find_write(trial)
         # A write spoils the values that backward reads afterwards, but not the incoming gradient of each call.
-        if written is Mistake.WRITES_TO_SAVED:
-            return [self._of_write(written, errors)]
-        return [*([self._of_write(written, {})] if written is not None else []), *self._of_errors(errors)]
+        is_spoiled = written is Mistake.WRITES_TO_SAVED
+        found = [] if is_spoiled else self._of_errors(errors)
+        if written is None:
+            return found
+        item = self._item(0, self._source.of_write(), mistake=written)
+        if not is_spoiled or not errors:
+            behind = (self._item(index, item.location).parameters for index in range(len(self._positions)))
+            item = replace(item, parameters=frozenset().union(*behind))
+        return [item, *found]
 
-    def _of_errors(self, errors: dict[int, GradientError]) -> list[WrongInput]:
-        """Describe the wrong inputs, each with its line and its mistake."""
-        mistakes = {index: _find_mistake(self._trial, index, error) for index, error in errors.items()}
-        first_line: CodeLocation | None = None
-        meant = {n for n, error in errors.items() if error.surrogate or self._trial.given[n] is None}
-        if errors.keys() - meant:
-            first_line = self._first_mistake(errors, meant)
+    def _of_errors(self, errors: dict[int, tuple[Comparison, str]]) -> list[WrongInput]:
+        trial = self._trial
+        surrogates = {n: trial.proof_of_surrogate(n) for n in errors}
+        meant = {n for n, surrogate in surrogates.items() if surrogate or trial.given[n] is None}
+        first = self._first_mistake(errors, meant) if errors.keys() - meant else None
         found = []
-        for index, error in errors.items():
-            mistake, number = mistakes[index] or (None, 0)
-            location = None if index in meant else first_line
-            location = location or self._source.of_gradient(self._positions[index])
-            item = self._item(self._positions[index], location, error, mistake, number)
-            is_missing = self._trial.given[index] is None
-            found.append(replace(item, is_missing=is_missing, is_unchanged=self._trial.returns(index)))
+        for index, (comparison, reference) in errors.items():
+            mistake, number = _find_mistake(trial, index, comparison) or (None, 0)
+            location = None if index in meant else first
+            item = self._item(
+                index,
+                location or self._source.of_gradient(self._positions[index]),
+                comparison=comparison,
+                reference=reference,
+                surrogate=surrogates[index],
+                mistake=mistake,
+                number=number,
+                is_missing=trial.given[index] is None,
+                is_unchanged=trial.returns(index),
+            )
+            found.append(item)
         return found
 
-    def _first_mistake(self, errors: dict[int, GradientError], meant: set[int]) -> CodeLocation | None:
+    def _first_mistake(self, errors: Collection[int], meant: set[int]) -> CodeLocation | None:
         """Find the first line of backward that departs from the chain rule."""
         trial, positions = self._trial, self._positions
         # A gradient of zero, as of the weights of a state that is zero, proves nothing about the lines before.
@@ -173,39 +189,17 @@ class _CheckedCall:
         wrong = [positions[n] for n in errors if n not in meant]
         return self._source.of_first_mistake(trial.gradients, trial.known_values(), wrong, right)
 
-    def _of_write(self, mistake: Mistake, errors: dict[int, GradientError]) -> WrongInput:
-        """Describe a write in backward."""
-        error = next(iter(errors.values()), None)
-        item = self._item(self._positions[0], self._source.of_write(), error, mistake)
-        if error is None:
-            everything = (_behind(self._call, self._forward, self._place(p)) for p in self._positions)
-            item = replace(item, parameters=frozenset().union(*everything))
-        return item
-
-    def _item(
-        self,
-        position: int,
-        location: CodeLocation,
-        error: GradientError | None,
-        mistake: Mistake | None,
-        number: int = 0,
-    ) -> WrongInput:
-        place = self._place(position)
+    def _item(self, index: int, location: CodeLocation, **known: Any) -> WrongInput:  # noqa: ANN401  fields of WrongInput
+        position = self._positions[index]
+        place = sum(isinstance(leaf, torch.Tensor) for leaf in self._trial.leaves[:position])
         return WrongInput(
             self._call.function.__name__,
             self._names[position],
             location if location.file else self._call.location,
-            error,
-            is_missing=False,
-            parameters=_behind(self._call, self._forward, place),
-            mistake=mistake,
-            number=number,
-            place=place,
+            _behind(self._call, self._forward, place),
+            place,
+            **known,
         )
-
-    def _place(self, position: int) -> int:
-        """Count the tensors among the arguments before a position."""
-        return sum(isinstance(leaf, torch.Tensor) for leaf in self._trial.leaves[:position])
 
 
 def _input_names(function: type[torch.autograd.Function], n_inputs: int) -> list[str]:
@@ -217,7 +211,7 @@ def _input_names(function: type[torch.autograd.Function], n_inputs: int) -> list
     return [names[n] if n < len(names) else f"input {n + 1}" for n in range(n_inputs)]
 
 
-def _find_mistake(trial: FunctionTrial, index: int, error: GradientError) -> tuple[Mistake, int] | None:
+def _find_mistake(trial: FunctionTrial, index: int, found: Comparison) -> tuple[Mistake, int] | None:
     """Name the mistake in the gradient of one input, with a number of samples."""
     hand = trial.given[index]
     if hand is None or not bool(hand.any()):
@@ -225,7 +219,7 @@ def _find_mistake(trial: FunctionTrial, index: int, error: GradientError) -> tup
     twice = trial.gradients([2 * weight for weight in trial.weights])[index]
     if twice is not None and not _agree([twice], [2 * hand], 1e-4):
         return Mistake.NOT_LINEAR, 0
-    n_samples = round(1 / error.comparison.ratio) if error.comparison.ratio and error.is_one_factor else 0
+    n_samples = round(1 / found.ratio) if found.ratio and is_one_factor(found.ratio, found.ratio_range) else 0
     sizes = {leaf.shape[0] for leaf in trial.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim}
     return (Mistake.MEAN_FOR_SUM, n_samples) if n_samples > 1 and n_samples in sizes else None
 

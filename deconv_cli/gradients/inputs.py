@@ -135,15 +135,6 @@ class InputSpec:
         unit = torch.rand(self.shape, generator=generator, dtype=torch.float64)
         return (self.low + (self.high - self.low) * unit).to(dtype)
 
-    def __str__(self) -> str:
-        """Write the specification as a user types it."""
-        text = ",".join(str(size) for size in self.shape) or "scalar"
-        if self.dtype is not None:
-            text += f":{str(self.dtype).removeprefix('torch.')}"
-        elif self.high is not None:
-            text += ":float32"
-        return text if self.high is None else f"{text}:{self.low:g}..{self.high:g}"
-
 
 def draw_inputs(specs: list[InputSpec], default: torch.dtype, seed: int) -> tuple[torch.Tensor, ...]:
     """Draw one tensor for each specification."""

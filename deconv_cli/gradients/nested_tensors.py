@@ -80,17 +80,14 @@ class DetachedConstants(TorchFunctionMode):
         self._is_recorded = False
 
     def __enter__(self) -> DetachedConstants:
-        """Begin a run."""
         self._position = 0
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: object) -> None:
-        """End a run; the first one without an error becomes the record."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._is_recorded = self._is_recorded or error[0] is None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run one function."""
         keywords = kwargs or {}
         name = plain_name(func)
         if name in DETACHING_INSIDE:
@@ -130,8 +127,8 @@ class DetachedConstants(TorchFunctionMode):
         return chosen - constant + soft
 
 
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
-_WIDE: dict[object, object] = dict.fromkeys(_NARROW, torch.float64)
+NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_WIDE: dict[object, object] = dict.fromkeys(NARROW, torch.float64)
 _WIDE |= {torch.complex64: torch.complex128}
 _WIDE |= dict.fromkeys(("torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tensor"), "torch.DoubleTensor")
 """Wide types for narrow ones, also by the names that `type` takes."""
@@ -148,7 +145,6 @@ class LiftedCasts(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run one function."""
         keywords, name = kwargs or {}, plain_name(func)
         if name in _CASTS and len(args) == 1 and isinstance(args[0], torch.Tensor) and not args[0].is_complex():
             return args[0].to(torch.float64)
@@ -161,7 +157,7 @@ class LiftedCasts(TorchFunctionMode):
         )
         is_writing = name.endswith("_") or "out" in keywords
         types_given = {leaf.dtype for leaf in tensors_in((args, keywords))}
-        if not is_writing and types_given & {*_NARROW, torch.complex64} and types_given & _ALREADY_WIDE:
+        if not is_writing and types_given & {*NARROW, torch.complex64} and types_given & _ALREADY_WIDE:
             args, keywords = pytree.tree_map(_to_float64, (args, keywords))
         return func(*args, **keywords)
 
@@ -169,7 +165,7 @@ class LiftedCasts(TorchFunctionMode):
 def _is_drawn_narrow(args: Any, keywords: dict[str, Any]) -> bool:  # noqa: ANN401  torch's own signature
     """Return whether a function draws in single precision for a model in single precision."""
     if keywords.get("dtype") is not None:
-        return keywords["dtype"] in _NARROW
+        return keywords["dtype"] in NARROW
     return not (args and isinstance(args[0], torch.Tensor)) or bool(args[0].is_floating_point())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +19,16 @@ from deconv_cli.gradients.tracing.interception import trace_forward
 from deconv_cli.gradients.tracing.operations import ALONG_EDGES
 
 _TOLERANCE = 1e-9
-_SLIGHT = 1e-3
-"""Relative change when an iteration stops a few turns earlier or later."""
 
 
 @dataclass(frozen=True)
 class BatchIndependence:
-    """Whether changing one sample along an axis changes the outputs of others, and the first operation that mixes them.
+    """Whether changing one sample along an axis changes the outputs of others: the first operation that mixes them.
 
-    The axis is None without an axis of samples; `doubt` says why nothing could be tried.
+    The axis is None without an axis of samples; `doubt` says why it is not known whether samples mix.
     """
 
     axis: int | None
-    is_mixed: bool = False
     mixer: Operation | None = None
     doubt: str | None = None
 
@@ -45,7 +41,8 @@ def try_batch(subject: Subject) -> BatchIndependence:
     sizes = {t.shape[axis] if t.ndim > axis else 0 for t in tensors_in((subject.arguments, subject.keywords))}
     if len(sizes) != 1 or min(sizes) < 2:
         return BatchIndependence(axis, doubt=f"the inputs do not share an axis {axis} of two samples or more")
-    with subject.evaluating(), _without_graph_if_possible(subject) as before:
+    with subject.evaluating():
+        before = subject.output()
         if not any(t.ndim > axis and t.shape[axis] in sizes for t in tensors_in(before)):
             return BatchIndependence(axis, doubt=f"the output has no axis {axis} with as many samples as the inputs")
         is_certain = subject.is_axis_given or _drops_the_next_axis(subject, before)
@@ -58,33 +55,21 @@ def try_batch(subject: Subject) -> BatchIndependence:
             change = _largest_change(before, subject.output(), axis, sample=0)
         if change <= _TOLERANCE:
             return BatchIndependence(axis)
-        mixer = _mixer(subject, axis)
-        if mixer is None and change <= _SLIGHT:
+        mixer, last = _mixer(subject, axis), max(sizes) - 1
+        if mixer is None:
             doubt = (
                 f"when one sample changes, the outputs of others change by {change:.1g}, though no operation mixes "
-                "them: the cause is a condition on all samples, such as the end of an iteration"
+                "them; a condition on all samples, such as the end of an iteration, does that"
             )
-        elif not is_certain:
-            doubt = _other_meaning_of_axis(subject, before, mixer, axis)
-    return BatchIndependence(axis, doubt=doubt) if doubt else BatchIndependence(axis, is_mixed=True, mixer=mixer)
-
-
-def _other_meaning_of_axis(subject: Subject, before: Any, mixer: Operation | None, axis: int) -> str | None:  # noqa: ANN401
-    """Say that the axis may count time steps or nodes of a graph, if the outputs suggest it."""
-    last = tensors_in((subject.arguments, subject.keywords))[0].shape[axis] - 1
-    with _other_sample(subject, axis, last):  # along time nothing before the last step changes
-        is_time = _largest_change(before, subject.output(), axis, last) <= _TOLERANCE
+            return BatchIndependence(axis, doubt=doubt)
+        with _other_sample(subject, axis, last):  # along time nothing before the last step changes
+            is_time = _largest_change(before, subject.output(), axis, last) <= _TOLERANCE
+    if is_certain or not (is_time or mixer.bare_name in ALONG_EDGES):
+        return BatchIndependence(axis, mixer)
+    meaning = f"the nodes of a graph, which {mixer.label} mixes"
     if is_time:
-        return (
-            f"axis {axis} looks like time, since later outputs depend on earlier inputs but not the other way "
-            "round; name the axis of the samples (batch_axis)"
-        )
-    if mixer is not None and mixer.bare_name in ALONG_EDGES and not _runs_on_half(subject, axis):
-        return (
-            f"axis {axis} looks like the nodes of a graph, since {mixer.label} mixes them and the model does not run "
-            "on half of them; name the axis of the samples (batch_axis)"
-        )
-    return None
+        meaning = "time, since later outputs depend on earlier inputs but not the other way round"
+    return BatchIndependence(axis, doubt=f"axis {axis} may be {meaning}; name the axis of the samples (batch_axis)")
 
 
 def _drops_the_next_axis(subject: Subject, output: Any) -> bool:  # noqa: ANN401  an output of the model
@@ -95,30 +80,6 @@ def _drops_the_next_axis(subject: Subject, output: Any) -> bool:  # noqa: ANN401
     first, second = inputs[0].shape[:2]
     given = [*tensors_in(output), *tensors_in(subject.target)]
     return 1 < second != first and all(first in t.shape[:1] and second not in t.shape for t in given)
-
-
-def _runs_on_half(subject: Subject, axis: int) -> bool:
-    def half(leaf: Any) -> Any:  # noqa: ANN401  tensors or anything else
-        is_long = isinstance(leaf, torch.Tensor) and leaf.ndim > axis
-        return leaf.narrow(axis, 0, leaf.shape[axis] // 2) if is_long else leaf
-
-    with subject.changed_inputs(half, target_too=False), contextlib.suppress(Exception):
-        subject.output()
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def _without_graph_if_possible(subject: Subject) -> Iterator[Any]:
-    """Run forward and the block without a graph, unless the model itself takes gradients."""
-    try:
-        with torch.no_grad():
-            found = subject.output()
-    except RuntimeError:
-        yield subject.output()
-    else:
-        with torch.no_grad():
-            yield found
 
 
 def _layer_with_time_first(model: nn.Module, axis: int) -> str | None:
@@ -167,7 +128,6 @@ def _largest_change(before: Any, after: Any, axis: int, sample: int) -> float:  
 
 
 def _mixer(subject: Subject, axis: int) -> Operation | None:
-    """Find the first operation whose output for other samples changes."""
     before = trace_forward(subject, keep_tensors=True)
     with _other_sample(subject, axis):
         after = trace_forward(subject, keep_tensors=True)

@@ -32,6 +32,7 @@ class Subject:
         is_axis_given: the user named that axis; otherwise it may be time.
         parameters: by name, each once.
         written: parameters that forward itself writes to; every run restores them.
+        is_starting: runs keep all that forward writes, as in the first passes of a training.
     """
 
     model: nn.Module
@@ -46,7 +47,7 @@ class Subject:
     written: frozenset[str] = field(default=frozenset(), init=False)
     _held: DetachedConstants | None = field(default=None, init=False)
     _is_in_double: bool = field(default=False, init=False)
-    _is_starting: bool = field(default=False, init=False)
+    is_starting: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.parameters = dict(self.model.named_parameters())
@@ -77,7 +78,7 @@ class Subject:
     def _watched_run(self) -> Iterator[None]:
         """Run in double precision or with constants held, as set up, and restore the buffers afterwards."""
         with contextlib.ExitStack() as stack:
-            if not self._is_starting:
+            if not self.is_starting:
                 stack.enter_context(self.untouched_state())
             if self._is_in_double:
                 stack.enter_context(LiftedCasts())
@@ -110,7 +111,7 @@ class Subject:
                         buffer.data.copy_(values)
 
     @contextlib.contextmanager
-    def _with_fields(self, **changed: Any) -> Iterator[None]:  # noqa: ANN401  the types of the fields
+    def with_fields(self, **changed: Any) -> Iterator[None]:  # noqa: ANN401  the types of the fields
         """Change fields for a while."""
         kept = {name: getattr(self, name) for name in changed}
         vars(self).update(changed)
@@ -118,14 +119,6 @@ class Subject:
             yield
         finally:
             vars(self).update(kept)
-
-    def starting(self) -> AbstractContextManager[None]:
-        """Keep for a while all that forward writes, as in the first passes of a training."""
-        return self._with_fields(_is_starting=True)
-
-    def keeping_writes_to(self, name: str) -> AbstractContextManager[None]:
-        """Keep for a while what forward writes to one parameter."""
-        return self._with_fields(written=self.written - {name})
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:
@@ -142,7 +135,7 @@ class Subject:
     @contextlib.contextmanager
     def holding_detached(self) -> Iterator[None]:
         """Hold detached values constant for a while, at their values for the current parameters."""
-        with self._with_fields(_held=DetachedConstants()):
+        with self.with_fields(_held=DetachedConstants()):
             self.run()
             yield
 
@@ -169,24 +162,19 @@ class Subject:
         """Change every tensor among the inputs, and by default the target, for a while."""
         arguments, keywords = pytree.tree_map(change, (self.arguments, self.keywords))
         target = pytree.tree_map(change, self.target) if target_too else self.target
-        return self._with_fields(arguments=arguments, keywords=keywords, target=target)
+        return self.with_fields(arguments=arguments, keywords=keywords, target=target)
 
     def evaluator(self, value: float) -> tuple[Callable[[], float], float | None]:
         """Return a function that computes the loss, without graphs where that works, and its value where that is known.
 
         `value` is the loss of a watched run. Held constants need the graph, which shows what runs under `no_grad`.
         """
-        if self._held is not None:
-            return self.value, None
-
-        def without_graph() -> float:
-            with torch.no_grad():
-                return self.value()
-
-        with contextlib.suppress(Exception):
-            again = without_graph()
-            if again == value or again == self.value():
-                return without_graph, again
+        if self._held is None:
+            without_graph = torch.no_grad()(self.value)
+            with contextlib.suppress(Exception):
+                again = without_graph()
+                if again == value or again == self.value():
+                    return without_graph, again
         return self.value, None
 
     def _own_tensors(self) -> list[torch.Tensor]:

@@ -105,14 +105,6 @@ def test_log_probabilities_and_logits_have_one_fisher():
     assert_close(fisher(with_logs, [batch], "nll", kind="exact").diagonal, exact)
 
 
-def test_classes_at_every_pixel():
-    model = nn.Conv2d(2, 3, 1).double()
-    x = torch.randn(2, 2, 2, 2, dtype=torch.float64)
-    batch = Batch((x,), {}, torch.randint(0, 3, (2, 2, 2)))
-    exact, ggn = (fisher(model, [batch], kind=kind).diagonal for kind in ("exact", "ggn"))
-    assert_close(ggn, exact, rtol=1e-9, atol=1e-12)
-
-
 class Steps(nn.Module):
     """Five classes at each of three steps, on the last axis or on the second."""
 
@@ -140,14 +132,6 @@ def test_classes_on_the_last_axis_give_what_they_give_on_the_second(loss, kind):
     found, expected = (fisher(model, [batch], loss, kind=kind) for model in (last, second))
     assert_close(found.diagonal, expected.diagonal)
     assert_close(found.batch_mean_squared, expected.batch_mean_squared) if kind == "empirical" else None
-
-
-def test_targets_drawn_for_classes_on_the_last_axis():
-    model = Steps(classes_last=True)
-    batch = Batch((torch.randn(4, 3, 4, dtype=torch.float64),), {}, None)
-    exact = fisher(model, [batch], kind="exact")
-    sampled = fisher(model, [batch], kind="sampled", n_draws=3000)
-    assert sampled.trace == pytest.approx(exact.trace, rel=0.1)
 
 
 def test_the_square_of_the_mean_gradient_is_shown_beside():

@@ -93,10 +93,3 @@ class TestPrecedence:
         zero, non_finite = (GRADIENT_RULES[name](evidence, "weight") for name in ("zero", "non-finite"))
         assert (zero.verdict, non_finite.verdict) == ("ZERO", "NON-FINITE")
         assert find_for_parameter(evidence, "weight") == non_finite
-
-    def test_a_detachment_explains_a_difference(self):
-        evidence = evidence_of(detached.PartDetach(), 5, 4)
-        wrong, found = GRADIENT_RULES["wrong"](evidence, "body.weight"), find_for_parameter(evidence, "body.weight")
-        assert (wrong.verdict, wrong.causes) == ("WRONG", ())
-        assert found.verdict == "DETACHED"
-        assert wrong.detail in found.detail

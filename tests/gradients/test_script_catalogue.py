@@ -15,7 +15,10 @@ from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.errors import UsageError
 
 catalogue = load_fixture("script_catalogue")
-QUICK_SOUND = ("dcgan", "word_language_model", "progressive", "hand_lstm", "tangent_convolution")
+QUICK_SOUND = (
+    *("adversarial", "by_hand", "mixed_precision", "policy", "progressive", "word_language_model"),
+    *("hand_lstm", "tangent_convolution"),
+)
 QUICK_FAULTS = (
     *("loss_wrapped_in_the_loop", "hidden_by_numpy", "vae_by_sample", "inner_step_on_data"),
     *("fisher_of_a_variable", "fisher_after_clearing", "lstm_input_for_cell", "tangent_square_missing"),
@@ -44,13 +47,14 @@ def test_few_mistakes_are_found_on_another_line():
 def test_a_sound_script_is_not_accused(name, tmp_path):
     report = run_text(catalogue.SOUND[name], tmp_path)
     assert found_in(report) == (set(), [])
+    assert str(report).startswith("Training can work")
     assert conclude(report, [])[2] is ExitCode.SUCCESS
-    squares = [note for note in report.notes if "`deconv fisher`" in note]
-    assert len(squares) == (name == "fisher_information")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", marked(catalogue.SOUND, ("dcgan",)))
+@pytest.mark.parametrize(
+    "name", marked([name for name in catalogue.SOUND if name not in ("policy", "q_learning")], ("adversarial",))
+)
 def test_watching_changes_nothing(name, tmp_path):
     """The loss of the last turn is the same to the bit, and random numbers go on as they would have."""
     path = tmp_path / "train.py"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, causes, changed, load_fixture, run_text, verdicts
+from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, causes, changed, run_text, verdicts
 from torch import nn
 
 import deconv_cli
@@ -17,21 +17,6 @@ from deconv_cli.gradients.training.script import check_script
 
 PAGE = FIXTURES.parents[1] / "docs" / "howto" / "gradients.md"
 SCRIPTS = FIXTURES / "scripts"
-QUICK = ("by_hand", "policy", "mixed_precision", "adversarial")
-HEALTHY = [
-    pytest.param(path.stem, marks=() if path.stem in QUICK else pytest.mark.exhaustive)
-    for path in sorted(SCRIPTS.glob("*.py"))
-]
-
-
-@pytest.mark.parametrize("name", HEALTHY)
-def test_a_sound_script_is_run_without_an_edit(name, capsys):
-    found = check_script(SCRIPTS / f"{name}.py", budget=20.0)
-    assert set(verdicts(found).values()) <= {"OK", "ZERO BY CONSTRUCTION", "NOT REACHED"}, found
-    assert "OK" in verdicts(found).values()
-    assert [str(finding.verdict) for finding in found.general if finding.is_fault] == []
-    assert str(found).startswith("Training can work")
-    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +24,7 @@ def test_a_sound_script_is_run_without_an_edit(name, capsys):
     [
         ("", "no operation of forward reads this parameter; "),
         ("extra = self.side(x)", "forward uses this parameter here, but its value does not reach the loss; "),
-        ("x = x + self.side(x).detach()", ""),
+        ("x = x + self.side(x).detach()", ".detach() cuts"),
     ],
 )
 def test_a_layer_that_no_optimizer_holds_keeps_the_reason_why_it_gets_no_gradient(tmp_path, more, reason):
@@ -48,8 +33,8 @@ def test_a_layer_that_no_optimizer_holds_keeps_the_reason_why_it_gets_no_gradien
     optimizer = "optimizer = torch.optim.SGD([*model.body.parameters(), *model.head.parameters()], lr=0.1)\n"
     found = run_text(text + optimizer + LOOP, tmp_path)
     why = causes(found, "side.weight")[0].why
-    assert why.startswith(f"{reason}no optimizer holds this weight")
-    assert ("gradients end here" in why) == (not reason)
+    assert why.startswith(reason)
+    assert why.endswith("; no optimizer holds this weight, so it is not trained, as in a target network.")
 
 
 def test_weights_have_the_names_that_the_script_gives_them():
@@ -75,19 +60,6 @@ class TestSeveralLosses:
         assert names["generator.0.bias"] == "ZERO BY CONSTRUCTION"
         assert found.general == ()
         assert "the losses of 3 lines were checked" in found.notes[0]
-
-    def test_a_fault_in_the_second_loss_alone(self, tmp_path):
-        """The generator's own loss is cut off, so that no loss trains it."""
-        found = self.changed(tmp_path, ("discriminator(fake).view", "discriminator(fake.detach()).view"))
-        assert verdicts(found)["generator.0.weight"] == "DETACHED"
-        assert verdicts(found)["discriminator.0.weight"] == "OK"
-
-    @pytest.mark.exhaustive
-    def test_one_of_two_optimizers_takes_no_step(self, tmp_path):
-        found = self.changed(tmp_path, ("    of_generator.step()\n", ""))
-        (fault,) = [finding for finding in found.general if finding.is_fault]
-        assert fault.verdict == "OPTIMIZER"
-        assert "holds generator.0.weight and" in fault.causes[0].why
 
     def test_an_error_after_the_first_pass_is_a_fault(self, tmp_path):
         found = self.changed(tmp_path, ("fake.detach()", "fake"))
@@ -148,31 +120,6 @@ REMEDIES = {
 }
 
 
-DETACHED_GENERATOR = """
-import torch
-from torch import nn
-G, D = nn.Linear(8, 16), nn.Linear(16, 1)
-og, od = (torch.optim.Adam(net.parameters(), 1e-3) for net in (G, D))
-bce = nn.BCEWithLogitsLoss()
-for step in range(5):
-    fake = G(torch.randn(32, 8))
-    od.zero_grad()
-    (bce(D(torch.randn(32, 16)), torch.ones(32, 1)) + bce(D({seen}), torch.zeros(32, 1))).backward()
-    od.step()
-    og.zero_grad()
-    bce(D(fake.detach()), torch.ones(32, 1)).backward()
-    og.step()
-"""
-
-
-@pytest.mark.parametrize("seen", ["fake", "fake.detach()", "G(torch.randn(32, 8))"])
-def test_a_generator_that_its_own_loss_does_not_reach(seen, tmp_path):
-    found = run_text(DETACHED_GENERATOR.format(seen=seen), tmp_path)
-    assert verdicts(found) == {"G.weight": "DETACHED", "G.bias": "DETACHED", "D.weight": "OK", "D.bias": "OK"}
-    (line,) = {finding.causes[0].location.line for finding in found.parameters if finding.is_fault}
-    assert line == 13
-
-
 SLOW = ("a part", "clipped", "a sum that runs on", "switched off for good")
 
 
@@ -197,9 +144,16 @@ def test_a_large_scale_of_mixed_precision_is_no_lost_gradient(tmp_path):
     assert not [finding for finding in found.general if finding.is_fault], found
 
 
+@pytest.mark.parametrize(("n_turns", "verdicts_found"), [(8, []), (22, ["OPTIMIZER"])])
+def test_a_scaler_that_skips_its_first_steps_is_usual_and_one_that_skips_all_is_not(n_turns, verdicts_found, tmp_path):
+    text = (SCRIPTS / "mixed_precision.py").read_text(encoding="utf-8").replace("range(8)", f"range({n_turns})")
+    text = text.replace("        scaler.u", "        model[0].weight.grad.fill_(torch.inf)\n        scaler.u", 1)
+    found = run_text(text, tmp_path)
+    assert [finding.verdict for finding in found.general if finding.is_fault] == verdicts_found
+
+
 MEMBERS = {
     "a list": ("[nn.Linear(6, 6)]", "self.hidden[0](h)", "nn.ModuleList"),
-    "a list of tensors": ("[torch.ones(6, requires_grad=True)]", "self.hidden[0] * h", "nn.ParameterList"),
     "a tensor": ("torch.randn(6, 6, requires_grad=True)", "h @ self.hidden", "wrap it"),
     "a tensor that the optimizer holds": ("torch.ones(6, requires_grad=True)", "self.hidden * h", ""),
     "a tensor to differentiate by": (
@@ -226,7 +180,6 @@ def test_a_weight_that_is_not_registered(name, tmp_path):
     assert [finding.verdict for finding in faults] == ["UNREGISTERED"] * bool(remedy)
     assert all(remedy in finding.causes[0].suggestion for finding in faults)
     assert all((made if name == "a view" else read) in finding.causes[0].location.source for finding in faults)
-    assert not [note for note in found.notes if "plain" in note and not note.startswith("self.hidden of 'model'")]
 
 
 ADDED_UP = (HEAD + OPTIMIZER + LOOP).replace("range(3)", "range({turns})").replace("for _", "for turn")
@@ -249,19 +202,6 @@ def test_a_step_that_is_not_waited_for(tmp_path, monkeypatch):
     found = run_text(ADDED_UP.format(n=4, turns=12), tmp_path)
     assert not [finding for finding in found.general if finding.is_fault]
     assert "made no step in 1 call of backward" in found.not_checked[-1]
-
-
-def test_a_clamp_of_a_weight_in_forward_is_sound(tmp_path):
-    write = "        self.head.weight.data.clamp_(-9, 9)\n        return self.head"
-    found = run_text((HEAD + OPTIMIZER + LOOP).replace("        return self.head", write), tmp_path)
-    assert not [finding for finding in found.general if finding.is_fault]
-
-
-def test_a_head_that_starts_at_zero(tmp_path):
-    found = run_text(HEAD + "nn.init.zeros_(model.head.weight)\n" + OPTIMIZER + LOOP, tmp_path)
-    names = verdicts(found)
-    assert (names["body.weight"], names["head.weight"]) == ("ZERO AT START", "OK")
-    assert not [finding for finding in found.general if finding.is_fault]
 
 
 def test_the_script_has_its_arguments_and_they_are_put_back(tmp_path):
@@ -305,7 +245,7 @@ class TestWatching:
             optimizer.step()
         assert set(verdicts(watched.report).values()) == {"OK"}
         assert torch.allclose(model[0].weight, before - 0.1 * gradient)
-        assert "Training can work" in watched._repr_html_()
+        assert "Training can work" in repr(watched)
 
     def test_memory_that_is_written_to(self):
         """A loop fills a tensor that was made before it."""
@@ -318,12 +258,6 @@ class TestWatching:
                 outputs[t] = h
             outputs.square().mean().backward()
         assert set(verdicts(watched.report).values()) == {"OK"}
-
-    def test_a_hand_written_backward_that_is_wrong(self):
-        w = torch.randn(3, requires_grad=True)
-        with deconv_cli.watch_gradients() as watched:
-            load_fixture("wrong").Doubled.apply(torch.randn(5, 3), w).square().mean().backward()
-        assert verdicts(watched.report) == {"w": "WRONG"}
 
     def test_what_was_patched_is_put_back(self):
         before = torch.autograd.backward, torch.optim.Optimizer.zero_grad, nn.Module.zero_grad
@@ -360,8 +294,6 @@ PENALTY = """    made = model(x)
     (slopes,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
     loss = nn.functional.mse_loss(made, y) + (slopes.norm(dim=1) - 1).square().mean()
 """
-LAZY = "model = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(2))\nmodel(x)\n"
-ORTHOGONAL = "nn.utils.parametrizations.orthogonal(model.body)\nmodel(x)\n"
 WRAPPED = """class Wrapper(torch.optim.Optimizer):
     def __init__(self, inner):
         self.inner, self.param_groups = inner, inner.param_groups
@@ -380,8 +312,6 @@ SOUND = {
     + "critic = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1, bias=False))\n"
     + OPTIMIZER.replace("model.parameters()", "[*model.parameters(), *critic[0:1].parameters(), critic[2].weight]")
     + LOOP.replace("    loss = nn.functional.mse_loss(model(x), y)\n", PENALTY),
-    "lazy layers": HEAD + LAZY + OPTIMIZER + LOOP,
-    "orthogonal weights": HEAD.replace("6", "4") + ORTHOGONAL + OPTIMIZER + LOOP,
     "an optimizer in another one": HEAD
     + WRAPPED
     + LOOP.replace("range(3)", "range(10)")

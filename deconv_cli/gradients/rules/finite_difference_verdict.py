@@ -70,20 +70,17 @@ def _cause_of_noise(evidence: Evidence) -> Cause:
     relative = abs(first - second) / max(abs(first), abs(second))
     # Draws around the model, such as the weights of the default loss, have no line.
     drawn = [draw for draw in evidence.forward.random if draw.location.file or draw.location.module]
-    differs = f"the loss differs by {relative:.1g} from run to run"
+    operation, location = "state that is kept between runs", CodeLocation()
+    reason = "the model keeps state from each run for the next, or draws random numbers outside of torch"
+    suggestion = "give the state as an input of forward, and return it; draw with torch's own generator"
     if relative <= _ROUNDING:
-        operation, location = "a non-deterministic operation", CodeLocation()
-        why = f"{differs}: the order of sums changes from run to run."
+        operation, reason = "a non-deterministic operation", "the order of sums changes from run to run"
         suggestion = "torch.use_deterministic_algorithms(True)"
-    elif not drawn:
-        operation, location = "state that is kept between runs", CodeLocation()
-        why = f"{differs}: the model keeps state from each run for the next, or draws random numbers outside of torch."
-        suggestion = "give the state as an input of forward, and return it; draw with torch's own generator"
-    else:
+    elif drawn:
         operation, location = drawn[0].label, drawn[0].location
-        why = f"{differs}: the code draws random numbers that the seed does not control."
+        reason = "the code draws random numbers that the seed does not control"
         suggestion = "draw with torch's own generator, which torch.manual_seed controls"
-    return Cause(operation, location, why, suggestion)
+    return Cause(operation, location, f"the loss differs by {relative:.1g} from run to run: {reason}.", suggestion)
 
 
 def find_wrong(evidence: Evidence, name: str) -> Finding | None:
@@ -138,7 +135,7 @@ def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
 
 
 def _of_input(item: WrongInput) -> Cause:
-    operation, error = f"{item.function}.backward", item.error
+    operation, found = f"{item.function}.backward", item.comparison
     what = f"the gradient for '{item.name}'"
     if item.is_missing:
         why = f"{operation} returns None for '{item.name}', which has a gradient."
@@ -146,13 +143,12 @@ def _of_input(item: WrongInput) -> Cause:
     elif item.mistake is not None:
         names = {"function": operation, "name": f"'{item.name}'", "n": item.number}
         why, suggestion = (text.format(**names) for text in item.mistake.value)
-    elif error is None:
+    elif found is None:
         raise LookupError(f"nothing is wrong with {operation}")
     else:
-        found = error.comparison
         why = (
             f"{found.n_wrong} of {found.n_tried} elements of {what} are wrong; at "
-            f"{list(found.element or ())} backward gives {found.autograd:.6g}, {error.reference} gives "
+            f"{list(found.element or ())} backward gives {found.autograd:.6g}, {item.reference} gives "
             f"{found.numeric:.6g}."
         )
         suggestion = _suggest(found, what)
@@ -179,11 +175,10 @@ def find_substituted(evidence: Evidence, name: str) -> Finding | None:
     causes = []
     for item in evidence.wrong_inputs_before(name):
         operation = f"{item.function}.backward"
+        reason = item.surrogate
         if item.is_unchanged:
-            why = f"forward returns '{item.name}' unchanged, and {operation} changes its gradient on purpose."
-        else:
-            proof = item.error.surrogate if item.error else ""
-            why = f"{operation} gives a surrogate for '{item.name}', since the derivative of a step is zero: {proof}."
+            reason = "forward returns this input unchanged, so its gradient is changed on purpose"
+        why = f"{operation} replaces the gradient for '{item.name}': {reason}."
         if item.is_on_purpose:
             causes.append(Cause(operation, item.location, why, f"{_MEANT}; remove the Function to compare the rest"))
     if not causes or evidence.gradient(name) is None:
@@ -193,7 +188,7 @@ def find_substituted(evidence: Evidence, name: str) -> Finding | None:
 
 def find_renormed(evidence: Evidence, name: str) -> Finding | None:
     """Find an embedding whose rows forward itself scales back to `max_norm`, unseen by any gradient."""
-    module = dict(evidence.model.named_modules()).get(name.rpartition(".")[0])
+    module = dict(evidence.subject.model.named_modules()).get(name.rpartition(".")[0])
     is_limited = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
     if not is_limited or not evidence.differs(name):
         return None
@@ -208,32 +203,21 @@ def find_renormed(evidence: Evidence, name: str) -> Finding | None:
 def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that differs from finite differences and passes a hook.
 
-    A hook on the weight itself that removes a part of the gradient is meant: a mask or a limit. One that changes
-    gradients by various factors may solve for the gradient of a detached value, which finite differences hold constant.
+    A hook that multiplies the whole gradient by a negative factor or by one above 1 is a mistake. One that changes
+    elements by various factors, or takes a part away, is meant: a mask, a limit, a solver for a fixed point.
     """
     detail, found = describe_difference(evidence, name), evidence.comparison(name)
     if not detail or found is None:
         return None
-    parameter, forward = evidence.parameters[name], evidence.double.forward
-    own = list((parameter._backward_hooks or {}).values())
-    share = found.autograd / found.numeric if found.numeric else -1.0
-    least, most = found.ratio_range or (share, share)
-    if own and 0 <= least <= most <= 1:
-        why = "a hook on this weight removes part of its gradient, as a mask or a limit does."
-        cause = Cause("a gradient hook", location_of_function(own[0]) or CodeLocation(), why, _MEANT)
-        return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
-    is_same = found.n_wrong > 1 and found.ratio_range is not None and is_one_factor(share, found.ratio_range)
-    if forward.hooks and forward.is_detached_on_purpose and not is_same:
-        why = (
-            "a hook changes the gradient on its way back, and may replace the gradient of an intentionally detached "
-            "value."
-        )
-        causes = unique_causes(Cause("a gradient hook", location, why, _MEANT) for location in forward.hooks)
-        return Finding(Verdict.SUBSTITUTED, causes, _NO_JUDGE)
-    owners = [m for m in evidence.model.modules() if any(held is parameter for held in m._parameters.values())]
-    hooks = own + [hook for module in owners for hook in module._backward_hooks.values()]
-    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]] or forward.hooks
-    why = "a hook changes the gradient on its way back, so it is no longer the derivative of the loss."
-    suggestion = "remove the hook, or accept this finding"
+    parameter = evidence.parameters[name]
+    owners = [m for m in evidence.subject.model.modules() if any(held is parameter for held in m._parameters.values())]
+    hooks = [*(parameter._backward_hooks or {}).values(), *(h for m in owners for h in m._backward_hooks.values())]
+    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]] or evidence.double.forward.hooks
+    share = found.autograd / found.numeric if found.numeric else 0.0
+    is_meant = 0 <= share <= 1 or found.n_wrong < 2 or not is_one_factor(share, found.ratio_range)
+    why = "a hook changes the gradient on its way back, so it is not the derivative of the loss."
+    suggestion = _MEANT if is_meant else "remove the hook, or accept this finding"
     causes = unique_causes(Cause("a gradient hook", location, why, suggestion) for location in locations)
-    return Finding(Verdict.WRONG, causes, detail) if causes else None
+    if not causes:
+        return None
+    return Finding(Verdict.SUBSTITUTED, causes, _NO_JUDGE) if is_meant else Finding(Verdict.WRONG, causes, detail)

@@ -8,21 +8,21 @@ smaller then, so the limit is the square.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import torch
 
-from deconv_cli.gradients.evidence import Evidence, Layer
+from deconv_cli.gradients.evidence import Evidence, Norms, loss_changes_with
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
-from deconv_cli.gradients.reruns import loss_changes_with
 from deconv_cli.gradients.rules.detached import returning_none
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Operation
-from deconv_cli.gradients.tracing.operations import STEPS, Misuse, words
+from deconv_cli.gradients.tracing.operations import STEPS, words
 
 _SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, if the loss contains a derivative"
 _NORMALIZING = ("BatchNorm", "LayerNorm", "GroupNorm", "Softmax", "ScaledDot")
@@ -44,9 +44,14 @@ _REASONS = (
         "widen the limits, or scale the input",
     ),
     (
-        words("softmax log_softmax cross_entropy sigmoid tanh erf"),
+        words("softmax log_softmax cross_entropy"),
+        "{bare} has a single class, or is saturated by large inputs: it no longer changes in this precision.",
+        "for a single class use sigmoid; otherwise scale the inputs of {bare} down, as by 1 / sqrt(width)",
+    ),
+    (
+        words("sigmoid tanh erf"),
         "{bare} is saturated: its inputs are so large that it no longer changes in this precision.",
-        "scale the inputs of {bare} down, as by 1 / sqrt(width), or normalize them",
+        "scale the inputs of {bare} down, or normalize them",
     ),
     (
         words("layer_norm group_norm instance_norm batch_norm"),
@@ -96,13 +101,9 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
 def _cause_of_zero(evidence: Evidence, operation: Operation) -> Cause:
     bare, location = operation.bare_name, operation.location
     name = bare.removesuffix(".apply")
-    calls = evidence.forward.loss_calls
-    if str(location) in {str(call.location) for call in calls if call.misuse is Misuse.ONE_CLASS}:
-        why = "there is only one class, so its probability is always 1 and the gradient is zero."
-        suggestion = "use sigmoid, or F.binary_cross_entropy_with_logits for a loss; softmax is for two classes or more"
-    elif any(item.is_missing and item.function == name for item in evidence.wrong_inputs):
+    if any(item.is_missing and item.function == name for item in evidence.wrong_inputs):
         return returning_none(operation, evidence)
-    elif bare in STEPS:
+    if bare in STEPS:
         why = f"{bare} is constant between its steps, so its derivative is zero."
         suggestion = f"for a straight-through gradient: x + (torch.{bare}(x) - x).detach()"
     elif bare != name:
@@ -126,11 +127,9 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
     else:
         verdict, suggestion = (
             Verdict.ZERO_BY_CONSTRUCTION,
-            "nothing, unless the differentiated quantity also belongs in the loss",
+            "nothing, unless the loss should also hold the quantity itself",
         )
-        why = (
-            "the loss contains only a derivative, and this parameter only adds a constant that the derivative removes."
-        )
+        why = "the loss holds only a derivative, and this parameter adds a constant, which the derivative removes."
     return Finding(verdict, (Cause("torch.autograd.grad(...)", location, why, suggestion),))
 
 
@@ -163,51 +162,41 @@ COLLAPSE = 1e-6
 
 def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
     """Find a weight whose gradient has faded, and the layer at which it falls most."""
-    ratio, reference = _ratios(evidence, name)
-    sound_behind = any(layer.ratio >= COLLAPSE * reference for layer in _farther(evidence, name))
-    if ratio >= (COLLAPSE**2 if sound_behind else COLLAPSE) * reference:
-        return None
-    factor, near, far = min(_steps(evidence))
-    why = f"the gradient fades on its way back; the largest drop, by {1 / factor:.2g}, is from '{near}' to '{far}'."
+    why = "the gradient fades on its way back; the largest drop, by {:.2g}, is from '{}' to '{}'."
     suggestion = "use ReLU-like units, residual connections or normalization between the layers"
-    return _finding(Verdict.VANISHING, evidence, name, far, why, suggestion)
+    return _find_extreme(Verdict.VANISHING, evidence, name, why, suggestion)
 
 
 def find_exploding(evidence: Evidence, name: str) -> Finding | None:
     """Find a weight whose gradient has grown out of bounds, and the layer at which it rises most."""
-    ratio, reference = _ratios(evidence, name)
-    sound_behind = any(layer.ratio <= reference / COLLAPSE for layer in _farther(evidence, name))
-    if ratio <= reference / (COLLAPSE**2 if sound_behind else COLLAPSE):
-        return None
-    factor, near, far = max(_steps(evidence))
-    why = f"the gradient grows on its way back; the largest rise, by {factor:.2g}, is from '{near}' to '{far}'."
+    why = "the gradient grows on its way back; the largest rise, by {:.2g}, is from '{}' to '{}'."
     suggestion = "start from smaller (orthogonal) weights, or clip with torch.nn.utils.clip_grad_norm_"
-    return _finding(Verdict.EXPLODING, evidence, name, far, why, suggestion)
+    return _find_extreme(Verdict.EXPLODING, evidence, name, why, suggestion)
 
 
-def _farther(evidence: Evidence, name: str) -> list[Layer]:
-    """List the other layers that are at least as far from the loss as a weight."""
-    distances = {layer.name: layer.distance for layer in evidence.layers}
-    others = (layer for layer in evidence.layers if layer.name != name)
-    return [layer for layer in others if name in distances and layer.distance >= distances[name]]
+def _find_extreme(verdict: Verdict, evidence: Evidence, name: str, why: str, suggestion: str) -> Finding | None:
+    """Compare ‖gradient‖ / ‖weight‖ of a weight with the layer nearest to the loss, and find the largest step between.
 
+    `why` has places for the factor of that step and the names of the two layers.
+    """
+    names, ratios = list(evidence.layers), {key: ratio for key, (_, ratio) in evidence.layers.items()}
+    if name not in ratios:
+        return None
+    own, reference = ratios[name], ratios[names[0]]
 
-def _ratios(evidence: Evidence, name: str) -> tuple[float, float]:
-    """Return ‖gradient‖ / ‖weight‖ of a weight and of the layer nearest to the loss; 1 and 1 for other parameters."""
-    ratios = {layer.name: layer.ratio for layer in evidence.layers}
-    return (ratios[name], evidence.layers[0].ratio) if name in ratios else (1.0, 1.0)
+    def change(ratio: float, nearer: float) -> float:
+        return nearer / ratio if verdict == Verdict.VANISHING else ratio / nearer
 
-
-def _steps(evidence: Evidence) -> list[tuple[float, str, str]]:
-    """List the factor of the ratio from each layer to the next one away from the loss, and both names."""
-    return [(far.ratio / near.ratio, near.name, far.name) for near, far in pairwise(evidence.layers)]
-
-
-def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str, suggestion: str) -> Finding:
-    forward, (ratio, reference) = evidence.double.forward, _ratios(evidence, name)
+    farther = (o for o in names if o != name and evidence.layers[o][0] >= evidence.layers[name][0])
+    is_branch = any(change(ratios[other], reference) <= 1 / COLLAPSE for other in farther)
+    if change(own, reference) <= (1 / COLLAPSE**2 if is_branch else 1 / COLLAPSE):
+        return None
+    factor, near, far = max((change(ratios[far], ratios[near]), near, far) for near, far in pairwise(names))
+    forward = evidence.double.forward
     location = forward.last_use.get(forward.bit(far)) or CodeLocation()
-    detail = f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {reference:.2g}"
-    return Finding(verdict, (Cause(f"the way back to '{far}'", location, why, suggestion),), detail)
+    cause = Cause(f"the gradient of '{far}'", location, why.format(factor, near, far), suggestion)
+    detail = f"‖gradient‖ / ‖weight‖ is {own:.2g}, next to the loss it is {reference:.2g}"
+    return Finding(verdict, (cause,), detail)
 
 
 _USUAL_START = "nothing: such a start is usual for the last layer of a branch, and does not hinder training"
@@ -216,19 +205,29 @@ _USUAL_START = "nothing: such a start is usual for the last layer of a branch, a
 def find_zero_at_start(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is zero at initialization only, as behind a layer that starts at zero."""
     found = find_zero(evidence, name)
-    return found and _at_start(Verdict.ZERO_AT_START, found, evidence.first_steps.steps_until_given(name))
+    return found and _at_start(
+        Verdict.ZERO_AT_START, found, evidence, lambda norms: name in norms and norms[name][0] > 0
+    )
 
 
 def find_vanishing_at_start(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is tiny at initialization only, as behind a layer scale."""
     found = find_vanishing(evidence, name)
-    if found is None:
-        return None
-    n_steps = evidence.first_steps.steps_until_above(name, evidence.layers[0].name, COLLAPSE)
-    return _at_start(Verdict.VANISHING_AT_START, found, n_steps)
+
+    def is_there(norms: Norms) -> bool:
+        ratios = [
+            norms[key][0] / norms[key][1] for key in (name, next(iter(evidence.layers))) if norms.get(key, (0, 0))[1]
+        ]
+        return len(ratios) == 2 and ratios[0] >= COLLAPSE * ratios[1]
+
+    return found and _at_start(Verdict.VANISHING_AT_START, found, evidence, is_there)
 
 
-def _at_start(verdict: Verdict, found: Finding, n_steps: int | None) -> Finding | None:
+def _at_start(
+    verdict: Verdict, found: Finding, evidence: Evidence, is_there: Callable[[Norms], bool]
+) -> Finding | None:
+    """Excuse a gradient that is there after the first optimizer steps."""
+    n_steps = next((n for n, norms in enumerate(evidence.first_steps, start=1) if is_there(norms)), None)
     if n_steps is None:
         return None
     after = "an optimizer step" if n_steps == 1 else f"{n_steps} optimizer steps"
@@ -237,7 +236,7 @@ def _at_start(verdict: Verdict, found: Finding, n_steps: int | None) -> Finding 
 
 
 _NOTHING_TARGETED = (
-    "make sure that each batch has a target that counts, or divide the sum (reduction='sum') by max(count, 1)"
+    "make sure that each batch has a target that is not ignored, or divide the sum (reduction='sum') by max(count, 1)"
 )
 _EQUAL_VALUES = (
     "keep eigenvalues and singular values distinct, for example by adding a small diagonal of different numbers, or "
@@ -273,8 +272,8 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
     if evidence.gradient(name) is None:
         return None
     if not evidence.is_loss_finite:
-        why = "NaN or infinity first arises in {}, from inputs without."
-        causes = unique_causes(_cause_of_non_finite(evidence, origin, why) for origin in evidence.origins)
+        why = "{} is the first operation that gives NaN or infinity."
+        causes = unique_causes(_cause_of_non_finite(origin, why) for origin in evidence.origins)
         loss = float(evidence.forward.loss.detach())
         return Finding(Verdict.NON_FINITE, causes or (_cause_outside(evidence),), f"the loss is {loss}")
     if evidence.backward.magnitudes[name].is_finite:
@@ -283,7 +282,7 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
     if "where" in evidence.forward.made_by:
         return Finding(Verdict.NON_FINITE, unique_causes(_cause_in_branch(origin) for origin in origins))
     why = "a finite gradient enters {} and leaves it as NaN or infinity: its slope is infinite at this input."
-    return Finding(Verdict.NON_FINITE, unique_causes(_cause_of_non_finite(evidence, origin, why) for origin in origins))
+    return Finding(Verdict.NON_FINITE, unique_causes(_cause_of_non_finite(origin, why) for origin in origins))
 
 
 def _cause_outside(evidence: Evidence) -> Cause:
@@ -320,7 +319,7 @@ def _cause_in_branch(operation: Operation) -> Cause:
     return Cause(operation.label, operation.location, why, suggestion)
 
 
-def _cause_of_non_finite(evidence: Evidence, operation: Operation, why: str) -> Cause:
+def _cause_of_non_finite(operation: Operation, why: str) -> Cause:
     """Explain where NaN or infinity arises; `why` has a place for the bare name of the operation."""
     bare = operation.bare_name
     known = bare.strip("_").removeprefix("linalg_")

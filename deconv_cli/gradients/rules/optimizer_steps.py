@@ -8,6 +8,9 @@ from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerStep
 from deconv_cli.vocabulary import name_some
 
 _FEW_PASSES = 2
+_MANY_SCALED = 10
+"""A gradient scaler halves its scale at each skipped step, so it usually skips fewer at the start."""
+
 _NEXT_TO_NOTHING = 1e-6
 """A smaller share of a gradient is lost."""
 
@@ -60,7 +63,8 @@ def _idle(first: OptimizerStep, evidence: TrainingEvidence) -> Finding | None:
 def _never_stepping(evidence: TrainingEvidence) -> Finding | None:
     """Find weights with a gradient whose optimizer takes no step in two passes, while all others do."""
     events = evidence.events
-    if events.moved_by_hand or events.n_skipped or events.n_backward < _FEW_PASSES or events.is_cut_short:
+    is_too_short = events.n_backward < _FEW_PASSES or 0 < events.n_scaled < _MANY_SCALED
+    if events.moved_by_hand or is_too_short or events.is_cut_short:
         return None
     stepping = {step.optimizer for step in events.steps}
     moved = frozenset().union(*(held for key, held in events.held.items() if key in stepping))
@@ -69,21 +73,16 @@ def _never_stepping(evidence: TrainingEvidence) -> Finding | None:
     if events.failure is not None or not names:
         return None
     why = f"an optimizer holds {name_some(names, 1)}, but made no step in {events.n_backward} backward passes."
-    suggestion = "call optimizer.step() after loss.backward()"
+    suggestion = (
+        "call optimizer.step() after loss.backward(); if a gradient scaler skips every step, look for NaN or "
+        "infinity in the gradients"
+    )
     return _of_optimizer(CodeLocation(), why, suggestion, "no optimizer.step()")
 
 
 def find_gradient_lost(evidence: TrainingEvidence) -> list[Finding]:
-    """Find gradients that are cleared, clipped to nothing or skipped between backward and a step."""
-    events = evidence.events
-    if evidence.events.first_steps:
-        causes = [cause for step in evidence.events.first_steps if (cause := _lost_before(step)) is not None]
-    elif events.n_skipped > 1:
-        why = f"the gradient scaler skipped all {events.n_skipped} steps, since the scaled gradients overflow."
-        suggestion = "look for NaN or infinity in the gradients; start with a smaller init_scale"
-        causes = [Cause("scaler.step()", CodeLocation(), why, suggestion)]
-    else:
-        causes = []
+    """Find gradients that are cleared or clipped to nothing between backward and a step."""
+    causes = [cause for step in evidence.events.first_steps if (cause := _lost_before(step)) is not None]
     return [Finding(Verdict.GRADIENT_LOST, unique_causes(causes))] if causes else []
 
 
@@ -164,10 +163,10 @@ def _is_explained(failure: Failure, evidence: TrainingEvidence) -> bool:
 
 
 def _of_missing_gradient(failure: Failure, evidence: TrainingEvidence) -> Finding:
-    """Explain why a `.grad` that the script reads is None."""
-    if failure.cleared_at is not None:
+    cleared_at = evidence.events.cleared_at
+    if cleared_at is not None:
         why = "the gradients are cleared here, after backward() and before the script reads them: .grad is None."
-        cause = Cause("zero_grad()", failure.cleared_at, why, "call zero_grad() before backward()")
+        cause = Cause("zero_grad()", cleared_at, why, "call zero_grad() before backward()")
         return Finding(Verdict.GRADIENT_LOST, (cause,))
     frozen = [found.name for found in evidence.report.parameters if found.verdict == Verdict.FROZEN]
     why = "this line reads .grad of a weight that no backward pass reaches, so it is None"

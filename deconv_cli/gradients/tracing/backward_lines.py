@@ -128,7 +128,6 @@ class BackwardSource:
 
     @property
     def _assigned(self) -> list[_Assignment]:
-        """List the assignments, except those of saved tensors."""
         return [found for found in map(_assigned, ast.walk(self._tree)) if found is not None]
 
 
@@ -137,20 +136,13 @@ _Assignment = tuple[int, set[str], set[str]]
 
 
 def _assigned(node: ast.AST) -> _Assignment | None:
-    """Describe a statement that assigns to names or writes into them."""
-    if isinstance(node, ast.Assign):
-        if "saved_tensors" in ast.unparse(node.value):
-            return None
-        written = {
-            name.id for target in node.targets for name in _names(target) if not isinstance(target, ast.Subscript)
-        }
-        into = {name.id for t in node.targets if isinstance(t, ast.Subscript) for name in _names(t.value)}
-        return node.lineno, written | into, {name.id for name in _names(node.value)} | into
-    if isinstance(node, ast.AugAssign):
-        target = node.target.value if isinstance(node.target, ast.Subscript) else node.target
-        into = {name.id for name in _names(target)}
-        return node.lineno, into, into | {name.id for name in _names(node.value)}
-    return None
+    if not isinstance(node, ast.Assign | ast.AugAssign) or "saved_tensors" in ast.unparse(node.value):
+        return None
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    into = {name.id for t in targets if isinstance(t, ast.Subscript) for name in _names(t.value)}
+    written = into | {name.id for t in targets if not isinstance(t, ast.Subscript) for name in _names(t)}
+    updated = written if isinstance(node, ast.AugAssign) else into
+    return node.lineno, written, updated | {name.id for name in _names(node.value)}
 
 
 def _slice(assigned: Sequence[_Assignment], goals: Sequence[ast.expr | None], names: Iterable[str] = ()) -> set[int]:

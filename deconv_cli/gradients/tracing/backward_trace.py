@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -121,11 +121,7 @@ class Magnitude:
 
 
 def _largest(values: torch.Tensor) -> float:
-    """Find the largest magnitude, without a copy of real values."""
-    if values.is_complex():
-        return float(values.abs().max())
-    low, high = map(float, values.aminmax())
-    return math.nan if math.isnan(low) else max(-low, high)
+    return float(torch.linalg.vector_norm(values, math.inf))
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
@@ -223,19 +219,12 @@ def _measuring(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:
 
 def _walk(start: Node, result: BackwardTrace) -> list[Node]:
     """List all nodes below a node, and note which node feeds which."""
-    consumers: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
-    seen, waiting = {start}, [start]
-    while waiting:
-        node = waiting.pop()
+    nodes = list(nodes_below([start]))
+    for node in nodes:
         variable = getattr(node, "variable", None)
         if variable is not None:
             result.leaf_of[id(variable)] = node
         for index, (child, _) in enumerate(node.next_functions):
-            if child is None:
-                continue
-            consumers[child].append((node, index))
-            if child not in seen:
-                seen.add(child)
-                waiting.append(child)
-    result.consumers = dict(consumers)
-    return list(seen)
+            if child is not None:
+                result.consumers.setdefault(child, []).append((node, index))
+    return nodes

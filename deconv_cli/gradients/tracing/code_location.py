@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
 import linecache
 import os
+import re
 import sys
 import sysconfig
-import tokenize
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,14 +49,7 @@ class CodeLocation:
     @property
     def code(self) -> str:
         """The source line without its comment."""
-        source = self.source
-        try:
-            tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-        except (tokenize.TokenError, SyntaxError):
-            tokens = []
-        comments = [token.start[1] for token in tokens if token.type == tokenize.COMMENT]
-        # A line that opens a bracket or a block does not parse, so its comment is searched as text.
-        return source[: comments[0]].rstrip() if comments else source.partition("  # ")[0]
+        return re.split(r"\s+#\s", self.source)[0]
 
     def __str__(self) -> str:
         """Write `file.py:12`, or the name of the module."""
@@ -161,13 +153,9 @@ class Locator:
         """Return whether an installed library, and not the user, makes the running call."""
         if hasattr(self._model, "running_in_library"):
             return bool(self._model.running_in_library)
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and not _calls_the_model(frame.f_code):
-            file = frame.f_code.co_filename
-            if not file.startswith(_PACKAGE) and not file.endswith(_GRADIENT_MODES):
-                return is_installed(file)
-            frame = frame.f_back
-        return False
+        files = (frame.f_code.co_filename for frame in _frames_in_the_model())
+        outer = (file for file in files if not file.startswith(_PACKAGE) and not file.endswith(_GRADIENT_MODES))
+        return is_installed(next(outer, ""))
 
     @property
     def module(self) -> str:
@@ -176,9 +164,8 @@ class Locator:
 
     def here(self) -> CodeLocation:
         """Find the innermost running line of the user's code, or of a module of an installed library."""
-        frame: FrameType | None = sys._getframe(1)
         inside = None
-        while frame is not None and not _calls_the_model(frame.f_code):
+        for frame in _frames_in_the_model():
             code, file = frame.f_code, frame.f_code.co_filename
             if inside is not None and code is _CALL_OF_MODULE:
                 break
@@ -187,9 +174,16 @@ class Locator:
                 if not is_installed(file):
                     return found
                 inside = found
-            frame = frame.f_back
         recorded: CodeLocation | None = getattr(self._model, "running_location", None)
         return inside or recorded or CodeLocation(module=self.module)
+
+
+def _frames_in_the_model() -> Iterator[FrameType]:
+    """List the running frames up to the call of the model or the loss, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not _calls_the_model(frame.f_code):
+        yield frame
+        frame = frame.f_back
 
 
 def _calls_the_model(code: CodeType) -> bool:

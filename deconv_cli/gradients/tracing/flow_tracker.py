@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from deconv_cli.gradients.nested_tensors import storage_key, tensors_in
+from deconv_cli.gradients.nested_tensors import NARROW, storage_key, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
@@ -35,8 +35,6 @@ from deconv_cli.gradients.tracing.operations import (
     label_of,
     reads_values,
 )
-
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +120,7 @@ class FlowTracker:
         flow, lost = self.flow_of(data), self.graph.parameters_of(data)
         if flow.sources:
             label, location = label_of("nn.Parameter"), self.locator.here()
-            self._detach(flow, Detachment("nn.Parameter", label, location, lost, n_elements=data.numel()))
+            self._detach(flow, Detachment("nn.Parameter", label, location, lost))
             self._keep(parameter, flow)
             self.trace.wrapped.append(parameter)
 
@@ -182,7 +180,7 @@ class FlowTracker:
         if self._find_origins and name not in FILLING:
             _record_origin(self.trace, tensors, outputs, operation)
         if name not in RANDOM and any(tensor.dtype is torch.float64 for tensor in tensors):
-            self.trace.casts += [location for output in outputs if output.dtype in _NARROW]
+            self.trace.casts += [location for output in outputs if output.dtype in NARROW]
         return result
 
     def _joined(self, tensors: Iterable[torch.Tensor]) -> tuple[Flow, int]:
@@ -238,7 +236,6 @@ class FlowTracker:
                 step.operation.location,
                 lost,
                 by_mode=by_mode,
-                n_elements=output.numel(),
                 is_hidden=bool(lost & step.hidden),
                 switch=self._switch if by_mode else None,
                 by_library=self._is_library_switch if is_switched else self.locator.runs_library(),
@@ -264,8 +261,8 @@ class FlowTracker:
         flow.merge(self.flow_of(tensor))
         if reachable and id(tensor) in self._past_autograd:
             # Other tensors of this memory get the values without a history.
-            label, location, n = label_of("data"), operation.location, tensor.numel()
-            self._detach(flow, Detachment("data", label, location, reachable, n_elements=n))
+            label, location = label_of("data"), operation.location
+            self._detach(flow, Detachment("data", label, location, reachable))
         self.count_write(tensor, operation.location)
         self.trace.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
         self.graph.record_new_nodes(tensor, operation.label, operation.location)

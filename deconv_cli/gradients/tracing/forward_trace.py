@@ -34,7 +34,6 @@ class Detachment:
         lost: parameters that it cuts off.
         by_mode: gradients are switched off around it (`no_grad`, `inference_mode`), on the line `switch` if known.
         by_library: an installed library detaches, and not the user's own code.
-        n_elements: of the detached tensor.
         reached: for a plain value, the parameters that autograd reaches from the tensor.
         before: indices of the detachments on the way to this one.
         is_hidden: a Function reads the parameters without having them among its arguments.
@@ -45,7 +44,6 @@ class Detachment:
     location: CodeLocation
     lost: int
     by_mode: bool = False
-    n_elements: int = 0
     reached: int = 0
     before: tuple[int, ...] = ()
     is_hidden: bool = False

@@ -30,9 +30,7 @@ def trace_forward(subject: Subject, *, find_origins: bool = False, keep_tensors:
     tracker = FlowTracker(subject, find_origins=find_origins, keep_tensors=keep_tensors)
     with (
         tracker.locator.following(),
-        replaced(_SingleLevelFunction, "apply", _traced_apply(tracker)),
-        replaced(nn.Parameter, "__new__", _traced_parameter(tracker)),
-        replaced(type(torch.autograd.Variable), "__call__", _traced_variable(tracker)),
+        observing_hidden_calls(functools.partial(_observe_hidden_call, tracker)),
         _FunctionMode(tracker),
     ):
         loss = subject.run()[1]
@@ -47,7 +45,6 @@ class _FunctionMode(TorchFunctionMode):
         self._tracker = tracker
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run one function."""
         keywords, tracker = kwargs or {}, self._tracker
         name = plain_name(func)
         if name in RANDOM and not tracker.suspended:
@@ -115,48 +112,65 @@ def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:  # noqa
         setattr(owner, name, original) if is_own else delattr(owner, name)
 
 
-def _traced_apply(tracker: FlowTracker) -> Any:  # noqa: ANN401  a class method
-    """See calls of hand-written Functions, also through an `apply` that was bound before."""
+@contextlib.contextmanager
+def observing_hidden_calls(observe: Callable[..., Any]) -> Iterator[None]:
+    """Hand calls that no mode of torch sees to `observe`: `apply` of any Function, `nn.Parameter` and `Variable`.
 
-    def traced(cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own signature
-        def call() -> Any:  # noqa: ANN401  whatever the Function gives
-            tracker.suspended += 1
-            try:
-                result = super(_SingleLevelFunction, cls).apply(*args, **kwargs)
-            finally:
-                tracker.suspended -= 1
-            if cls is CheckpointFunction:
-                tracker.count_checkpoint(result)
-            return result
+    `observe` takes the class, a name, the call, its positional arguments and its keywords. A hand-written Function is
+    seen even if its `apply` was bound before.
+    """
 
-        return call() if tracker.suspended else _observe_function(tracker, cls, args, call)
+    def apply(cls: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
+        call = super(_SingleLevelFunction, cls).apply
+        return observe(cls, f"{cls.__name__}.apply", call, args, keywords)
 
-    return classmethod(traced)
+    def observed(owner: type, attribute: str, name: str) -> contextlib.AbstractContextManager[None]:
+        make = getattr(owner, attribute)
 
+        def watched(cls: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
+            return observe(cls, name, functools.partial(make, cls), args, keywords)
 
-def _traced_parameter(tracker: FlowTracker) -> Callable[..., Any]:
-    """See tensors that are wrapped as a new parameter, which no mode of torch sees."""
-    original = nn.Parameter.__new__
+        return replaced(owner, attribute, watched)
 
-    def traced(cls: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own
-        made = original(cls, data, *args, **kwargs)
-        if isinstance(data, torch.Tensor) and not tracker.suspended:
-            tracker.follow_wrapping(data, made)
-        return made
-
-    return traced
+    with (
+        replaced(_SingleLevelFunction, "apply", classmethod(apply)),
+        observed(nn.Parameter, "__new__", "nn.Parameter"),
+        observed(type(torch.autograd.Variable), "__call__", "Variable"),
+    ):
+        yield
 
 
-def _traced_variable(tracker: FlowTracker) -> Callable[..., Any]:
-    """See calls of the constructor of `Variable`, which no mode of torch sees."""
-    original = type(torch.autograd.Variable).__call__
+def _observe_hidden_call(
+    tracker: FlowTracker,
+    cls: Any,  # noqa: ANN401
+    name: str,
+    call: Callable[..., Any],
+    args: Any,  # noqa: ANN401
+    keywords: dict[str, Any],
+) -> Any:  # noqa: ANN401  whatever the call gives
+    """Run a hand-written Function, or a constructor of a new leaf."""
+    run, inputs = functools.partial(call, *args, **keywords), tensors_in((args, keywords))
+    if name.endswith(".apply"):
+        run = functools.partial(_run_function, tracker, cls, run)
+        return run() if tracker.suspended else _observe_function(tracker, cls, args, run)
+    if tracker.suspended or not inputs:
+        return run()
+    if name == "Variable":
+        return tracker.observe(cls, name, inputs, run)
+    made = run()
+    tracker.follow_wrapping(inputs[0], made)
+    return made
 
-    def traced(cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own signature
-        call = functools.partial(original, cls, *args, **kwargs)
-        inputs = tensors_in(args)
-        return tracker.observe(cls, "Variable", inputs, call) if inputs and not tracker.suspended else call()
 
-    return traced
+def _run_function(tracker: FlowTracker, cls: type, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+    tracker.suspended += 1
+    try:
+        result = run()
+    finally:
+        tracker.suspended -= 1
+    if cls is CheckpointFunction:
+        tracker.count_checkpoint(result)
+    return result
 
 
 def _observe_function(tracker: FlowTracker, cls: Any, args: Any, call: Callable[[], Any]) -> Any:  # noqa: ANN401

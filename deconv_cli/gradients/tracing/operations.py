@@ -176,8 +176,7 @@ _DIFFERENCES = ("sub", "rsub", "__sub__", "__rsub__", "subtract")
 _OF_SIGNS = {"cosine_embedding_loss": 2, "margin_ranking_loss": 2, "hinge_embedding_loss": 1, "soft_margin_loss": 1}
 """Losses with targets of -1 and 1, and the index of the target among their arguments."""
 
-_SOFTMAX = ("softmax", "log_softmax")
-WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES, *_OF_SIGNS, *_SOFTMAX})
+WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES, *_OF_SIGNS})
 """Functions whose arguments are checked."""
 
 _VIEWS = ("View", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Select", "Reshape", "TBackward", "Slice")
@@ -190,10 +189,6 @@ _HALF_ROUNDING = 2e-2
 
 def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse | None:  # noqa: ANN401
     """Return the misuse of a watched function, None for a sound call."""
-    if name in _SOFTMAX:
-        axis = keywords.get("dim", arguments[1] if len(arguments) > 1 else None)
-        is_single = isinstance(axis, int) and arguments[0].ndim and arguments[0].shape[axis] == 1
-        return Misuse.ONE_CLASS if is_single else None
     if name in _OF_SIGNS:
         target = keywords["target"] if "target" in keywords else arguments[_OF_SIGNS[name]]
         return Misuse.NOT_SIGNS if bool((target == 0).any()) and bool(((target == 0) | (target == 1)).all()) else None

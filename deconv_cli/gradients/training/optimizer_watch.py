@@ -21,7 +21,6 @@ class OptimizerStep:
     """A step of an optimizer.
 
     Attributes:
-        held: ids of the weights that it holds.
         norm_after_backward, norm_at_step: of the gradients of these weights.
         n_given: how many of them had a gradient other than zero; the step changed `n_changed` of those.
         cleared_at: where gradients were cleared between backward and the step, None if they were not.
@@ -32,7 +31,6 @@ class OptimizerStep:
     optimizer: int
     name: str
     location: CodeLocation
-    held: frozenset[int]
     norm_after_backward: float
     norm_at_step: float
     n_given: int
@@ -45,70 +43,16 @@ class OptimizerStep:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error that ends a script after a checked pass, and where gradients were cleared since the last backward."""
+    """An error that ends a script after a checked pass."""
 
     location: CodeLocation
     kind: str
     message: str
-    cleared_at: CodeLocation | None = None
 
     @property
     def reads_missing_gradient(self) -> bool:
         """Whether the line reads a `.grad` that is None."""
         return "NoneType" in self.message and ".grad" in self.location.code
-
-
-@dataclass
-class TrainingEvents:
-    """What happens from the first checked backward pass on; weights and optimizers are keyed by their ids.
-
-    Attributes:
-        n_skipped: steps that a gradient scaler skipped.
-        reached: weights to which any backward pass gave a gradient.
-        moved_by_hand: weights changed without a step of an optimizer.
-        accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
-        adds_squares: where the script adds up squared gradients, as for a Fisher matrix.
-        given: weights that had a gradient other than zero at a step of an optimizer that holds them.
-        backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
-        is_cut_short: the watch stopped before the first step.
-    """
-
-    steps: list[OptimizerStep] = field(default_factory=list)
-    held: dict[int, frozenset[int]] = field(default_factory=dict)
-    n_backward: int = 0
-    n_skipped: int = 0
-    reached: set[int] = field(default_factory=set)
-    moved_by_hand: bool = False
-    accumulated_by_hand: CodeLocation | None = None
-    failure: Failure | None = None
-    adds_squares: CodeLocation | None = None
-    given: set[int] = field(default_factory=set)
-    backward_before: dict[int, CodeLocation] = field(default_factory=dict)
-    is_cut_short: bool = False
-
-    @property
-    def first_steps(self) -> list[OptimizerStep]:
-        """The first step of each optimizer."""
-        return list({step.optimizer: step for step in reversed(self.steps)}.values())[::-1]
-
-    def is_starved(self, key: int) -> bool:
-        """Return whether a weight never had a gradient when an optimizer that holds it took a step."""
-        return key in self.backward_before and key not in self.given
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingEvidence:
-    """The report on the checked passes, their trainable weights by name, and the events after them."""
-
-    report: GradientReport
-    weights: Mapping[str, torch.Tensor]
-    events: TrainingEvents
-
-    @property
-    def with_gradient(self) -> dict[str, torch.Tensor]:
-        """The weights to which a pass gives a gradient other than zero."""
-        given = {finding.name for finding in self.report.parameters if finding.gradient_norm}
-        return {name: weight for name, weight in self.weights.items() if name in given}
 
 
 def weights_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -134,20 +78,46 @@ def fingerprint(weight: torch.Tensor) -> tuple[float, float]:
     return float(values.sum()), float((values.reshape(-1) * signs).sum())
 
 
+@dataclass(eq=False)
 class OptimizerWatch:
-    """Collects `events` from the first checked backward pass on."""
+    """Collects what happens from the first checked backward pass on; weights and optimizers are keyed by their ids.
 
-    def __init__(self) -> None:
-        self.events = TrainingEvents()
-        self.cleared_at: CodeLocation | None = None
-        self.last_backward = CodeLocation()
-        self._weights: list[torch.Tensor] = []
-        self._first: list[tuple[float, float]] = []
-        self._norms: dict[int, float] = {}
-        self._scale = 1.0  # of the gradients after backward
-        self._before: dict[int, dict[int, tuple[float, float]]] = {}
-        self._used: dict[int, torch.optim.Optimizer] = {}
-        self._known: dict[int, torch.optim.Optimizer] = {}
+    Attributes:
+        held: the weights of each optimizer that has taken a step or holds a checked weight.
+        reached: weights to which any backward pass gave a gradient.
+        moved_by_hand: weights changed without a step of an optimizer.
+        accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
+        cleared_at: where gradients were cleared since the last backward pass.
+        last_backward: the line of the last backward pass.
+        backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
+        n_scaled: steps of a gradient scaler, which skips them while the scaled gradients overflow.
+        is_cut_short: the watch stopped before the first step.
+    """
+
+    steps: list[OptimizerStep] = field(default_factory=list)
+    held: dict[int, frozenset[int]] = field(default_factory=dict)
+    n_backward: int = 0
+    reached: set[int] = field(default_factory=set)
+    moved_by_hand: bool = False
+    accumulated_by_hand: CodeLocation | None = None
+    failure: Failure | None = None
+    cleared_at: CodeLocation | None = None
+    last_backward: CodeLocation = field(default_factory=CodeLocation)
+    backward_before: dict[int, CodeLocation] = field(default_factory=dict)
+    n_scaled: int = 0
+    is_cut_short: bool = False
+    _weights: list[torch.Tensor] = field(default_factory=list)
+    _first: list[tuple[float, float]] = field(default_factory=list)
+    _norms: dict[int, float] = field(default_factory=dict)
+    _scale: float = 1.0  # of the gradients after backward
+    _before: dict[int, dict[int, tuple[float, float]]] = field(default_factory=dict)
+    _used: dict[int, torch.optim.Optimizer] = field(default_factory=dict)
+    _known: dict[int, torch.optim.Optimizer] = field(default_factory=dict)
+
+    @property
+    def first_steps(self) -> list[OptimizerStep]:
+        """The first step of each optimizer."""
+        return list({step.optimizer: step for step in reversed(self.steps)}.values())[::-1]
 
     def watch(self, weights: list[torch.Tensor]) -> None:
         """Add the weights of a checked pass."""
@@ -167,36 +137,34 @@ class OptimizerWatch:
 
         The steps may be those of another optimizer of the same weights, which a library wraps.
         """
-        taken, held = Counter(step.optimizer for step in self.events.steps), self.events.held
+        taken, held = Counter(step.optimizer for step in self.steps), self.held
         stepped = frozenset().union(*(held[key] for key, n_steps in taken.items() if n_steps > 1))
         have_stepped = bool(taken) and all(weights <= stepped for weights in held.values())
-        return have_stepped or (self.events.moved_by_hand and self.events.n_backward > 2)
+        return have_stepped or (self.moved_by_hand and self.n_backward > 2)
 
     def before_backward(self, location: CodeLocation) -> None:
         """Note whether gradients that a step has used are still there."""
-        self.events.n_backward += 1
+        self.n_backward += 1
         self._used = {key: found for key, found in self._used.items() if gradient_norm(weights_of(found))}
-        if not self.events.steps and any(fingerprint(w) != p for w, p in zip(self._weights, self._first, strict=True)):
-            self.events.moved_by_hand = True
-            if gradient_norm(self._weights) and self.events.accumulated_by_hand is None:
-                self.events.accumulated_by_hand = location
+        if not self.steps and any(fingerprint(w) != p for w, p in zip(self._weights, self._first, strict=True)):
+            self.moved_by_hand = True
+            if gradient_norm(self._weights) and self.accumulated_by_hand is None:
+                self.accumulated_by_hand = location
 
     def after_backward(self) -> None:
         """Measure the gradients after backward."""
         weights = {id(w): w for w in self._weights}
         weights |= {id(w): w for optimizer in self._known.values() for w in weights_of(optimizer)}
         self._norms = {key: gradient_norm([weight]) for key, weight in weights.items()}
-        self.events.reached |= {key for key, norm in self._norms.items() if norm}
+        self.reached |= {key for key, norm in self._norms.items() if norm}
         self.cleared_at = None
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember the weights."""
         given = [weight for weight in weights_of(optimizer) if gradient_norm([weight])]
         self._before[id(optimizer)] = {id(weight): fingerprint(weight) for weight in given}
-        if self._weights:
-            self.events.given |= {id(weight) for weight in given}
-            for weight in weights_of(optimizer):
-                self.events.backward_before.setdefault(id(weight), self.last_backward)
+        for weight in weights_of(optimizer) if self._weights else ():
+            self.backward_before.setdefault(id(weight), self.last_backward)
 
     def after_step(self, optimizer: torch.optim.Optimizer, location: CodeLocation) -> None:
         """Note a step."""
@@ -205,12 +173,11 @@ class OptimizerWatch:
             return
         weights = weights_of(optimizer)
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
-        self.events.steps.append(
+        self.steps.append(
             OptimizerStep(
                 optimizer=id(optimizer),
                 name=type(optimizer).__name__,
                 location=location,
-                held=frozenset(id(weight) for weight in weights),
                 norm_after_backward=math.hypot(*(self._norms.get(id(weight), 0.0) for weight in weights)) / self._scale,
                 norm_at_step=gradient_norm(weights),
                 n_given=len(before),
@@ -218,15 +185,14 @@ class OptimizerWatch:
                 learning_rate=max(rates, default=None),
                 cleared_at=self.cleared_at,
                 is_fresh=id(optimizer) not in self._used,
-                n_backward=self.events.n_backward,
+                n_backward=self.n_backward,
             )
         )
         self._used[id(optimizer)] = self._known[id(optimizer)] = optimizer
         self._note_held()
 
     def _note_held(self) -> None:
-        """Note the weights of each optimizer that has taken a step or holds a checked weight."""
-        self.events.held = {key: frozenset(map(id, weights_of(found))) for key, found in self._known.items()}
+        self.held = {key: frozenset(map(id, weights_of(found))) for key, found in self._known.items()}
 
     def watched_clearing(self, clear: Callable[..., None]) -> Callable[..., None]:
         """Watch a function that clears gradients."""
@@ -238,14 +204,28 @@ class OptimizerWatch:
         return watched
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Watch whether a gradient scaler skips a step, and by what it multiplied the gradients."""
+        """Count the steps of a gradient scaler, which skips some, and note its factor."""
 
         def watched(scaler: Any, optimizer: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-            n_steps = len(self.events.steps)
+            self.n_scaled += bool(self._weights)
             self._scale = float(scaler.get_scale())
             result = step(scaler, optimizer, *args, **keywords)
             self._scale = 1.0
-            self.events.n_skipped += bool(self._weights) and len(self.events.steps) == n_steps
             return result
 
         return watched
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingEvidence:
+    """The report on the checked passes, their trainable weights by name, and the events after them."""
+
+    report: GradientReport
+    weights: Mapping[str, torch.Tensor]
+    events: OptimizerWatch
+
+    @property
+    def with_gradient(self) -> dict[str, torch.Tensor]:
+        """The weights to which a pass gives a gradient other than zero."""
+        given = {finding.name for finding in self.report.parameters if finding.gradient_norm}
+        return {name: weight for name, weight in self.weights.items() if name in given}

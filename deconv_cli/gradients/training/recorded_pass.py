@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.nested_tensors import storage_key
-from deconv_cli.gradients.rules.unused import hidden_weights
+from deconv_cli.gradients.rules.usage import hidden_weights
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.code_location import CodeLocation, is_installed, is_user_code
 from deconv_cli.gradients.training.optimizer_watch import living_optimizers, weights_of

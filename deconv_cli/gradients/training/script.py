@@ -17,9 +17,9 @@ import torch
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET
 from deconv_cli.gradients.findings import WITHOUT_GRADIENT, Cause, GradientReport, ParameterFinding, Verdict, first_line
-from deconv_cli.gradients.rules import find_in_training
+from deconv_cli.gradients.rules import TRAINING_RULES, find_all
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
-from deconv_cli.gradients.training.optimizer_watch import TrainingEvents, TrainingEvidence
+from deconv_cli.gradients.training.optimizer_watch import TrainingEvidence
 from deconv_cli.gradients.training.training_watch import CheckedPass, EnoughSeenError, TrainingWatch
 from deconv_cli.vocabulary import counted
 
@@ -111,22 +111,8 @@ def _code_cells(path: Path) -> list[str]:
     return ["\n".join("" if line.startswith(_MAGIC) else line for line in source.split("\n")) for source in sources]
 
 
-class WatchedTraining:
-    """Holds the `report` after the block; it prints as text, and as a table in a notebook."""
-
-    def __init__(self) -> None:
-        self.report: GradientReport | None = None
-
-    def __str__(self) -> str:
-        """Write the report."""
-        return "nothing was checked yet" if self.report is None else str(self.report)
-
-    def _repr_html_(self) -> str:
-        return str(self) if self.report is None else self.report._repr_html_()
-
-
 @contextmanager
-def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterator[WatchedTraining]:
+def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterator[TrainingWatch]:
     """Check the gradients and the optimizers of the training inside of the block.
 
     The first call of `loss.backward()` on each line is checked; the code then continues as if nothing had happened::
@@ -144,19 +130,13 @@ def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterato
     Raises:
         UsageError: the code never reaches that pass, or the pass cannot be run again.
     """
-    watched = WatchedTraining()
     watch = TrainingWatch(step=step, budget=budget)
     with watch:
-        yield watched
-    watched.report = report_training(watch)
+        yield watch
+    watch.report = report_training(watch)
 
 
 _ON_PURPOSE = ("no_grad", ".detach()")
-_SQUARES = (
-    "squared gradients are added up at {}; for a Fisher matrix, square the gradient of each sample separately: "
-    "`deconv fisher` does so, and also shows the square of a batch's mean"
-)
-
 _COMPARED = (Verdict.VANISHING, Verdict.EXPLODING)
 
 
@@ -166,7 +146,7 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     Raises:
         UsageError: the code never reached the pass to check.
     """
-    events, n_backward = watch.events, watch.n_backward
+    events, n_backward = watch.optimizers, watch.n_backward
     if not n_backward:
         raise UsageError(
             "the code never calls backward(), so there is no gradient to check; call loss.backward() in the training "
@@ -175,23 +155,22 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     if not watch.passes:
         calls = f"{'was' if n_backward == 1 else 'were'} only {counted(n_backward, 'call')}"
         raise UsageError(f"there {calls} of backward(), so none was checked; choose an earlier one by its number.")
-    report, weights = _joined(watch.passes, events)
+    report, weights = _joined(watch.passes, watch.optimizers.backward_before)
     evidence = TrainingEvidence(report, weights, events)
-    notes, not_checked = list(report.notes), [*report.not_checked, *watch.unchecked]
-    if events.adds_squares:
-        notes.append(_SQUARES.format(events.adds_squares))
+    not_checked = [*report.not_checked, *watch.unchecked]
     if events.is_cut_short:
         not_checked.append(f"the optimizers, which made no step in {counted(events.n_backward, 'call')} of backward()")
     return replace(
         report,
         parameters=tuple(_of_another_loss(finding, evidence) for finding in report.parameters),
-        general=(*report.general, *find_in_training(evidence)),
-        notes=tuple(notes),
+        general=(*report.general, *find_all(TRAINING_RULES, evidence)),
         not_checked=tuple(not_checked),
     )
 
 
-def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[GradientReport, dict[str, torch.Tensor]]:
+def _joined(
+    passes: Sequence[CheckedPass], own_lines: dict[int, CodeLocation]
+) -> tuple[GradientReport, dict[str, torch.Tensor]]:
     """Join the reports of several passes: each weight keeps the finding of the loss that trains it.
 
     Returns:
@@ -210,7 +189,7 @@ def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[Grad
     lines = ", ".join(str(checked.location) for checked in passes)
     joined = replace(
         reports[0],
-        parameters=tuple(_of_own_loss(several, key, events) for key, several in found.items()),
+        parameters=tuple(_of_own_loss(several, own_lines.get(key)) for key, several in found.items()),
         general=tuple(general.values()),
         notes=(f"the losses of {len(passes)} lines were checked: {lines}", *_all(report.notes for report in reports)),
         not_checked=_all(report.not_checked for report in reports),
@@ -221,15 +200,9 @@ def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[Grad
     return joined, {names[id(weight)]: weight for weight in trainable}
 
 
-def _of_own_loss(
-    several: list[tuple[ParameterFinding, CodeLocation]], key: int, events: TrainingEvents
-) -> ParameterFinding:
-    """Choose among the findings of several losses, each with its line, that of the loss that trains a weight.
-
-    For a weight without a gradient at every step of its optimizer, that is the last loss before the step.
-    """
-    own = [finding for finding, location in several if location == events.backward_before.get(key)]
-    return min(own if own and events.is_starved(key) else [finding for finding, _ in several], key=_rank)
+def _of_own_loss(several: list[tuple[ParameterFinding, CodeLocation]], own: CodeLocation | None) -> ParameterFinding:
+    """Choose the finding of the loss that trains a weight; of equal ones that of its own loss, before its step."""
+    return min(several, key=lambda found: (_rank(found[0]), found[1] != own))[0]
 
 
 def _rank(finding: ParameterFinding) -> int:
@@ -244,7 +217,6 @@ def _rank(finding: ParameterFinding) -> int:
 
 
 def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    """Keep each sentence once."""
     return tuple(dict.fromkeys(sentence for several in sentences for sentence in several))
 
 
@@ -253,8 +225,6 @@ def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> P
     if finding.verdict not in (*WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
         return finding  # a partial gradient does not come from another pass
     key, events = id(evidence.weights[finding.name]), evidence.events
-    if events.is_starved(key):
-        return finding
     stepping = {step.optimizer for step in events.first_steps}
     holding = {optimizer for optimizer, held in events.held.items() if key in held}
     if key in events.reached or (finding.verdict != Verdict.ZERO and stepping and holding - stepping):
@@ -272,14 +242,9 @@ def _of_no_optimizer(finding: ParameterFinding) -> ParameterFinding:
     is_detached = finding.verdict == Verdict.DETACHED
     if is_detached and not (finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)):
         return finding
-    why = "no optimizer holds this weight, {}so it is not trained, as in a target network."
+    reason = "no optimizer holds this weight, so it is not trained, as in a target network."
     suggestion = "nothing, if it is intended; requires_grad_(False) makes it explicit"
     causes = tuple(
-        replace(
-            cause,
-            why=why.format("and gradients end here, ") if is_detached else f"{cause.why.rstrip('.')}; {why.format('')}",
-            suggestion=suggestion,
-        )
-        for cause in finding.causes
+        replace(cause, why=f"{cause.why.rstrip('.')}; {reason}", suggestion=suggestion) for cause in finding.causes
     )
     return replace(finding, verdict=Verdict.PARTLY_DETACHED if is_detached else Verdict.NOT_REACHED, causes=causes)

@@ -24,14 +24,12 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.operations import (
     MADE_OF_VALUES,
     OUTSIDE_USES,
-    PAST_AUTOGRAD,
     plain_name,
     reads_values,
 )
 
 _MAX_NUMBERS = 64
 _DEVICES = ("cpu", "cuda")
-_SQUARES = ("pow", "square", "mul")
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,6 @@ class Tape(TorchFunctionMode):
         modules: ids of the running modules.
         last_use: the last line that read each leaf while gradients were on.
         made_of_values: the order in which tensors were made of plain numbers or arrays.
-        adds_squares: the line that adds up squared gradients, as for a Fisher matrix.
         numbers: recent operations at which a tensor became a plain number.
         first_values: copies of memory before a recorded operation wrote to it, by the key of its storage.
     """
@@ -107,8 +104,6 @@ class Tape(TorchFunctionMode):
         self._known = WeakIdKeyDictionary()
         self._weights: dict[int, StorageWeakRef] = {}
         self.made_of_values = WeakIdKeyDictionary()
-        self._gradients = WeakIdKeyDictionary()
-        self.adds_squares: CodeLocation | None = None
         self._writers: dict[int, tuple[StorageWeakRef, list[Entry]]] = {}
         self._count = 0
         self._locator = Locator(nn.Module())
@@ -116,7 +111,6 @@ class Tape(TorchFunctionMode):
         self._is_library_switch = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run one function."""
         keywords, name = kwargs or {}, plain_name(func)
         if name == "_set_grad_enabled":
             self._is_library_switch = self._is_library_switch if self._switch else self._locator.runs_library()
@@ -142,8 +136,8 @@ class Tape(TorchFunctionMode):
         is_of_weights = is_writing and (not torch.is_grad_enabled() or self._is_memory_of_weight(written))
         if is_of_weights or not self._matters(name, function, tensors):
             result = function(*args, **keywords)
-            if isinstance(result, torch.Tensor):
-                self._note_kind(result, name, tensors)
+            if isinstance(result, torch.Tensor) and name in MADE_OF_VALUES:
+                self.made_of_values[result] = self._count
             return result
         if isinstance(written, torch.Tensor):
             self._keep_first_values(written)
@@ -160,24 +154,6 @@ class Tape(TorchFunctionMode):
             return tensor is not None
         storage = None if tensor.requires_grad else self._weights.get(storage_key(tensor))
         return storage is not None and not storage.expired()
-
-    def _note_kind(self, result: torch.Tensor, name: str, inputs: list[torch.Tensor]) -> None:
-        """Note tensors made of plain numbers or arrays, and the line that adds up squared gradients."""
-        bare = name.strip("_")
-        if name in MADE_OF_VALUES:
-            self.made_of_values[result] = self._count
-        elif name == "grad" and not self._locator.runs_library():
-            self._gradients[result] = 1
-        elif not len(self._gradients):
-            return
-        elif name in PAST_AUTOGRAD and inputs[0] in self._gradients:
-            self._gradients[result] = 1
-        elif bare in _SQUARES and all(own in self._gradients for own in inputs):
-            self._gradients[result] = 2
-        elif any(self._gradients.get(own) == 2 for own in inputs) and inputs[-1].shape == result.shape:
-            self._gradients[result] = 2
-            if bare in ("add", "iadd"):
-                self.adds_squares = self.adds_squares or self._locator.here()
 
     def entry_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
         """Find the operation that made a tensor."""

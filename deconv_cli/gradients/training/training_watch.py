@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import _SingleLevelFunction
 from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 
@@ -21,8 +19,8 @@ from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
-from deconv_cli.gradients.tracing.interception import replaced
-from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch, TrainingEvents
+from deconv_cli.gradients.tracing.interception import observing_hidden_calls, replaced
+from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
 
@@ -62,7 +60,8 @@ class TrainingWatch:
     It also checks later passes that other lines call, usually for the loss of another network.
 
     With `is_ending` it ends the code by an `EnoughSeenError` once it is complete. The other arguments are those of
-    `check_script`. `unchecked` holds sentences on passes that could not be checked.
+    `check_script`. `unchecked` holds sentences on passes that could not be checked. It prints as its `report`, which
+    `watch_gradients` sets after the block.
     """
 
     def __init__(
@@ -73,6 +72,7 @@ class TrainingWatch:
         on_progress: Callable[[str], None] = lambda _sentence: None,
         is_ending: bool = False,
     ) -> None:
+        self.report: GradientReport | None = None
         self.passes: list[CheckedPass] = []
         self.unchecked: list[str] = []
         self.n_backward = 0
@@ -84,29 +84,25 @@ class TrainingWatch:
         self._tape = Tape()
         self._stack = contextlib.ExitStack()
         self._called: dict[int, nn.Module] = {}
-        self._optimizers = OptimizerWatch()
+        self.optimizers = OptimizerWatch()
         self._checked_at = 0.0
-
-    @property
-    def events(self) -> TrainingEvents:
-        """The events since the first checked pass."""
-        self._optimizers.events.adds_squares = self._tape.adds_squares
-        return self._optimizers.events
 
     def note_failure(self, error: Exception) -> None:
         """Note the error that ends the script."""
-        location, cleared_at = location_of_error(error) or CodeLocation(), self._optimizers.cleared_at
-        self.events.failure = Failure(location, type(error).__name__, first_line(error), cleared_at)
+        location = location_of_error(error) or CodeLocation()
+        self.optimizers.failure = Failure(location, type(error).__name__, first_line(error))
+
+    def __repr__(self) -> str:
+        return "nothing was checked yet" if self.report is None else repr(self.report)
 
     def __enter__(self) -> TrainingWatch:
-        """Start watching."""
         self._replace(torch.autograd, "backward", self._watched_backward)
-        self._replace(torch.optim.Optimizer, "zero_grad", self._optimizers.watched_clearing)
-        self._replace(nn.Module, "zero_grad", self._optimizers.watched_clearing)
-        self._replace(nn.Parameter, "__new__", self._watched_parameter)
-        self._replace(type(torch.autograd.Variable), "__call__", self._watched_variable)
-        self._replace(torch, "from_numpy", self._watched_array)
-        self._replace(torch.amp.GradScaler, "step", self._optimizers.watched_scaler)
+        self._replace(torch.optim.Optimizer, "zero_grad", self.optimizers.watched_clearing)
+        self._replace(nn.Module, "zero_grad", self.optimizers.watched_clearing)
+        self._replace(
+            torch, "from_numpy", lambda make: lambda array: self._tape.record(make, "from_numpy", (array,), {})
+        )
+        self._replace(torch.amp.GradScaler, "step", self.optimizers.watched_scaler)
         for handle in (
             module_hooks.register_module_forward_pre_hook(self._enter_module),
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
@@ -114,7 +110,7 @@ class TrainingWatch:
             optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
         ):
             self._stack.callback(handle.remove)
-        self._stack.enter_context(replaced(_SingleLevelFunction, "apply", classmethod(self._recorded_apply)))
+        self._stack.enter_context(observing_hidden_calls(self._record_hidden_call))
         self._stack.enter_context(torch.compiler.set_stance("force_eager"))
         self._stack.enter_context(self._tape)
         return self
@@ -122,7 +118,6 @@ class TrainingWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop watching."""
         self._stack.close()
 
     def _replace(self, owner: Any, name: str, watched: Callable[[Any], Any]) -> None:  # noqa: ANN401
@@ -137,43 +132,28 @@ class TrainingWatch:
         if self._tape.modules:
             self._tape.modules.pop()
 
-    def _recorded_apply(self, cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own signature
-        def call(*arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  whatever the Function takes and gives
-            with self._not_recording():
-                return super(_SingleLevelFunction, cls).apply(*arguments, **keywords)  # type: ignore[misc]
+    def _record_hidden_call(
+        self,
+        cls: Any,  # noqa: ANN401
+        name: str,
+        call: Callable[..., Any],
+        args: Any,  # noqa: ANN401
+        keywords: dict[str, Any],
+    ) -> Any:  # noqa: ANN401  whatever the call gives
+        """Record a hand-written Function, or a constructor of a new leaf."""
+        later: Callable[..., Any] = torch.autograd.Variable if name == "Variable" else nn.Parameter
+        if name.endswith(".apply"):
+            call = self._not_recording()(call)
 
-        if self._tape.suspended:
-            return call(*args, **kwargs)
-        # A later run looks `apply` up again, which the check replaces.
-        return self._tape.record(call, f"{cls.__name__}.apply", args, kwargs, lambda *a, **k: cls.apply(*a, **k))
+            def later(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401  whatever the Function takes and gives
+                return cls.apply(*arguments, **named)  # looked up again, since the check replaces it
 
-    def _watched_parameter(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(cls: Any, data: Any = None, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own
+        elif name == "nn.Parameter":
+            data = args[0] if args else keywords.get("data")
             is_wrapped = isinstance(data, torch.Tensor) and data.grad_fn is not None
-            is_made_here = is_wrapped and (self._tape.modules or data.numel() == 1)
-            if not is_made_here or self._tape.suspended:
-                return make(cls, data, *args, **keywords)
-            return self._tape.record(
-                functools.partial(make, cls), "nn.Parameter", (data, *args), keywords, nn.Parameter
-            )
-
-        return watched
-
-    def _watched_variable(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(cls: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own
-            call = functools.partial(make, cls)
-            if self._tape.suspended:
+            if not is_wrapped or not (self._tape.modules or data.numel() == 1):  # type: ignore[union-attr]
                 return call(*args, **keywords)
-            return self._tape.record(call, "Variable", args, keywords, torch.autograd.Variable)
-
-        return watched
-
-    def _watched_array(self, make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def watched(array: Any) -> torch.Tensor:  # noqa: ANN401  a NumPy array
-            made: torch.Tensor = self._tape.record(make, "from_numpy", (array,), {})
-            return made
-
-        return watched
+        return call(*args, **keywords) if self._tape.suspended else self._tape.record(call, name, args, keywords, later)
 
     @contextlib.contextmanager
     def _not_recording(self) -> Iterator[None]:
@@ -192,14 +172,14 @@ class TrainingWatch:
             with self._not_recording():
                 backward(tensors, grad_tensors, *args, **keywords)
                 if self.passes:
-                    self._optimizers.after_backward()
+                    self.optimizers.after_backward()
 
         return watched
 
     def _before_backward(self, tensors: Any, weights: Any) -> None:  # noqa: ANN401  torch's own signature
         self.n_backward += 1
         location = _calling_line()
-        self._optimizers.last_backward = location
+        self.optimizers.last_backward = location
         line = location.file, location.line
         if self.n_backward == self._step or (self.passes and line not in self._lines):
             self._lines.add(line)
@@ -207,7 +187,7 @@ class TrainingWatch:
                 self._take_over(self._as_loss(tensors, weights), location)
         if self.passes:
             with self._not_recording():
-                self._optimizers.before_backward(running_line())
+                self.optimizers.before_backward(running_line())
             self._end_if_seen()
         self._tape.forget()
 
@@ -227,7 +207,7 @@ class TrainingWatch:
                     raise
                 self.unchecked.append(f"the backward pass at {location}: {str(error).rstrip('.')}")
                 return
-            self._optimizers.watch(list(subject.trainable.values()))
+            self.optimizers.watch(list(subject.trainable.values()))
             self.passes.append(CheckedPass(location, subject, report))
             self._checked_at = time.monotonic()
 
@@ -243,31 +223,31 @@ class TrainingWatch:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, _args: object, _keywords: object) -> None:
         with self._not_recording():
-            self._optimizers.before_step(optimizer)
+            self.optimizers.before_step(optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: object, _keywords: object) -> None:
         with self._not_recording():
-            self._optimizers.after_step(optimizer, running_line())
+            self.optimizers.after_step(optimizer, running_line())
         self._end_if_seen()
 
     def _end_if_seen(self) -> None:
         if not self._is_ending or not self.passes:
             return
-        n_awaited = _MAX_BACKWARD if self.events.moved_by_hand else _MAX_WITHOUT_STEP
-        if self.events.steps:
-            n_awaited = max(_MAX_BACKWARD, 2 * self.events.steps[0].n_backward)
-        is_late = self.events.n_backward > n_awaited
+        n_awaited = _MAX_BACKWARD if self.optimizers.moved_by_hand else _MAX_WITHOUT_STEP
+        if self.optimizers.steps:
+            n_awaited = max(_MAX_BACKWARD, 2 * self.optimizers.steps[0].n_backward)
+        is_late = self.optimizers.n_backward > n_awaited
         is_waiting = self._is_waiting_for_gradients() and time.monotonic() - self._checked_at < _MAX_EXTRA_S
-        if is_late or (self._optimizers.has_seen_enough and not is_waiting):
+        if is_late or (self.optimizers.has_seen_enough and not is_waiting):
             raise EnoughSeenError
-        if not self.events.steps and time.monotonic() - self._checked_at > _MAX_WAIT_S:
-            self.events.is_cut_short = True
+        if not self.optimizers.steps and time.monotonic() - self._checked_at > _MAX_WAIT_S:
+            self.optimizers.is_cut_short = True
             raise EnoughSeenError
 
     def _is_waiting_for_gradients(self) -> bool:
         """Return whether a later pass may still use a weight that the checked pass does not use."""
-        held = frozenset().union(*self.events.held.values())
-        waited_for = held - self.events.reached
+        held = frozenset().union(*self.optimizers.held.values())
+        waited_for = held - self.optimizers.reached
         return any(
             found.verdict in (Verdict.UNUSED, Verdict.NOT_LOSS)
             and id(checked.subject.parameters[found.name]) in waited_for
