@@ -50,6 +50,8 @@ PART_LEFT = 1 / 3
 MAX_PLAIN_ITERATIONS = 400
 # Measured for layers of trained networks and of random weights: 15 to 200 iterations.
 N_ITERATIONS_OF_LAYERS = 100
+# With as many outputs as pixels they run out where the layer almost loses pixels: phases or a small matrix come first.
+N_ITERATIONS_OF_SQUARE_LAYERS = 1e5
 # Operations that an iteration takes beyond its products, however small a layer is, and images that are alive at once.
 OPERATIONS_PER_ITERATION = 4 * CALL_OPERATIONS
 N_IMAGES_OF_LAYERS = 12
@@ -98,13 +100,11 @@ ITERATIVE = IterativeSolver()
 
 
 def _cost_of_layer(layer: LayerConvolution) -> Cost:
-    """Count the products of the layer and its transpose in each iteration, and a few images.
-
-    A layer that differs by its groups alone is left to method phases, whose iterations have a preconditioner.
-    """
+    """Count the products of the layer and its transpose in each iteration, and a few images."""
     n_inputs, n_outputs = math.prod(layer.input_shape), math.prod(layer.output_shape)
     n_products = 2 * (n_inputs if layer.options.transposed else n_outputs) * layer.kernel[0].numel()
-    n_iterations = N_ITERATIONS_OF_LAYERS if layer.moves_pixels else math.inf
+    n_coarse, n_fine = layer.plain_taps(layer.kernel).shape[1:3]
+    n_iterations = N_ITERATIONS_OF_SQUARE_LAYERS if n_coarse == n_fine else N_ITERATIONS_OF_LAYERS
     n_operations = n_iterations * (n_products + OPERATIONS_PER_ITERATION)
     return Cost(n_operations, 0, N_IMAGES_OF_LAYERS * layer.kernel.itemsize * (n_inputs + n_outputs))
 
