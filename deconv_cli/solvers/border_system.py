@@ -107,7 +107,7 @@ class BorderSystem:
             assert inputs is not None
             return self._inputs.multiply(inputs)
         estimate = self._estimate.multiply(outputs)
-        return estimate if inputs is None else estimate.add_(self._inputs.multiply(inputs))
+        return estimate if inputs is None else self._inputs.add_product(estimate, inputs)
 
     def defect(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
         """Compute the spectrum of M·outputs − Pᴴ·inputs."""
@@ -115,7 +115,7 @@ class BorderSystem:
             assert inputs is not None
             return -self._estimate.multiply(inputs, adjoint=True)
         defect = self._outputs.multiply(outputs)
-        return defect if inputs is None else defect.sub_(self._estimate.multiply(inputs, adjoint=True))
+        return defect if inputs is None else self._estimate.add_product(defect, inputs, adjoint=True, sign=-1.0)
 
     def read(self, outputs: Tensor | None, inputs: Tensor | None) -> tuple[Part, Part]:
         """Evaluate the system's left-hand side in both bands, for spectra of right-hand sides."""
