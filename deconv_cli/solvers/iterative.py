@@ -30,7 +30,8 @@ from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status,
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP, StripSystem, krylov_basis
 
-# Room around the image on the preconditioner's torus, so that opposite edges do not influence each other.
+# Room around the image on the preconditioner's torus, so that opposite edges do not influence each other; at most as much
+# as the image.
 TORUS_MARGIN = 16
 # By how much an answer for λ = 0 may change when it is found again from its own output.
 MAX_CHANGE = 1e-3
@@ -250,7 +251,7 @@ class TorusPreconditioner(RestoringPreconditioner):
         taps = operator.kernel
         geometry = operator.geometry
         sizes = zip(geometry.extended_size, geometry.kernel_size, strict=True)
-        roomy = tuple(next_fast_size(n + max(k, TORUS_MARGIN)) for n, k in sizes)
+        roomy = tuple(next_fast_size(n + max(k, min(TORUS_MARGIN, n))) for n, k in sizes)
         self._wraps = operator.boundary.wraps_beside_edges(len(roomy))
         lengths = zip(roomy, geometry.image_size, self._wraps, strict=True)
         torus = tuple(n if is_wrapped else room for room, n, is_wrapped in lengths)
