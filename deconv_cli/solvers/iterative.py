@@ -30,8 +30,8 @@ from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status,
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP, StripSystem, krylov_basis
 
-# Room around the image on the preconditioner's torus, so that opposite edges do not influence each other; at most as much
-# as the image.
+# Room around the image on the preconditioner's torus, so that opposite edges do not influence each other. It is at most
+# as wide as the image.
 TORUS_MARGIN = 16
 # By how much an answer for λ = 0 may change when it is found again from its own output.
 MAX_CHANGE = 1e-3
