@@ -83,6 +83,13 @@ class FrequencyBlocks:
         multiply = multiply_lines_adjoint if adjoint else multiply_lines
         return multiply(self._blocks, spectrum.flatten(-len(self._plane))).unflatten(-1, self._plane)
 
+    def add_product(self, total: Tensor, spectrum: Tensor, *, adjoint: bool = False, sign: float = 1.0) -> Tensor:
+        """Add the product, times a sign, to `total` in place."""
+        if self._planes is None or self._planes.shape[:2] != (1, 1):
+            return total.add_(self.multiply(spectrum, adjoint=adjoint), alpha=sign)
+        plane = self._planes[0, 0]
+        return total.addcmul_(spectrum, plane.conj() if adjoint else plane, value=sign)
+
     def multiply_once(self, spectrum: Tensor, *, adjoint: bool = False) -> Tensor:
         """Multiply a spectrum that is not used any more, in its place unless a derivative is taken."""
         planes = self._planes

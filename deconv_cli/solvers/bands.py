@@ -90,20 +90,25 @@ class BandGroup:
             weights[-1] = 1.0
         self._across_weighted = (self._across * weights).T.contiguous()
 
-    def spectrum(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        """Place a vector on the torus and transform it: complex, shape `(*batch, C, N1, N2 // 2 + 1)`.
+    def factors(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Place a vector on the torus and transform it; `None` means zeros. It is the transpose of `read`.
 
-        It is the transpose of `read`. `None` means zeros.
+        Returns:
+            Complex, shapes `(*batch, C, N1, w)` and `(*batch, C, w, N2 // 2 + 1)`; the spectrum is their product.
         """
         n1, n2 = self.torus
-        parts = []
+        left, right = [], []
         if rows is not None:
-            lines = transform_lines(torch.fft.rfft, rows, n2, -1, n2 // 2 + 1) * self._along[1].conj()
-            parts.append(torch.matmul(self._down.mH, lines))
+            right.append(transform_lines(torch.fft.rfft, rows, n2, -1, n2 // 2 + 1) * self._along[1].conj())
+            left.append(self._down.mH.expand(*rows.shape[:-2], -1, -1))
         if columns is not None:
-            lines = transform_lines(torch.fft.fft, columns, n1, -2, n1) * self._along[0].conj()
-            parts.append(torch.matmul(lines, self._across.conj()))
-        return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
+            left.append(transform_lines(torch.fft.fft, columns, n1, -2, n1) * self._along[0].conj())
+            right.append(self._across.conj().expand(*columns.shape[:-2], -1, -1))
+        return torch.cat(left, dim=-1), torch.cat(right, dim=-2)
+
+    def spectrum(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        """Multiply the factors: complex, shape `(*batch, C, N1, N2 // 2 + 1)`."""
+        return multiply_narrow(*self.factors(rows, columns))
 
     def read_rows(self, spectrum: Tensor) -> Tensor:
         """Read the band of rows off a spectrum `(*batch, C, N1, N2 // 2 + 1)`."""
@@ -144,6 +149,20 @@ def unit_phases(places: Tensor, n_frequencies: int, length: int, like: Tensor) -
     # Reduced modulo the length as whole numbers: the angle keeps every digit.
     angle = (places[..., None] * frequency % length).to(like.dtype) * (2 * math.pi / length)
     return torch.polar(torch.ones_like(angle), angle)
+
+
+def multiply_narrow(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply complex matrices `(*, n, w)` and `(*, w, m)` for a small w.
+
+    In double precision they are multiplied as real ones, which takes half the time for w from 2 to 16.
+    """
+    if left.dtype != torch.complex128:
+        return left @ right
+    parts = torch.view_as_real(right.resolve_conj())
+    times_i = torch.stack([-parts[..., 1], parts[..., 0]], dim=-1)
+    doubled = torch.stack([parts, times_i], dim=-3).flatten(-4, -3).flatten(-2)
+    product = torch.view_as_real(left.resolve_conj()).flatten(-2) @ doubled
+    return torch.view_as_complex(product.unflatten(-1, (-1, 2)))
 
 
 def transform_lines(transform: Callable[..., Tensor], lines: Tensor, n: int, dim: int, n_out: int) -> Tensor:

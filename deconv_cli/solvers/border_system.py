@@ -29,7 +29,7 @@ from torch import Tensor
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import Band, BandGroup, coupling, invert_lines, outside, solve_lines
+from deconv_cli.solvers.bands import Band, BandGroup, coupling, invert_lines, multiply_narrow, outside, solve_lines
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -90,14 +90,16 @@ class BorderSystem:
         """
         nothing: list[Tensor | None] = [None] * len(self.kinds)
         to_outputs: Tensor | None = None
-        to_inputs: Tensor | None = None
+        to_inputs = []
         for kind, *bands in zip(self.kinds, rows or nothing, columns or nothing, strict=True):
             if kind.kind == "outputs":
                 to_outputs = kind.group.spectrum(*bands)
-                continue
-            part = kind.group.spectrum(*(None if band is None else -band for band in bands))
-            to_inputs = part if to_inputs is None else to_inputs.add_(part)
-        return to_outputs, to_inputs
+            else:
+                to_inputs.append(kind.group.factors(*(None if band is None else -band for band in bands)))
+        if not to_inputs:
+            return to_outputs, None
+        left, right = zip(*to_inputs, strict=True)
+        return to_outputs, multiply_narrow(torch.cat(left, dim=-1), torch.cat(right, dim=-2))
 
     def image(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
         """Compute the spectrum of z = P·outputs + N·inputs."""
@@ -105,7 +107,7 @@ class BorderSystem:
             assert inputs is not None
             return self._inputs.multiply(inputs)
         estimate = self._estimate.multiply(outputs)
-        return estimate if inputs is None else estimate.add_(self._inputs.multiply(inputs))
+        return estimate if inputs is None else self._inputs.add_product(estimate, inputs)
 
     def defect(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
         """Compute the spectrum of M·outputs − Pᴴ·inputs."""
@@ -113,7 +115,7 @@ class BorderSystem:
             assert inputs is not None
             return -self._estimate.multiply(inputs, adjoint=True)
         defect = self._outputs.multiply(outputs)
-        return defect if inputs is None else defect.sub_(self._estimate.multiply(inputs, adjoint=True))
+        return defect if inputs is None else self._estimate.add_product(defect, inputs, adjoint=True, sign=-1.0)
 
     def read(self, outputs: Tensor | None, inputs: Tensor | None) -> tuple[Part, Part]:
         """Evaluate the system's left-hand side in both bands, for spectra of right-hand sides."""

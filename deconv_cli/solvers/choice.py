@@ -113,7 +113,8 @@ def _within(costs: dict[str, Cost], budget: float) -> dict[str, Cost]:
 
 def _most_general(problem: TikhonovProblem) -> str:
     names = [name for name in SOLVERS if find_solver(name).takes_singular and refusal_of(name, problem) is None]
-    return _cheapest({name: find_solver(name).cost(problem) for name in names})
+    budget = MEMORY_SHARE * free_memory(problem.operator.kernel.device)
+    return _cheapest(_within({name: find_solver(name).cost(problem) for name in names}, budget))
 
 
 def _cheapest(costs: dict[str, Cost]) -> str:

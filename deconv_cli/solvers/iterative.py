@@ -30,7 +30,8 @@ from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status,
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP, StripSystem, krylov_basis
 
-# Room around the image on the preconditioner's torus, so that opposite edges do not influence each other.
+# Room around the image on the preconditioner's torus, so that opposite edges do not influence each other. It is at most
+# as wide as the image.
 TORUS_MARGIN = 16
 # By how much an answer for λ = 0 may change when it is found again from its own output.
 MAX_CHANGE = 1e-3
@@ -50,6 +51,8 @@ PART_LEFT = 1 / 3
 MAX_PLAIN_ITERATIONS = 400
 # Measured for layers of trained networks and of random weights: 15 to 200 iterations.
 N_ITERATIONS_OF_LAYERS = 100
+# With as many outputs as pixels they run out where the layer almost loses pixels: phases or a small matrix come first.
+N_ITERATIONS_OF_SQUARE_LAYERS = 1e5
 # Operations that an iteration takes beyond its products, however small a layer is, and images that are alive at once.
 OPERATIONS_PER_ITERATION = 4 * CALL_OPERATIONS
 N_IMAGES_OF_LAYERS = 12
@@ -98,13 +101,11 @@ ITERATIVE = IterativeSolver()
 
 
 def _cost_of_layer(layer: LayerConvolution) -> Cost:
-    """Count the products of the layer and its transpose in each iteration, and a few images.
-
-    A layer that differs by its groups alone is left to method phases, whose iterations have a preconditioner.
-    """
+    """Count the products of the layer and its transpose in each iteration, and a few images."""
     n_inputs, n_outputs = math.prod(layer.input_shape), math.prod(layer.output_shape)
     n_products = 2 * (n_inputs if layer.options.transposed else n_outputs) * layer.kernel[0].numel()
-    n_iterations = N_ITERATIONS_OF_LAYERS if layer.moves_pixels else math.inf
+    n_coarse, n_fine = layer.plain_taps(layer.kernel).shape[1:3]
+    n_iterations = N_ITERATIONS_OF_SQUARE_LAYERS if n_coarse == n_fine else N_ITERATIONS_OF_LAYERS
     n_operations = n_iterations * (n_products + OPERATIONS_PER_ITERATION)
     return Cost(n_operations, 0, N_IMAGES_OF_LAYERS * layer.kernel.itemsize * (n_inputs + n_outputs))
 
@@ -250,7 +251,7 @@ class TorusPreconditioner(RestoringPreconditioner):
         taps = operator.kernel
         geometry = operator.geometry
         sizes = zip(geometry.extended_size, geometry.kernel_size, strict=True)
-        roomy = tuple(next_fast_size(n + max(k, TORUS_MARGIN)) for n, k in sizes)
+        roomy = tuple(next_fast_size(n + max(k, min(TORUS_MARGIN, n))) for n, k in sizes)
         self._wraps = operator.boundary.wraps_beside_edges(len(roomy))
         lengths = zip(roomy, geometry.image_size, self._wraps, strict=True)
         torus = tuple(n if is_wrapped else room for room, n, is_wrapped in lengths)

@@ -16,7 +16,7 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.phases import Part, plain_pads, split_layer
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.choice import choose_method, find_solver
+from deconv_cli.solvers.choice import Choice, build_inverse, choose_method, find_solver
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Progress, Solution, Status, StoppingRule
@@ -112,11 +112,7 @@ def _method_of(plain: TikhonovProblem) -> str:
 
 
 class PhasesInverse(Inverse):
-    """Inverse of one layer, ready for many outputs.
-
-    Raises:
-        SingularSystemError: one of the plain problems turns out to be singular.
-    """
+    """Inverse of one layer, ready for many outputs."""
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
@@ -125,7 +121,7 @@ class PhasesInverse(Inverse):
         self._classes, _, methods = _rearrange(problem)
         self._inverses = [
             [
-                find_solver(method).build(_plain_problem(problem, parts[0], group), rule)
+                build_inverse(_plain_problem(problem, parts[0], group), rule, Choice(method, "the cheapest"))[0]
                 for group in range(layer.options.groups)
             ]
             for parts, method in zip(self._classes, methods, strict=True)

@@ -148,7 +148,8 @@ class TotalVariationEstimator(Estimator):
             status = admm.run(weight, self.tolerance, log, change)
         else:
             status = admm.take(weight, n_steps, log)
-        certificate = synchronize.as_number(admm.certificate(weight).max())
+        is_known = status is Status.CONVERGED
+        certificate = log.history[-1] if is_known else synchronize.as_number(admm.certificate(weight).max())
         weight *= unit
         return Solution(
             unit * admm.x,

@@ -61,6 +61,16 @@ def test_the_adjoint_is_the_transpose(number: int) -> None:
     assert backward_defect(operator) < 1e-12
 
 
+@pytest.mark.parametrize(("stride", "dilation"), [(2, 1), (3, 2)])
+def test_the_adjoint_in_float32_is_that_of_torch(stride: int, dilation: int) -> None:
+    taps, y = random((16, 3, 3, 4)).float(), random((2, 16, 5, 4), seed=1).float()
+    steps = {"stride": stride, "dilation": dilation}
+    expected = nn.functional.conv_transpose2d(y, taps, **steps)
+    operator = LayerConvolution(taps, tuple(expected.shape[2:]), LayerOptions(**steps), padding=0)
+    assert operator.correlation._folds
+    assert float((operator.adjoint(y) - expected).abs().max()) < 1e-4
+
+
 @pytest.mark.parametrize("number", range(0, N_QUICK, 3))
 def test_touched_pixels_are_those_with_entries_in_the_matrix(number: int) -> None:
     operator = case_of(number).operator

@@ -107,8 +107,8 @@ def test_an_approximate_solve_passes_once_over_the_border_of_a_large_image(monke
     inverse = PseudoInverse(Kernel.from_tensor(taps), (640, 620), ResolvedSettings(**options))._inverse
     g = random(inverse.problem.operator.input_shape, seed=4)
     placed = []
-    spectrum = bands.BandGroup.spectrum
-    monkeypatch.setattr(bands.BandGroup, "spectrum", lambda self, *v: placed.append(self.torus) or spectrum(self, *v))
+    factors = bands.BandGroup.factors
+    monkeypatch.setattr(bands.BandGroup, "factors", lambda self, *v: placed.append(self.torus) or factors(self, *v))
     x = inverse.approximate_normal(g)
     assert sum(max(torus) > 600 for torus in placed) == n_kinds
     left = g - inverse.problem.operator.adjoint(inverse.problem.operator.forward(x)) - inverse.problem.penalty_gram(x)

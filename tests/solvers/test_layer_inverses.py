@@ -139,6 +139,22 @@ def test_groups_alone_are_undone_as_plain_convolutions(boundary: str, penalty: s
     assert found.solution.n_iterations <= 2 * sum(part.solution.n_iterations for part in plain)
 
 
+def test_a_singular_group_is_undone_by_another_method_alone() -> None:
+    laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64)
+    kernel = torch.stack([laplacian, *random((2, 3, 3), seed=9)])[:, None]
+    y = random((3, 12, 11), seed=10)
+    inverse = deconv_cli.pseudo_inverse(kernel, input_size=(12, 11), groups=3, padding=1)
+    assert inverse.choice.method == "phases"
+    expected = torch.linalg.pinv(inverse.operator.as_matrix()) @ y.flatten()
+    assert _error(inverse(y)[None], expected) < 1e-7
+
+
+def test_a_layer_with_as_many_outputs_as_pixels_is_iterated_last() -> None:
+    kernel = random((32, 1, 5, 5), seed=7)
+    inverse = deconv_cli.pseudo_inverse(kernel, input_size=(4, 4), groups=32, padding=4, dilation=2)
+    assert inverse.choice.method == "phases"
+
+
 REAL_LAYERS = {
     "the first of ResNet-18": (nn.Conv2d(3, 64, 7, stride=2, padding=3), (32, 32)),
     "a shortcut of ResNet-18": (nn.Conv2d(16, 32, 1, stride=2), (14, 14)),

@@ -32,7 +32,7 @@ _RIM, _AROUND = 6, 32
 """Pixels around a clipped one that are excluded with it, and the distance of the pixels that replace them."""
 _FAR = 1e-3
 """What all of a piece weighs beside its surroundings there, where these are clipped too."""
-_BATCH = 32
+_BATCH = 8
 
 
 @dataclass(frozen=True, eq=False)
