@@ -12,7 +12,7 @@ from PIL import Image
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import Metadata, read_image
-from deconv_cli.io.codec import Codec, all_codecs, codec_named
+from deconv_cli.io.codec import all_codecs, codec_named
 from deconv_cli.vocabulary import OutputDType
 
 
@@ -25,13 +25,6 @@ def test_every_codec_describes_itself():
     assert all(codec.carries <= set(Metadata.__dataclass_fields__) for codec in codecs)
     assert all(set(codec.dtypes) <= set(OutputDType) for codec in codecs)
     assert [codec.name for codec in codecs if not codec.is_lossless] == ["JPEG", "AVIF"]
-
-
-def test_a_codec_that_carries_an_unknown_field_is_refused():
-    with pytest.raises(UsageError, match=r"Graymap names 'resolution', but a codec carries density, .*channel_names"):
-
-        class Graymap(Codec):
-            carries = frozenset({"resolution", "exif"})
 
 
 def test_suffixes_are_known_before_any_library_of_a_format_is_loaded():

@@ -1,6 +1,5 @@
 """Which tone curve a file follows: that of its ICC profile, of its gamma, sRGB, or none."""
 
-import io
 import struct
 
 import imagecodecs
@@ -152,13 +151,3 @@ def test_a_profile_that_cannot_be_read_is_said(tmp_path, colors):
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     assert profile_curve(lab, 255, 3) is None
     assert profile_curve(PROFILES["Display P3"][0][:200], 255, 3) is None
-
-
-def test_a_picture_with_alpha_keeps_its_curve(tmp_path, colors):
-    alpha = np.dstack([colors, colors[..., :1]])
-    stream = io.BytesIO()
-    Image.fromarray(alpha).save(stream, "PNG", icc_profile=PROFILES["AdobeRGB-like"][0])
-    (tmp_path / "alpha.png").write_bytes(stream.getvalue())
-    image = read_image(tmp_path / "alpha.png")
-    assert image.values.shape[1] == 3
-    assert image.tone_curve.name == 'the ICC profile "AdobeRGB-like"'

@@ -339,39 +339,6 @@ def test_checksums_are_compared(tmp_path):
             read(tmp_path / "a.pt")
 
 
-@pytest.mark.parametrize("is_interlaced", [False, True])
-def test_a_png_of_too_few_rows(tmp_path, is_interlaced):
-    whole = np.random.default_rng(0).integers(0, 256, (13, 11, 3), dtype="uint8")
-    adam7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-    passes = [whole[y::down, x::across] for x, y, across, down in adam7] if is_interlaced else [whole]
-    rows = b"".join(b"\0" + row.tobytes() for part in passes for row in part)
-    for n_bytes in (len(rows), len(rows) // 2):
-        content = bytearray(png(11, 13, 8, 2, zlib.compress(rows[:n_bytes])))
-        content[28] = is_interlaced
-        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-        (tmp_path / "x.png").write_bytes(content)
-        if n_bytes == len(rows):
-            assert torch.equal(read_image(tmp_path / "x.png").values[0].movedim(0, -1), torch.from_numpy(whole))
-        else:
-            with pytest.raises(MalformedInputError, match="lacks some of its rows"):
-                read_image(tmp_path / "x.png")
-
-
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
-def test_a_jpeg_of_too_few_rows(tmp_path, options):
-    """A decoder makes up the rows that are missing, and says nothing."""
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype="uint8")).save(
-        tmp_path / "x.jpg", **options
-    )
-    content = bytearray((tmp_path / "x.jpg").read_bytes())
-    assert read_image(tmp_path / "x.jpg").shape == (64, 48, 3)
-    place = content.index(b"\xff\xc2" if "progressive" in options else b"\xff\xc0") + 5
-    content[place : place + 2] = (96).to_bytes(2, "big")
-    (tmp_path / "x.jpg").write_bytes(content)
-    with pytest.raises(MalformedInputError, match="lacks some of its rows"):
-        read_image(tmp_path / "x.jpg")
-
-
 def test_the_same_tensors_are_the_same_bytes(tmp_path):
     for name in ("a.pt", "other.pt"):
         TORCH.write(tmp_path / name, StoredImage(np.arange(6.0)))
