@@ -19,7 +19,7 @@ from torch import Tensor
 
 import deconv_cli
 from deconv_cli import DeconvError, InputMetadata, Microscope, Reconstruction, ToneCurve, UsageError
-from deconv_cli.models.measured_psf import clean_psf, looks_like_photograph, refusal_of
+from deconv_cli.measured_light import clean_psf, looks_like_photograph, refusal_of
 
 FOUND, LAYER, FORMULA, MICROSCOPE = "found in the image", "a layer", "a formula", "a microscope's optics"
 PRIORS: dict[str, tuple[dict[str, Any], str, str]] = {

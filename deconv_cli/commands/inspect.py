@@ -319,7 +319,7 @@ def _content_notes(found: Inspected) -> list[str]:
     """Describe a kernel that varies over the frame, and note which large arrays were only sampled."""
     notes = []
     if _is_field(found):
-        from deconv_cli.saved_kernels import load_kernel_field
+        from deconv_cli.saved_files import load_kernel_field
 
         notes.append(f"the file holds {load_kernel_field(found.path).describe()}")
     for entry in found.entries:

@@ -17,8 +17,8 @@ from deconv_cli.io.files import open_source
 from deconv_cli.io.image import read_image
 from deconv_cli.io.layout import as_real_tensor, check_finite
 from deconv_cli.io.tensors import TensorCodec, describe_tensors, open_tensors
+from deconv_cli.measured_light import clean_psf, describe_flaws, refusal_of
 from deconv_cli.models.layers import ModelLayer, read_layer
-from deconv_cli.models.measured_psf import clean_psf, describe_flaws, refusal_of
 from deconv_cli.vocabulary import AXES_BY_SHAPE, Convention
 
 FIELD_TENSORS = ("kernels", "rows", "columns")

@@ -221,7 +221,7 @@ class TestWholeModules:
         refused(MalformedInputError, read_kernel, save(layer), says="stride")
 
     def test_a_class_that_is_not_of_torch(self, save, code):
-        from deconv_cli.models.named_code import load_named
+        from deconv_cli.models.model_files import load_named
 
         own = load_named(f"{code('class Own(nn.Conv2d):' + chr(10) + '    pass' + chr(10))}:Own", "model").value
         with pytest.raises(UnsafeInputError, match=r"Own.*deconv kernel extract .* --model file\.py:Class"):

@@ -8,8 +8,8 @@ import torch
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.sources.formula import make_kernel
+from deconv_cli.measured_light import clean_psf, describe_flaws, looks_like_photograph, refusal_of
 from deconv_cli.models.kernel_files import read_kernel
-from deconv_cli.models.measured_psf import clean_psf, describe_flaws, looks_like_photograph, refusal_of
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.models.model_files import build_model, read_model
-from deconv_cli.models.named_code import load_named
+from deconv_cli.models.model_files import build_model, load_named, read_model
 
 NET = """
 class Net(nn.Module):

@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.models.model_files import ModelFormat, _own_modules, read_model
-from deconv_cli.models.named_code import load_named
+from deconv_cli.models.model_files import ModelFormat, _own_modules, load_named, read_model
 
 OWN_CLASS = (
     "class Own(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.body = nn.Linear(2, 3)\n"

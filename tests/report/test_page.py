@@ -19,7 +19,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.report.page import describe_origin, draw_kernel, expert_numbers
 from deconv_cli.report.page_pictures import ScaledImage, draw_picture
-from deconv_cli.report.run_record import describe_run
+from deconv_cli.report.run import describe_run
 from deconv_cli.report.shown_images import draw_comparison
 from deconv_cli.report.verdict import first_numbers, judge, try_next, varied
 from deconv_cli.solvers.solution import Status
