@@ -343,20 +343,15 @@ def codec_of_content(path: Path, head: bytes) -> Codec:
         raise MalformedInputError(
             f"'{path}' is an unfinished result with missing parts; continue the run that began it."
         )
-    if path.suffix.lower() in _RAW_SUFFIXES or head[8:10] == b"CR":
-        raise MalformedInputError(
-            f"'{path}' is a raw camera file, which deconv cannot develop; develop it into a 16-bit TIFF first."
-        )
+    is_heic = head[4:12] in _HEIC
+    if is_heic or path.suffix.lower() in _RAW_SUFFIXES or head[8:10] == b"CR":
+        kind = "HEIC photograph" if is_heic else "raw camera file"
+        raise MalformedInputError(f"'{path}' is a {kind}, which deconv cannot read; convert it to a 16-bit TIFF first.")
     promised = codec_named(path)
     # Anything may be packed by gzip: the name decides.
     is_packed = head.startswith(b"\x1f\x8b")
     found = [codec for codec in all_codecs() if codec.recognizes(head) and (codec is promised or not is_packed)]
     if not found:
-        if head[4:12] in _HEIC:
-            raise MalformedInputError(
-                f"'{path}' is a HEIC photograph, as phones write them, which deconv cannot read; export it as JPEG "
-                "first."
-            )
         *names, last = (codec.name for codec in all_codecs())
         raise MalformedInputError(f"'{path}' is not a supported file; deconv reads {', '.join(names)} and {last}.")
     return promised if promised is not None and promised in found else found[0]

@@ -93,12 +93,6 @@ def test_the_first_image_is_read_and_the_others_are_named(tmp_path):
         read_image(tmp_path / "table.fits")
 
 
-def test_an_image_without_a_name_is_told_by_its_number(tmp_path):
-    units = [fits.PrimaryHDU(), fits.ImageHDU(np.ones((4, 5))), fits.ImageHDU(np.ones((4, 5)))]
-    fits.HDUList(units).writeto(tmp_path / "a.fits")
-    assert "the image of HDU 1 was read" in read_image(tmp_path / "a.fits").notes[0]
-
-
 def test_scaled_and_blank_samples(tmp_path):
     unit = fits.PrimaryHDU(np.array([[1, 2], [3, 4]], "int16"))
     unit.header["BSCALE"], unit.header["BZERO"] = 0.5, 10.0

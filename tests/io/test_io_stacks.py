@@ -102,17 +102,6 @@ def test_stacks_of_other_channels_keep_their_format_and_spacing(tmp_path, rng, n
     assert again.metadata.flavor == image.metadata.flavor
 
 
-def test_a_stack_that_gets_channels_stays_an_imagej_stack(tmp_path, rng, planned):
-    imagej(tmp_path / "a.tif", rng.random((5, 6, 7)).astype("float32"), "ZYX")
-    image = read_image(tmp_path / "a.tif").spanned_by(3)
-    result = torch.rand(1, 2, 5, 6, 7)
-    plan = planned(tmp_path / "b.tif", image, n_channels=2)
-    plan.prepare(result).write({"command": "test"})
-    again = read_image(tmp_path / "b.tif").spanned_by(3)
-    assert (again.axes, again.metadata.flavor) == ("ZCYX", "imagej")
-    torch.testing.assert_close(again.values, result, rtol=0, atol=0)
-
-
 def test_one_plane_after_another_unless_a_kernel_spans_three_axes(tmp_path, rng):
     stored = rng.random((5, 6, 7)).astype("float32")
     imagej(tmp_path / "a.tif", stored, "ZYX")
@@ -177,13 +166,3 @@ def test_signals_go_into_tensors_and_into_no_picture(tmp_path, planned):
     for name in ("b.tif", "b.png"):
         with pytest.raises(UsageError, match="signals"):
             planned(tmp_path / name, image, n_channels=3)
-
-
-def test_stacks_go_into_no_format_of_one_plane(tmp_path, rng, planned):
-    imagej(tmp_path / "a.tif", rng.random((5, 6, 7)).astype("float32"), "ZYX")
-    image = read_image(tmp_path / "a.tif").spanned_by(3)
-    with pytest.raises(UsageError, match="5 planes"):
-        planned(tmp_path / "b.png", image, n_channels=1, output_dtype="uint8")
-    plan = planned(tmp_path / "b.npy", image)
-    plan.prepare(image.values).write({"command": "test"})
-    assert np.load(tmp_path / "b.npy").shape == (5, 6, 7)

@@ -138,19 +138,6 @@ def test_parts_of_units_are_refused(tmp_path, name):
             target.write(region, STACK[0, 0][region])
 
 
-def test_an_unfinished_result_can_be_given_up(tmp_path):
-    source = made(tmp_path / "in.zarr", STACK[0], chunks=(2, 32, 32))
-    target = planned(source, tmp_path / "out.zarr")
-    target.create()
-    target.write(units(target)[0], STACK[0][units(target)[0]])
-    target.discard()
-    target.discard()
-    target.create()
-    write_all(target, STACK[0] + 1)
-    target.finish({})
-    assert (read_image(tmp_path / "out.zarr").values >= 1).all()
-
-
 def test_a_result_is_replaced_only_if_it_is_one(tmp_path):
     source = made(tmp_path / "in.zarr", STACK[0], chunks=(2, 32, 32))
     made(tmp_path / "out.zarr", STACK[0] * 0)

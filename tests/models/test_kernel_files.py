@@ -114,12 +114,6 @@ def test_what_an_array_means_on_a_picture_is_said(tmp_path):
     assert read_kernel(tmp_path / "layer.npy").picture_notes == ()
 
 
-def test_normalizing_four_axes_goes_by_output_channel(tmp_path, rng):
-    np.save(tmp_path / "k.npy", rng.random((4, 2, 3, 3)))
-    sums = read_kernel(tmp_path / "k.npy", normalize=True).kernel.sum(dim=(1, 2, 3))
-    torch.testing.assert_close(sums, torch.ones(4, dtype=torch.float64))
-
-
 def test_colors_of_a_picture_are_kernels_of_channels_if_they_differ(tmp_path, rng):
     gray = rng.integers(1, 255, (3, 5)).astype("uint8")
     Image.fromarray(np.repeat(gray[..., None], 3, axis=2)).save(tmp_path / "equal.png")
@@ -229,12 +223,6 @@ class TestWholeModules:
 
 
 class TestTensorsThatAreNoKernels:
-    @pytest.mark.filterwarnings("ignore")
-    @pytest.mark.parametrize("wrap", [lambda tensor: tensor, lambda tensor: {"w": tensor, "other": torch.ones(3)}])
-    def test_not_dense(self, save, refused, not_dense, wrap):
-        for kind, tensor in not_dense.items():
-            refused(MalformedInputError, read_kernel, save(wrap(tensor)), layer=None, says=["dense tensor", kind])
-
     def test_complex_or_repeated(self, save, refused):
         refused(MalformedInputError, read_kernel, save(torch.ones(3, 3, dtype=torch.complex64)), says="complex64")
         path = save(torch.ones(1).expand(10**5, 10**5))
@@ -251,13 +239,6 @@ class TestTensorsThatAreNoKernels:
         for found in (endless, doubling, many):
             refused(MalformedInputError, read_kernel, save(found), says="nests its dictionaries without end")
         assert read_kernel(save({"losses": [0.5] * 200_000, "kernel": torch.ones(3, 3)})).layer == "kernel"
-
-
-def test_names_are_for_files_of_several_tensors(tmp_path, save, refused):
-    path = save(torch.ones(3, 3))
-    refused(UsageError, read_kernel, path, layer="a", says='leave out layer="a"')
-    Image.fromarray(np.ones((3, 3), "uint8")).save(tmp_path / "k.png")
-    refused(UsageError, read_kernel, tmp_path / "k.png", layer="a", says=['layer="a"', "PNG"])
 
 
 @pytest.mark.parametrize("options", [{"metadata": None}, {"imagej": True, "metadata": {"axes": "ZYX"}}])

@@ -64,10 +64,6 @@ class TestStateDicts:
         for kind, tensor in not_dense.items():
             refused(MalformedInputError, read_model, save({"w": tensor}), says=["'w' of", kind])
 
-    def test_a_view_that_repeats_one_sample(self, save, refused):
-        path = save({"w": torch.zeros(1).expand(10**6, 10**6)})
-        refused(TooLargeError, read_model, path, says=["after decoding", "3.638 TiB"])
-
 
 class TestWholeModules:
     @pytest.mark.parametrize(
@@ -228,14 +224,6 @@ class TestDamage:
         path.write_bytes(path.read_bytes()[:n_bytes])
         refused(MalformedInputError, read_model, path, says="model.pt")
 
-    def test_safetensors(self, tmp_path, network, refused):
-        path = tmp_path / "w.safetensors"
-        save_file(network.state_dict(), path)
-        path.write_bytes(path.read_bytes()[:1000])
-        refused(MalformedInputError, read_model, path, says=".safetensors")
-        save_file({}, path)
-        refused(MalformedInputError, read_model, path, says="should hold a tensor, but holds none")
-
     def test_no_model_at_all(self, tmp_path, refused):
         (tmp_path / "x.pt").write_bytes(b"not a model at all, but long enough")
         refused(MalformedInputError, read_model, tmp_path / "x.pt", says="not a supported model file")
@@ -243,8 +231,3 @@ class TestDamage:
             archive.writestr("a.txt", "text")
         refused(MalformedInputError, read_model, tmp_path / "z.pt", says="no supported model")
         refused(UsageError, read_model, tmp_path / "none.pt", says="does not exist")
-
-    def test_a_file_larger_than_half_of_the_memory(self, save, network, refused, monkeypatch):
-        path = save(network)
-        monkeypatch.setattr(limits, "memory_budget", lambda: 2000)
-        refused(TooLargeError, read_model, path, says="half of the memory")

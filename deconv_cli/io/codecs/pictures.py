@@ -179,11 +179,8 @@ class WebP(ExifCodec):
     save_arguments: ClassVar = {"lossless": True}
 
 
-_CONFIGURATION, _MORE_THAN_8_BITS, _HEADER_BYTES = b"av1C", 0x40, 2**16
-
-
 class Avif(ExifCodec):
-    """AVIF files, written with little loss: of quality 95, with colors of full resolution."""
+    """AVIF files, of which Pillow keeps 8 bits; written of quality 95, with colors of full resolution."""
 
     name = "AVIF"
     suffixes = (".avif",)
@@ -191,16 +188,6 @@ class Avif(ExifCodec):
     is_lossless = False
     plugin = "AvifImagePlugin", "AvifImageFile"
     save_arguments: ClassVar = {"quality": 95, "subsampling": "4:4:4"}
-
-    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
-        """Read a picture; Pillow keeps 8 bits of its samples."""
-        image = super().read(path)
-        with path.open("rb") as stream:
-            # By the AV1 Image File Format, section 2.2.
-            _, found, configuration = stream.read(_HEADER_BYTES).partition(_CONFIGURATION)
-        if found and configuration[2] & _MORE_THAN_8_BITS:
-            return image.noting("samples of more than 8 bits were read as 8 bits")
-        return image
 
 
 _MAX_EXIF, _MAX_DPI = 60_000, 65_535

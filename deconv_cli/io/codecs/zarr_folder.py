@@ -27,7 +27,6 @@ from deconv_cli.io.codecs.zarr_source import (
     OME_NAME,
     OMERO,
     TIME,
-    TRANSLATION,
     UNITS,
     ZarrSource,
     count_missing,
@@ -332,9 +331,6 @@ def group_attributes(
         with_length = "YX" if known.plane_distance is None else "ZYX"
         units |= dict.fromkeys(with_length, _UNIT_NAMES[known.unit] if known.unit else "")
     transformations = [{"type": "scale", "scale": [scale[a] for a in axes]}]
-    moved = _members(metadata.native, TRANSLATION)
-    if any(moved.values()):
-        transformations.append({"type": "translation", "translation": [moved.get(a, 0.0) for a in axes]})
     datasets = [{"path": member, "coordinateTransformations": transformations}]
     multiscale: dict[str, Any] = {"axes": [_axis(a, units.get(a, "")) for a in axes], "datasets": datasets}
     multiscale |= {"name": metadata.native[OME_NAME]} if OME_NAME in metadata.native else {}

@@ -41,7 +41,7 @@ AXES = "TCZYX"
 """Letters of its axes, in the order of the standard."""
 
 _PREFIX = "OME-Zarr "
-OME_NAME, TIME, TRANSLATION, OMERO = (_PREFIX + name for name in ("name", "time step", "translation", "omero"))
+OME_NAME, TIME, OMERO = (_PREFIX + name for name in ("name", "time step", "omero"))
 """Of its fields among `Metadata.native`, the last one among those of channels."""
 UNITS = {"nanometer": "nm", "micrometer": "µm", "millimeter": "mm", "centimeter": "cm", "meter": "m", "inch": "inch"}
 
@@ -223,15 +223,14 @@ def read_axes(multiscale: dict[str, Any]) -> str:
 def read_fields(multiscale: dict[str, Any], omero: dict[str, Any], axes: str) -> Metadata:
     """Read the metadata of an image; damaged and unknown fields become `unsupported`."""
     units = {letter: str(axis.get("unit", "")) for letter, axis in zip(axes, _axes_of(multiscale), strict=True)}
-    scale, translation = _transformation(multiscale, axes)
+    scale = _scale(multiscale, axes)
     density, unsupported = _density(scale, units)
-    if density and density.unit:
-        translation |= {a: translation[a] * float(_in_unit(units[a], density.unit)) for a in "ZYX" if a in axes}
     native: dict[str, Any] = {OME_NAME: str(multiscale["name"])} if multiscale.get("name") else {}
     if "T" in scale and (scale["T"] != 1 or units["T"]):
         native[TIME] = {"scale": scale["T"], "unit": units["T"]}
-    if any(translation.values()) and not unsupported:
-        native[TRANSLATION] = translation
+    steps = multiscale["datasets"][0].get("coordinateTransformations", ())
+    if any(any(step.get("translation", ())) for step in steps):
+        unsupported += ("OME-Zarr translation",)
     channels = omero.get("channels")
     labels = tuple(str(channel.get("label", "")) for channel in channels) if isinstance(channels, list) else ()
     return Metadata(
@@ -248,21 +247,15 @@ def _axes_of(multiscale: dict[str, Any]) -> list[dict[str, Any]]:
     return [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes", AXES.lower())]
 
 
-def _transformation(multiscale: dict[str, Any], axes: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Multiply the scales of the full resolution, and of all resolutions; return the place of the first sample, too."""
-    scale, translation = dict.fromkeys(axes, 1.0), dict.fromkeys(axes, 0.0)
+def _scale(multiscale: dict[str, Any], axes: str) -> dict[str, float]:
+    """Multiply the scales of the full resolution, and of all resolutions."""
+    scale = dict.fromkeys(axes, 1.0)
     dataset = multiscale["datasets"][0]
     for step in (*dataset.get("coordinateTransformations", ()), *multiscale.get("coordinateTransformations", ())):
-        values = step.get(step.get("type"), ())
-        if not isinstance(values, list) or len(values) != len(axes):
-            continue
-        for letter, value in zip(axes, values, strict=True):
-            if step["type"] == "scale":
-                scale[letter] *= float(value)
-                translation[letter] *= float(value)
-            else:
-                translation[letter] += float(value)
-    return scale, translation
+        values = step.get("scale", ())
+        if isinstance(values, list) and len(values) == len(axes):
+            scale = {letter: scale[letter] * float(value) for letter, value in zip(axes, values, strict=True)}
+    return scale
 
 
 def _density(scale: dict[str, float], units: dict[str, str]) -> tuple[PixelDensity | None, tuple[str, ...]]:
