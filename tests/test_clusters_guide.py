@@ -47,17 +47,6 @@ def test_the_jobs_of_an_array_give_the_bytes_of_one_process(lines):
     assert Path("in_jobs.npy").read_bytes() == Path("restored.npy").read_bytes()
 
 
-@pytest.mark.exhaustive  # processes and workers load torch
-def test_so_do_processes(lines):
-    blurring, in_processes, *_ = lines
-    assert run(blurring).exit_code == ExitCode.SUCCESS
-    written = set()
-    for workers in ("", "--jobs 1", "--jobs 2"):
-        assert run(in_processes.replace("--jobs 2", f"{workers} --lambda 1e-2 --force")).exit_code == ExitCode.SUCCESS
-        written.add(Path("restored.npy").read_bytes())
-    assert len(written) == 1
-
-
 def chunks_of(folder):
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).glob("0/c/*/*")}
 

@@ -178,7 +178,7 @@ def open_case(
     )
     model = {
         "name": str(options.file or options.model),
-        "kind": stored.kind.value if stored else "code",
+        "kind": stored.kind if stored else "code",
         "sha256": stored.sha256 if stored else None,
         "class": type(module).__name__,
         "code": options.model,

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +18,7 @@ from torch.nn import functional
 
 from deconv_cli.errors import DeconvError, MalformedInputError, UsageError
 from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
-from deconv_cli.io.codecs.torch_file import refuse_program
+from deconv_cli.io.codecs.torch_file import TORCH, refuse_program
 from deconv_cli.io.codecs.torch_weights import check_dense, globals_in, load_weights_only
 from deconv_cli.io.files import open_source, reason_of, refusing_damage
 from deconv_cli.io.limits import check_budget, check_zip
@@ -107,21 +106,13 @@ _MAX_MODULES = 100_000
 StateDict = dict[str, torch.Tensor]
 
 
-class ModelFormat(StrEnum):
-    """The kinds of files that hold models."""
-
-    SAFETENSORS = "safetensors"
-    """A state dict."""
-    PICKLE = "PyTorch"
-    """A state dict or a whole module by `torch.save`."""
-
-
 @dataclass(frozen=True, eq=False)
 class ModelFile:
     """The content of a model file: a whole module or a state dict."""
 
     path: Path
-    kind: ModelFormat
+    kind: str
+    """The name of its format."""
     sha256: str
     module: nn.Module | None = None
     state: StateDict | None = None
@@ -142,7 +133,7 @@ def read_model(path: Path, *, named: NamedCode | None = None) -> ModelFile:
     head, sha256 = open_source(path)
     kind = model_format(path, head)
     check_budget(path, path.stat().st_size)
-    if kind is ModelFormat.SAFETENSORS:
+    if kind == SAFETENSORS.name:
         opened = open_tensors(path, SAFETENSORS)
         state = {name: torch.as_tensor(opened.read(name)) for name in opened.shapes}
         return ModelFile(path, kind, sha256, state=state)
@@ -175,20 +166,20 @@ def _own_modules(named: NamedCode) -> dict[str, type[nn.Module]]:
     return {value.__name__: value for value in own if issubclass(value, nn.Module)}
 
 
-def model_format(path: Path, head: bytes) -> ModelFormat:
+def model_format(path: Path, head: bytes) -> str:
     """Recognize the kind of a model file by its first bytes; refuse others, and those that hold a program."""
     if head.startswith(b"PK"):
         names = check_zip(path)
         refuse_program(path, names)
         if any(name.endswith("data.pkl") for name in names):
-            return ModelFormat.PICKLE
+            return TORCH.name
         raise MalformedInputError(
             f"'{path}' is a zip archive, but holds no supported model; it may be another kind of file."
         )
     if SAFETENSORS.recognizes(head):
-        return ModelFormat.SAFETENSORS
+        return SAFETENSORS.name
     if head.startswith(b"\x80"):
-        return ModelFormat.PICKLE
+        return TORCH.name
     raise MalformedInputError(
         f"'{path}' is not a supported model file (.safetensors or torch.save); it may be cut short or damaged."
     )

@@ -2,7 +2,6 @@
 
 import struct
 
-import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -79,17 +78,6 @@ def test_the_curve_of_a_profile_is_found(name, white, n_channels):
     assert (curve.to_stored(curve.to_light(stored.float())) - stored).abs().max() < 0.05
 
 
-def test_channels_may_have_curves_of_their_own():
-    exponents = (1.80078125, 2.19921875, 2.6015625)
-    icc = icc_profile("uneven", [gamma_tag(exponent) for exponent in exponents], P3)
-    curve = profile_curve(icc, 255, 3)
-    values = np.arange(256) / 255
-    light = curve.to_light(255 * torch.from_numpy(values).expand(3, 1, -1))[:, 0].numpy() / 255
-    for channel, exponent in zip(light, exponents, strict=True):
-        assert np.abs(channel - values**exponent).max() < 1e-3
-    assert profile_curve(icc, 255, 1).light.shape == (1, 256)
-
-
 @pytest.fixture
 def colors():
     return np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
@@ -109,12 +97,6 @@ def test_pictures_without_a_profile_are_srgb(tmp_path, colors, suffix):
     Image.fromarray(colors).save(tmp_path / f"plain{suffix}")
     curve = read_image(tmp_path / f"plain{suffix}").tone_curve
     assert (curve.name, curve.white, curve.is_default) == ("sRGB", 255, True)
-
-
-def test_sixteen_bits_have_another_white(tmp_path):
-    (tmp_path / "deep.png").write_bytes(imagecodecs.png_encode(np.full((4, 5), 40000, np.uint16)))
-    curve = read_image(tmp_path / "deep.png").tone_curve
-    assert (curve.name, curve.white) == ("sRGB", 65535)
 
 
 def test_the_gamma_of_a_png_file_is_read_unless_it_says_srgb(tmp_path, colors):

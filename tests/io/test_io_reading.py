@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from deconv_cli.errors import MalformedInputError, UsageError
@@ -200,13 +200,6 @@ def test_half_precision_and_big_endian(tmp_path):
     assert read_image(tmp_path / "b.npy").values[0, 0, 3, 3] == 15
 
 
-def test_text_chunks_do_not_hide_a_picture(tmp_path):
-    texts = PngImagePlugin.PngInfo()
-    texts.add_text("Title", "x" * 5000, zip=True)
-    Image.new("L", (8, 9)).save(tmp_path / "t.png", pnginfo=texts)
-    assert read_image(tmp_path / "t.png").shape == (9, 8)
-
-
 def test_a_tensor_file_imports_no_picture_codec(tmp_path):
     torch.save(torch.ones(4, 4), tmp_path / "a.pt")
     code = (
@@ -216,13 +209,6 @@ def test_a_tensor_file_imports_no_picture_codec(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_colors_in_the_last_axis_of_an_array_are_suspected(tmp_path):
-    np.save(tmp_path / "hwc.npy", np.ones((12, 10, 3), np.float32))
-    assert any('axes="YXC"' in note for note in read_image(tmp_path / "hwc.npy").notes)
-    assert read_image(tmp_path / "hwc.npy", axes="YXC").values.shape == (1, 3, 12, 10)
-    assert read_image(tmp_path / "hwc.npy", axes="YXC").notes == ()
 
 
 def test_axes_that_were_named_are_not_asked_for(tmp_path, rng):

@@ -90,22 +90,6 @@ def test_imagej_fields_survive(tmp_path, imagej_file, rewrite):
     assert read_image(tmp_path / "again.tif").record["second"] is True
 
 
-def test_the_size_of_a_pixel_survives_where_imagej_lacks_the_type(tmp_path, imagej_file, rewrite):
-    prepared, _ = rewrite(imagej_file, tmp_path / "wide.tif", output_dtype=OutputDType.FLOAT64)
-    for name in ("finterval", "Labels", "LUTs"):
-        assert f"ImageJ {name}" in lost(prepared)
-    assert "spacing" not in lost(prepared)
-    rewrite(tmp_path / "wide.tif", tmp_path / "back.ome.tif")
-    with tifffile.TiffFile(tmp_path / "wide.tif") as opened:
-        # 12.5 and 10 pixels per micrometer, in centimeters as every program reads them.
-        tags = opened.pages[0].tags
-        assert (tags["XResolution"].value, tags["YResolution"].value) == ((125_000, 1), (100_000, 1))
-        assert tags["ResolutionUnit"].value == 3
-    with tifffile.TiffFile(tmp_path / "back.ome.tif") as opened:
-        for text in ('PhysicalSizeX="0.08"', 'PhysicalSizeXUnit="µm"', 'PhysicalSizeY="0.1"', 'PhysicalSizeZ="0.3"'):
-            assert text in opened.ome_metadata
-
-
 def test_fields_that_no_longer_hold_are_named(tmp_path, imagej_file, planned):
     source = read_image(imagej_file)
     prepared = planned(tmp_path / "o.tif", source, n_channels=3).prepare(torch.zeros(6, 3, 16, 20))
@@ -295,22 +279,6 @@ def test_changed_channels_are_no_colors(tmp_path, rng, planned, n_channels, axes
     prepared.write({})
     assert read_image(tmp_path / "o.tif").axes == axes
     assert "ICC" in lost(prepared)
-
-
-@pytest.mark.parametrize(
-    ("axes", "shape", "in_tiff"),
-    [("YXCT", (16, 20, 3, 2), "TCYX"), ("SCYX", (2, 3, 16, 20), "SCYX"), ("SCYX", (3, 5, 16, 20), "SCYX")],
-)
-def test_tensor_axes_come_back_in_their_order(tmp_path, rng, planned, axes, shape, in_tiff):
-    stored = rng.random(shape).astype("float32")
-    np.save(tmp_path / "a.npy", stored)
-    source = read_image(tmp_path / "a.npy", axes=axes)
-    planned(tmp_path / "o.npy", source).prepare(source.values).write({})
-    np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), stored)
-    planned(tmp_path / "o.tif", source).prepare(source.values).write({})
-    found = read_image(tmp_path / "o.tif")
-    assert found.axes == in_tiff
-    assert torch.equal(found.values, source.values)
 
 
 def test_a_record_of_other_samples_is_not_believed(tmp_path, rng, rewrite):

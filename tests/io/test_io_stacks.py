@@ -87,21 +87,6 @@ def test_sizes_that_an_ome_file_tells_are_kept_where_others_are_missing(tmp_path
     assert not any("PhysicalSize" in note for note in prepared.notes)
 
 
-@pytest.mark.parametrize(("name", "axes"), [("a.ome.tif", "TCZYX"), ("a.tif", "TZCYX")])
-@pytest.mark.parametrize("n_channels", [1, 2])
-def test_stacks_of_other_channels_keep_their_format_and_spacing(tmp_path, rng, name, axes, n_channels, planned):
-    stored = rng.random([SIZES[a] for a in axes]).astype("float32")
-    KINDS[name][0](tmp_path / name, stored, axes)
-    image = read_image(tmp_path / name).spanned_by(3)
-    result = torch.rand(2, n_channels, 4, 6, 7)
-    plan = planned(tmp_path / f"out_{name}", image, n_channels=n_channels, same_size=False)
-    plan.prepare(result).write({"command": "test"})
-    again = read_image(tmp_path / f"out_{name}").spanned_by(3)
-    torch.testing.assert_close(again.values, result, rtol=0, atol=0)
-    assert again.spacing == pytest.approx(SPACING)
-    assert again.metadata.flavor == image.metadata.flavor
-
-
 def test_one_plane_after_another_unless_a_kernel_spans_three_axes(tmp_path, rng):
     stored = rng.random((5, 6, 7)).astype("float32")
     imagej(tmp_path / "a.tif", stored, "ZYX")

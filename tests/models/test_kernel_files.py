@@ -15,7 +15,6 @@ import deconv_cli
 from deconv_cli.errors import (
     MalformedInputError,
     ShapeError,
-    TooLargeError,
     UnsafeInputError,
     UsageError,
 )
@@ -178,14 +177,6 @@ class TestWholeModules:
         assert torch.equal(found.bias, network[0].bias)
         assert "stride 1,1, padding 0,0, dilation 1,1, groups 1" in found.notes[0]
 
-    def test_a_single_layer_needs_no_name(self, save):
-        layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
-        found = read_kernel(save(layer))
-        assert torch.equal(found.kernel, layer.weight)
-        assert found.geometry["padding"] == [1, 1]
-        assert found.geometry["padding_mode"] == "circular"
-        assert "padding 1,1" in found.notes[0]
-
     @pytest.mark.parametrize(
         ("layer", "geometry"),
         [
@@ -223,11 +214,6 @@ class TestWholeModules:
 
 
 class TestTensorsThatAreNoKernels:
-    def test_complex_or_repeated(self, save, refused):
-        refused(MalformedInputError, read_kernel, save(torch.ones(3, 3, dtype=torch.complex64)), says="complex64")
-        path = save(torch.ones(1).expand(10**5, 10**5))
-        refused(TooLargeError, read_kernel, path, says=["after decoding", "37.25 GiB"])
-
     def test_containers_without_end(self, save, refused):
         endless = []
         endless.append(endless)
