@@ -214,10 +214,8 @@ def test_png_texts_and_color_chunks(tmp_path, rng, rewrite):
     texts.add_text("Title", "A title")
     texts.add_itxt("Author", "Jürgen λ")
     texts.add(b"gAMA", (45455).to_bytes(4, "big"))
-    texts.add(b"tIME", bytes(7))
     Image.fromarray(rng.integers(0, 255, (16, 20)).astype("uint8")).save(tmp_path / "in.png", pnginfo=texts)
-    prepared, _ = rewrite(tmp_path / "in.png", tmp_path / "out.png")
-    assert "tIME" in lost(prepared)
+    rewrite(tmp_path / "in.png", tmp_path / "out.png")
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.text["Title"] == "A title"
         assert picture.text["Author"] == "Jürgen λ"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -227,12 +227,6 @@ class Jpeg(ExifCodec):
 
 
 _SIGNATURE, _END_OF_HEADER = b"\x89PNG\r\n\x1a\n", 33
-_COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
-"""They are copied from the source to the result."""
-_UNDERSTOOD = {
-    *(*_COLOR_CHUNKS, b"IHDR", b"IDAT", b"IEND", b"PLTE", b"tRNS"),
-    *(b"iCCP", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"eXIf"),
-}
 _WITH_ALPHA = (4, 6)
 """Color types."""
 _TEXT, _CHUNK = "text ", "PNG chunk "
@@ -254,32 +248,24 @@ class Png(PillowCodec):
     plugin = "PngImagePlugin", "PngImageFile"
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
-        """Read a picture; the checksum of every chunk is compared."""
-        import imagecodecs
-
-        n_bytes = path.stat().st_size
-        limits.check_budget(path, n_bytes)
+        """Read a picture, with its texts, its gamma and its mark of sRGB."""
         with path.open("rb") as stream:
-            chunks = list(_read_chunks(stream))
-        width, height, bit_depth, color_type = struct.unpack(">IIBB", chunks[0][1][:10])
+            width, height, bit_depth, color_type = struct.unpack(">16xIIBB", stream.read(26))
         if bit_depth == 16:
-            limits.check_expansion(path, width * height * (4 if color_type == 0 else 16), n_bytes)
-        colors = {_CHUNK + name.decode(): content for name, content in chunks if name in _COLOR_CHUNKS}
-        unknown = sorted({name for name, _ in chunks} - _UNDERSTOOD)
+            limits.check_expansion(path, width * height * (4 if color_type == 0 else 16), path.stat().st_size)
         with self.opened(path) as image:
-            samples, notes = _plain_samples(path, image) if bit_depth < 16 else (None, ())
+            is_deep, has_alpha = bit_depth == 16, color_type in _WITH_ALPHA
+            samples, notes = _read_deep(path, has_alpha) if is_deep else _plain_samples(path, image)
             if color_type == 0 and bit_depth in (2, 4):
                 notes = (*notes, f"{bit_depth}-bit gray was read as 0 to 255")
             texts = {str(keyword): str(text) for keyword, text in getattr(image, "text", {}).items()}
             record = records.decode_record(texts.pop(records.KEYWORD, None))
-            native = {**{_TEXT + keyword: text for keyword, text in texts.items()}, **colors}
-            if samples is None:
-                samples, notes = imagecodecs.png_decode(path.read_bytes()), ()
-                if color_type in _WITH_ALPHA:
-                    samples, notes = samples[..., :-1].squeeze(), (ALPHA_NOTE,)
-            stored = _stored(image, samples, notes, record, native)
-        unsupported = tuple(_CHUNK + name.decode() for name in unknown)
-        return replace(stored, metadata=replace(stored.metadata, unsupported=unsupported))
+            native: dict[str, Any] = {_TEXT + keyword: text for keyword, text in texts.items()}
+            if "gamma" in image.info:
+                native[_CHUNK + "gAMA"] = struct.pack(">I", round(100_000 * image.info["gamma"]))
+            if "srgb" in image.info:
+                native[_CHUNK + "sRGB"] = bytes([image.info["srgb"]])
+            return _stored(image, samples, notes, record, native)
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a picture: the samples by imagecodecs, everything else by Pillow around a single pixel."""
@@ -301,21 +287,12 @@ class Png(PillowCodec):
         path.write_bytes(encoded[:_END_OF_HEADER] + between + encoded[_END_OF_HEADER:])
 
 
-def _read_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Read the chunks of a file down to IEND; Pillow's reader compares the checksums."""
-    from PIL.PngImagePlugin import ChunkStream
+def _read_deep(path: Path, has_alpha: bool) -> tuple[Array, tuple[str, ...]]:
+    """Read samples of 16 bits, of which Pillow keeps 8."""
+    import imagecodecs
 
-    stream.seek(len(_SIGNATURE))
-    reader = ChunkStream(stream)
-    name = b""
-    while name != b"IEND":
-        name, _, size = reader.read()
-        content = stream.read(size)
-        if len(content) < size:
-            raise EOFError("it is cut short")
-        if name != b"IEND":
-            reader.crc(name, content)
-        yield name, content
+    samples: Array = imagecodecs.png_decode(path.read_bytes())
+    return (samples[..., :-1].squeeze(), (ALPHA_NOTE,)) if has_alpha else (samples, ())
 
 
 PNG, JPEG, WEBP, AVIF, BMP, GIF = Png(), Jpeg(), WebP(), Avif(), Bmp(), Gif()
