@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deconv_cli.errors import UsageError, as_path, check_type
 from deconv_cli.io.atomic import check_output_path
-from deconv_cli.io.codecs.safetensors_file import opened_safetensors, write_tensors
+from deconv_cli.io.codecs.tensor_codecs import opened_safetensors, write_tensors
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.models.kernel_files import KernelFile, read_kernel
 from deconv_cli.models.layers import ModelLayer as ModelLayer

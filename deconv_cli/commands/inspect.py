@@ -292,7 +292,7 @@ def _check_plain(read: KernelFile) -> None:
 
 def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
     """List the tensors of a file, or of a whole module saved by torch."""
-    from deconv_cli.io.codecs.torch_file import TorchFile
+    from deconv_cli.io.codecs.tensor_codecs import TorchFile
     from deconv_cli.io.files import read_head
     from deconv_cli.io.tensors import open_tensors
 

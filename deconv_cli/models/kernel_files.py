@@ -12,7 +12,7 @@ import torch
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.io.codec import codec_of_content, suffix_note
-from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
+from deconv_cli.io.codecs.tensor_codecs import SAFETENSORS
 from deconv_cli.io.files import open_source
 from deconv_cli.io.image import read_image
 from deconv_cli.io.layout import as_real_tensor, check_finite

@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from deconv_cli.errors import DeconvError, MalformedInputError, UsageError
-from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
-from deconv_cli.io.codecs.torch_file import TORCH, refuse_program
+from deconv_cli.io.codecs.tensor_codecs import SAFETENSORS, TORCH, refuse_program
 from deconv_cli.io.codecs.torch_weights import check_dense, globals_in, load_weights_only
 from deconv_cli.io.files import open_source, reason_of, refusing_damage
 from deconv_cli.io.limits import check_budget, check_zip
