@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks import measuring, problems, textbook
+from benchmarks import measuring, textbook
 from benchmarks.__main__ import QUESTIONS
 from benchmarks.measuring import Case, Scale
-from benchmarks.printing import Target
 
 SUMMED_UP = ("blind", "choice")
 """Questions whose tables have no row for each case."""
@@ -60,27 +58,3 @@ class Ended:
 
     def __init__(self, command):
         assert command[-3:] == ["benchmarks.textbook", "package", "{}"]
-
-
-def test_targets_are_judged():
-    assert Target("ratio", 20, 25.0, is_floor=True).verdict == "reached"
-    assert Target("error", 1e-8, 1e-9).verdict == "reached"
-    assert "not reached" in Target("error", 1e-8, 1e-7).verdict
-    assert "not reached" in Target("ratio", 20, 15.0, is_floor=True).verdict
-
-
-def test_problems_are_what_they_say():
-    large = problems.photograph(1024)
-    assert large.shape == (1, 1024, 1024)
-    jump, step = (large[0, -1] - large[0, 0]).abs().mean(), (large[0, 1] - large[0, 0]).abs().mean()
-    assert jump > 2 * step  # else the picture were circular, and every border right
-    assert float(problems.disk_kernel(7).sum()) == pytest.approx(1)
-    black, gray = torch.zeros(1, 8, 8), torch.full((1, 8, 8), 0.1)
-    assert problems.psnr(gray, black) == pytest.approx(20, abs=1e-5)
-    framed = gray.clone()
-    framed[..., 2:-2, 2:-2] = 0.5
-    assert problems.psnr(framed, black, band=2) == pytest.approx(20, abs=1e-5)
-    kernel = torch.zeros(3, 3, dtype=torch.float64)
-    kernel[1, 1] = 2
-    y = problems.features(1, 8)
-    assert torch.allclose(problems.one_shot_filter(y, kernel, 0.0), y / 2)

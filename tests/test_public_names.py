@@ -16,22 +16,6 @@ PROMISED = {
 }
 
 
-def sorted_as_ruff_does(names):
-    """Constants first, then classes, then the rest, each in natural order (ruff's isort style)."""
-
-    def rank(name):
-        if name.isupper() and len(name) > 1:
-            return 0
-        return 1 if name[0].isupper() else 2
-
-    return sorted(names, key=lambda name: (rank(name), name))
-
-
-def test_all_is_sorted_and_without_repetition():
-    names = deconv_cli.__all__
-    assert list(names) == sorted_as_ruff_does(set(names))
-
-
 def test_all_holds_what_the_library_promises():
     names = set(deconv_cli.__all__)
     assert names >= PROMISED

@@ -14,7 +14,7 @@ import torch
 from io_cases import FILES, npy, whole_files
 from PIL import Image
 
-from deconv_cli.errors import DeconvError, MalformedInputError, TooLargeError, UnsafeInputError
+from deconv_cli.errors import DeconvError, MalformedInputError, TooLargeError
 from deconv_cli.io import limits, read_image
 
 SECONDS = 5
@@ -179,12 +179,6 @@ def test_lists_that_share_their_parts_are_not_unfolded(tmp_path):
     torch.save(endless, tmp_path / "b.pt")
     with pytest.raises(MalformedInputError, match="without end"):
         read_image(tmp_path / "b.pt")
-
-
-def test_a_pickle_of_another_protocol_is_not_called_code(tmp_path):
-    torch.save(torch.ones(4, 4), tmp_path / "a.pt", pickle_protocol=4)
-    with pytest.raises(UnsafeInputError, match="operations that torch's weights-only reader lacks"):
-        read_image(tmp_path / "a.pt")
 
 
 def test_a_camera_file_of_several_pictures_is_read_as_its_first(tmp_path):

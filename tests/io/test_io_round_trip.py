@@ -165,20 +165,6 @@ def test_ome_in_is_ome_out_with_its_instrument(tmp_path, microscope_file, rewrit
     assert [element.tag.rpartition("}")[2] for element in root] == ["Instrument", "Image", "StructuredAnnotations"]
 
 
-def test_a_size_of_pixels_that_is_not_understood_is_named(tmp_path, microscope_file, rewrite):
-    xml = tifffile.tiffcomment(microscope_file).replace('PhysicalSizeX="0.065"', 'PhysicalSizeX="a little"')
-    tifffile.tiffcomment(microscope_file, xml.encode())
-    prepared, _ = rewrite(microscope_file, tmp_path / "out.tif")
-    assert "OME PhysicalSize" in lost(prepared)
-
-
-def test_ome_batch_axes_are_renamed_or_refused(tmp_path, rng, rewrite):
-    np.save(tmp_path / "b.npy", rng.random((2, 3, 16, 20)))
-    prepared, found = rewrite(tmp_path / "b.npy", tmp_path / "b.ome.tif")
-    assert found.axes == "TCYX"
-    assert any("named T" in note for note in prepared.notes)
-
-
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
 def test_resolution_profile_and_exif(tmp_path, rng, rewrite, suffix):
     directory = Image.Exif()
@@ -267,16 +253,6 @@ def test_stacks_of_colors_and_planar_colors(tmp_path, rng, rewrite):
     _, found = rewrite(tmp_path / "p.tif", tmp_path / "po.tif", output_dtype=OutputDType.UINT8)
     assert found.axes == "SYX"
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "po.tif"), planar)
-
-
-@pytest.mark.parametrize(("n_channels", "axes"), [(1, "YX"), (2, "CYX"), (5, "CYX")])
-def test_changed_channels_are_no_colors(tmp_path, rng, planned, n_channels, axes):
-    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png", icc_profile=PROFILE)
-    source = read_image(tmp_path / "in.png")
-    prepared = planned(tmp_path / "o.tif", source, n_channels=n_channels).prepare(torch.ones(1, n_channels, 16, 20))
-    prepared.write({})
-    assert read_image(tmp_path / "o.tif").axes == axes
-    assert "ICC" in lost(prepared)
 
 
 def test_a_record_of_other_samples_is_not_believed(tmp_path, rng, rewrite):

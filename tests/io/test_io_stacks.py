@@ -137,13 +137,6 @@ def test_tensors_without_letters_are_told_by_the_kernel_and_come_back(
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), stored)
 
 
-@pytest.mark.parametrize(("shape", "dimensions"), [((7, 6), 3), ((2, 2, 2, 7), 1), ((9,), 2)])
-def test_tensors_of_other_numbers_of_axes_are_refused(tmp_path, shape, dimensions):
-    np.save(tmp_path / "a.npy", np.ones(shape))
-    with pytest.raises(UsageError, match=f"the kernel spans {dimensions} ax"):
-        read_image(tmp_path / "a.npy").spanned_by(dimensions)
-
-
 def test_signals_go_into_tensors_and_into_no_picture(tmp_path, planned):
     np.save(tmp_path / "a.npy", np.ones((3, 9)))
     image = read_image(tmp_path / "a.npy", axes="CX")

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from region_cases import planned, some_regions, write_all
 
-from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
+from deconv_cli.errors import MalformedInputError, TooLargeError
 from deconv_cli.io import limits, read_image
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.output import plan_regions
@@ -69,22 +69,6 @@ def test_of_a_pyramid_the_full_resolution_is_taken(tmp_path):
     np.testing.assert_array_equal(source.read(tuple(slice(0, n) for n in source.shape)), tifffile.imread(path))
 
 
-def test_one_of_several_series_is_chosen_by_its_number(tmp_path):
-    path = tmp_path / "positions.ome.tif"
-    with tifffile.TiffWriter(path, ome=True) as writer:
-        for position in range(3):
-            writer.write(STACK[position], photometric="minisblack", metadata={"axes": "ZYX"}, tile=(32, 32))
-    for position in range(3):
-        source = open_regions(path, series=position)
-        np.testing.assert_array_equal(
-            source.read((slice(0, 2), slice(5, 40), slice(60, 90))), STACK[position][:, 5:40, 60:]
-        )
-    with pytest.raises(MalformedInputError, match="holds 3 series"):
-        open_regions(path)
-    with pytest.raises(UsageError, match="series 0 to 2"):
-        open_regions(path, series=3)
-
-
 def test_reading_a_part_takes_no_more_memory_than_the_part_and_a_tile(tmp_path):
     path = tmp_path / "large.tif"
     tifffile.imwrite(path, np.ones((4096, 4096), "uint8"), tile=(256, 256), compression="zlib")
@@ -140,20 +124,6 @@ def test_what_needs_more_than_its_samples_is_not_read_by_parts(tmp_path):
     tifffile.imwrite(path, PLANE + 1j, photometric="minisblack")
     with pytest.raises(MalformedInputError, match="complex64"):
         open_regions(path)
-
-
-def test_other_formats_are_refused_by_those_that_would_do(tmp_path):
-    from PIL import Image
-
-    Image.fromarray(COLORS).save(tmp_path / "a.png")
-    with pytest.raises(UsageError, match=r"PNG file.*TIFF \(\.tif\).*NumPy \.npy"):
-        open_regions(tmp_path / "a.png")
-    tifffile.imwrite(tmp_path / "a.tif", PLANE)
-    source = open_regions(tmp_path / "a.tif")
-    with pytest.raises(UsageError, match=r"PNG files are written as a whole.*TIFF \(\.tif\)"):
-        plan_regions(
-            tmp_path / "b.png", source, Layout("YX", source.shape), n_channels=1, size=(70, 90), output_dtype="uint8"
-        )
 
 
 SOURCES = {

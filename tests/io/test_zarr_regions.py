@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -243,10 +242,3 @@ def test_an_address_is_refused_as_input_and_as_output(tmp_path, address):
         open_regions(Path(address))
     with pytest.raises(UsageError, match=f"'{address}' is an address.*choose a path on this machine"):
         planned(made(tmp_path / "in.zarr", STACK[0]), Path(address), force=True)
-
-
-def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
-    made(tmp_path / "a.zarr", STACK[0])
-    monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(UsageError, match=r"pip install 'deconv-cli\[zarr\]'"):
-        open_regions(tmp_path / "a.zarr")

@@ -239,16 +239,6 @@ def test_a_stack_of_pages_is_a_point_spread_function_of_three_axes(tmp_path, rng
         read_kernel(tmp_path / "psf.tif", dimensions=2)
 
 
-def test_stacks_of_several_channels_are_kernels_of_channels(tmp_path, rng):
-    pages = rng.random((3, 2, 4, 5)).astype("float32")
-    fields = {"axes": "ZCYX", "spacing": 0.3, "unit": "um"}
-    tifffile.imwrite(tmp_path / "psf.tif", pages, imagej=True, resolution=(10, 5), metadata=fields)
-    found = read_kernel(tmp_path / "psf.tif", convention=Convention.CORRELATION)
-    assert (found.dimensions, tuple(found.kernel.shape)) == (3, (2, 3, 4, 5))
-    assert found.spacing == pytest.approx((0.3, 0.2, 0.1))
-    np.testing.assert_allclose(found.kernel.sum(dim=(1, 2, 3)), [1, 1], rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("shape", "dimensions", "taken", "is_ambiguous"),
     [

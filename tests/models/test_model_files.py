@@ -105,12 +105,6 @@ class TestWholeModules:
         named = load_named(f"{source}:Own", "model")
         assert isinstance(read_model(path, named=named).module, named.value)
 
-    def test_the_class_of_a_model_that_the_user_named(self, own):
-        path, source = own
-        source.write_text(f"{source.read_text()}model = Own()\n")
-        named = load_named(f"{source}:model", "model")
-        assert type(read_model(path, named=named).module) is type(named.value)
-
     def test_another_class_of_the_code_that_the_user_named(self, own, save, hostile, refused):
         path, source = own
         source.write_text(f"{source.read_text()}from os import mkdir\nfrom torch.nn import Linear as Foreign\n")
