@@ -102,27 +102,18 @@ def _installed() -> dict[str, dict[str, str]]:
     return found
 
 
+def _places(module: str, *names: str) -> dict[str, str]:
+    """Give the places of parts in a module of this package, each in a constant of its name."""
+    return {name: f"deconv_cli.{module}:{name.upper().replace('-', '_')}" for name in names}
+
+
 BOUNDARIES: Registry[Any] = Registry(
     "boundary",
-    {
-        "zero": "deconv_cli.operators.boundary_rules:ZERO",
-        "circular": "deconv_cli.operators.boundary_rules:CIRCULAR",
-        "reflect": "deconv_cli.operators.boundary_rules:REFLECT",
-        "symmetric": "deconv_cli.operators.boundary_rules:SYMMETRIC",
-        "replicate": "deconv_cli.operators.boundary_rules:REPLICATE",
-        "unknown": "deconv_cli.operators.boundary_rules:UNKNOWN",
-    },
+    _places("operators.boundary_rules", "zero", "circular", "reflect", "symmetric", "replicate", "unknown"),
 )
 """What lies outside the image."""
 
-PENALTIES: Registry[Any] = Registry(
-    "penalty",
-    {
-        "identity": "deconv_cli.regularizers:IDENTITY",
-        "gradient": "deconv_cli.regularizers:GRADIENT",
-        "laplacian": "deconv_cli.regularizers:LAPLACIAN",
-    },
-)
+PENALTIES: Registry[Any] = Registry("penalty", _places("regularizers", "identity", "gradient", "laplacian"))
 """The operator L in λ·σ²max·‖Lx‖²."""
 
 SOLVERS: Registry[Any] = Registry(
@@ -154,16 +145,9 @@ PRIORS: Registry[Any] = Registry(
 KERNEL_SOURCES: Registry[Any] = Registry(
     "kernel source",
     {
-        "gaussian": "deconv_cli.kernels.sources.simple_blurs:GAUSSIAN",
-        "disk": "deconv_cli.kernels.sources.simple_blurs:DISK",
-        "box": "deconv_cli.kernels.sources.simple_blurs:BOX",
-        "motion": "deconv_cli.kernels.sources.simple_blurs:MOTION",
-        "polygon": "deconv_cli.kernels.sources.optical_blurs:POLYGON",
-        "airy": "deconv_cli.kernels.sources.optical_blurs:AIRY",
-        "moffat": "deconv_cli.kernels.sources.optical_blurs:MOFFAT",
-        "disk-motion": "deconv_cli.kernels.sources.simple_blurs:DISK_MOTION",
-        "gaussian3d": "deconv_cli.kernels.sources.simple_blurs:GAUSSIAN3D",
-        "shift": "deconv_cli.kernels.sources.simple_blurs:SHIFT",
+        **_places("kernels.sources.simple_blurs", "gaussian", "disk", "box", "motion"),
+        **_places("kernels.sources.optical_blurs", "polygon", "airy", "moffat"),
+        **_places("kernels.sources.simple_blurs", "disk-motion", "gaussian3d", "shift"),
     },
 )
 """Formulas for kernels: `name:NUMBER@NUMBER`."""
@@ -191,19 +175,12 @@ LOSSES: Registry[Any] = Registry(
 CODECS: Registry[Any] = Registry(
     "file format",
     {
-        "tiff": "deconv_cli.io.codecs.tiff:TIFF",
-        "png": "deconv_cli.io.codecs.pictures:PNG",
-        "jpeg": "deconv_cli.io.codecs.pictures:JPEG",
-        "webp": "deconv_cli.io.codecs.pictures:WEBP",
-        "avif": "deconv_cli.io.codecs.pictures:AVIF",
-        "bmp": "deconv_cli.io.codecs.pictures:BMP",
-        "gif": "deconv_cli.io.codecs.pictures:GIF",
-        "torch": "deconv_cli.io.codecs.tensor_codecs:TORCH",
-        "safetensors": "deconv_cli.io.codecs.tensor_codecs:SAFETENSORS",
-        "npy": "deconv_cli.io.codecs.npy:NPY",
-        "npz": "deconv_cli.io.codecs.npy:NPZ",
-        "zarr": "deconv_cli.io.codecs.zarr_folder:ZARR",
-        "fits": "deconv_cli.io.codecs.fits:FITS",
+        **_places("io.codecs.tiff", "tiff"),
+        **_places("io.codecs.pictures", "png", "jpeg", "webp", "avif", "bmp", "gif"),
+        **_places("io.codecs.tensor_codecs", "torch", "safetensors"),
+        **_places("io.codecs.npy", "npy", "npz"),
+        **_places("io.codecs.zarr_folder", "zarr"),
+        **_places("io.codecs.fits", "fits"),
     },
 )
 """File formats, for images and tensors."""

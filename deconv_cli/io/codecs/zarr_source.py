@@ -32,7 +32,7 @@ HALF_WRITTEN = ".partial"
 
 _LAYOUT = "bioformats2raw.layout"
 """Marks a group that holds several images, called 0, 1, ..."""
-_MANY, _PARTS_TO_OPEN = 16, 64
+_PARTS_TO_OPEN = 64
 _DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs", "plan.json")
 """Files of an array that hold no samples."""
 FLAVOR = "ome-zarr"
@@ -124,10 +124,7 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
     sizes = _sizes_of_files(path / member)
     notes += _check_files(path / member, shape, shard or chunk, itemsize, sizes)
     n_stored = sum(sizes)
-    # Each codec of a chain costs time for each chunk, and when the array is opened; most arrays have one to five.
-    described = array.metadata.to_dict()
-    n_codecs = str(described.get("codecs", described.get("filters"))).count("{")
-    n_parts = (_n_files(shape, chunk) + _PARTS_TO_OPEN) * (1 + n_codecs // _MANY)
+    n_parts = _n_files(shape, chunk) + _PARTS_TO_OPEN
     limits.check_expansion(path, 0, n_stored, n_parts=n_parts, by_parts=True)
     source = ZarrSource(
         *(path, shape, dtype.newbyteorder("=").name, axes, NAME, chunk),
