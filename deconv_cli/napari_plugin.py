@@ -234,7 +234,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
         if layer is None:
             return
         self.is_photograph.value = bool(layer.rgb)
-        self.error.value = ERROR if layer.ndim == 2 else NEITHER  # which takes long for a stack
+        self.error.value = ERROR if layer.ndim == 2 else NEITHER  # slow for a stack
         steps = _micrometers(layer)
         if steps is not None:
             self.pixel.value, self.plane.value = steps[-1], steps[-3] if len(steps) > 2 else 0

@@ -24,7 +24,7 @@ _SHARED = {"density": "resolution", "icc_profile": "ICC profile", "exif": "EXIF"
 """Fields of `Metadata` that several formats can hold, with their names in notes."""
 _RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
 """Of files that cameras write; most begin as TIFF does, and the rest is known to few."""
-ALPHA_NOTE = "the alpha channel was left out: the result is opaque"
+ALPHA_NOTE = "the alpha channel was not read, so the result is opaque"
 _HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1"))
 """Bytes 4 to 12 of HEIC photographs."""
 

@@ -83,7 +83,7 @@ def split_exif(block: bytes | None) -> tuple[bytes | None, int, dict[str, Any] |
 
     Returns:
         The block with its marker, for upright samples, byte for byte the same if it held neither; the orientation, 1 to
-        8; and the record, which stands in the tag of the writing program.
+        8; and the record, which is in the tag of the writing program.
     """
     if not block:
         return None, 1, None

@@ -169,7 +169,7 @@ def read_beside(path: Path) -> dict[str, Any] | None:
 
 
 def is_result_of(command: str, path: Path) -> bool:
-    """Return whether a command wrote a file, by the record that begins or ends the file or lies beside it."""
+    """Return whether a command wrote a file, by the record in the file or in the JSON file next to it."""
     found = b""
     for place in (path, beside(path), *(path / mark for mark in MARKS), path / ".zattrs"):
         with contextlib.suppress(OSError), place.open("rb") as stream:

@@ -126,7 +126,7 @@ def read_kernel(
     weight = stored.weight
     check_finite(path, weight, "kernel")
     if not bool(weight.any()):
-        raise MalformedInputError(f"kernel '{path}' should have taps, but all of them are zero.")
+        raise MalformedInputError(f"kernel '{path}' should have taps, but they are all zero.")
     taps = weight[0] if weight.ndim == n_axes + 1 and len(weight) == 1 else weight
     if held is Convention.CONVOLUTION:
         taps = taps.flip(_space_axes(n_axes))

@@ -98,7 +98,7 @@ def test_png_of_every_kind(tmp_path, rng, n_samples, dtype):
     colors = stored[..., : n_samples - (n_samples in (2, 4))] if n_samples > 1 else stored[..., None]
     assert image.dtype == dtype
     assert_values(image, np.moveaxis(colors, -1, 0)[None])
-    assert any("alpha channel was left out" in note for note in image.notes) == (n_samples in (2, 4))
+    assert any("alpha channel was not read" in note for note in image.notes) == (n_samples in (2, 4))
 
 
 def test_palettes_bits_and_transparent_colors(tmp_path, rng):

@@ -245,7 +245,7 @@ def test_stacks_of_colors_and_planar_colors(tmp_path, rng, rewrite):
     tifffile.imwrite(
         tmp_path / "s.tif", stack, photometric="rgb", extrasamples=["unassalpha"], metadata={"axes": "TYXS"}
     )
-    assert "the alpha channel was left out: the result is opaque" in read_image(tmp_path / "s.tif").notes
+    assert "the alpha channel was not read, so the result is opaque" in read_image(tmp_path / "s.tif").notes
     rewrite(tmp_path / "s.tif", tmp_path / "so.tif", output_dtype=OutputDType.UINT8)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "so.tif"), stack[..., :3])
     planar = rng.integers(0, 255, (3, 16, 20)).astype("uint8")
