@@ -144,7 +144,7 @@ def read_model(path: Path, *, named: NamedCode | None = None) -> ModelFile:
         allowed += [(own[name.rpartition(".")[2]], name) for name in others if name.rpartition(".")[2] in own]
     advice = "save the state_dict() alone"
     by_name = 'name the model\'s class with model="{place}"'
-    found = load_weights_only(path, allowed, advice=advice, of_model=by_name if named is None else advice)
+    found = load_weights_only(path, allowed, advice=advice, of_model=by_name if named is None else "")
     if isinstance(found, nn.Module):
         if named is not None and isinstance(named.value, type) and type(found).__name__ != named.value.__name__:
             raise UsageError(

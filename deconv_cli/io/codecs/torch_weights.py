@@ -46,7 +46,7 @@ def load_weights_only(
         path: the file; its suffix does not matter.
         allowed: names that the pickle may hold beyond tensors and plain containers.
         advice: for the user about names that are not allowed.
-        of_model: the same for a whole module, whose class stands at `{place}`.
+        of_model: the same for a whole module, whose class is at `{place}`; empty for none.
 
     Raises:
         InputRefusedError: unsafe, damaged, or larger than half of the memory.
@@ -146,7 +146,7 @@ def _refusal(
         is_found = len(names) == 1 and source.is_file()
         place = f"{source.as_posix()}:{own}" if is_found else "file.py:Class"
         named = of_model.format(file=shlex.quote(str(path)), place=shlex.quote(place))
-        advice = named if is_found else f"{advice}, or, if it is a whole model, {named}"
+        advice = ", or, if it is a whole model, ".join(filter(None, (None if named and is_found else advice, named)))
         return UnsafeInputError(
             f"'{path}' names Python objects ({', '.join(names[:8])}) that are not allowed, since loading them could "
             f"run code; {advice}."
