@@ -39,8 +39,8 @@ from deconv_cli.parts import (
     SCHEDULERS,
     SOLVERS,
     TAPS,
+    Registry,
 )
-from deconv_cli.registry import Registry
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_extras import ExtraFiles
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, Linearization, LinearOperator
     from deconv_cli.operators.varying_convolution import VaryingConvolution
-    from deconv_cli.saved_kernels import (
+    from deconv_cli.saved_files import (
         ModelLayer,
         list_layers,
         load_kernel_field,
@@ -183,7 +183,7 @@ _NAMES = {
     "operators.differences": ("Gradient", "Laplacian"),
     "operators.linear_operator": ("Identity", "Linearization", "LinearOperator"),
     "operators.varying_convolution": ("VaryingConvolution",),
-    "saved_kernels": (
+    "saved_files": (
         "ModelLayer",
         "list_layers",
         "load_kernel_field",

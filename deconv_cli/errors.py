@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 
 class DeconvError(Exception):
@@ -81,36 +81,19 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 _Action = Literal["error", "ignore"]
-
-
-class _Chosen(threading.local):
-    """The action of this thread on warnings, if the thread is inside `warnings_here`."""
-
-    action: _Action | None = None
-
-
-_CHOSEN = _Chosen()
+_CHOSEN = threading.local()
+"""`action` is the action of this thread on warnings, if the thread is inside `warnings_here`."""
 
 
 class _ByThread(type):
-    """Makes a category that contains every warning, in the threads that have chosen its action."""
-
-    action: _Action
+    """Makes a category, named after an action, that contains every warning in the threads that chose the action."""
 
     def __subclasscheck__(cls, category: type) -> bool:
         """Return whether this thread has chosen the action."""
-        return _CHOSEN.action == cls.action
+        return getattr(_CHOSEN, "action", None) == cls.__name__
 
 
-class _MadeErrors(Warning, metaclass=_ByThread):
-    action = "error"
-
-
-class _Ignored(Warning, metaclass=_ByThread):
-    action = "ignore"
-
-
-_CATEGORIES: dict[_Action, type[Warning]] = {"error": _MadeErrors, "ignore": _Ignored}
+_CATEGORIES: dict[str, Any] = {action: _ByThread(action, (Warning,), {}) for action in ("error", "ignore")}
 
 
 @contextmanager
@@ -119,7 +102,7 @@ def warnings_here(action: _Action) -> Iterator[None]:
 
     `warnings.catch_warnings` acts on all threads. These filters stay, and match only in a thread inside this context.
     """
-    before = _CHOSEN.action
+    before = getattr(_CHOSEN, "action", None)
     # Put in front again each time: that also makes Python forget which warnings it has shown once already.
     warnings.simplefilter(action, _CATEGORIES[action])
     _CHOSEN.action = action

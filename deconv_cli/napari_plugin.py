@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 import deconv_cli
 from deconv_cli import DeconvError, InputMetadata, Microscope, Reconstruction, ToneCurve, UsageError
-from deconv_cli.models.measured_psf import clean_psf, looks_like_photograph, refusal_of
+from deconv_cli.measured_light import clean_psf, looks_like_photograph, refusal_of
 
 FOUND, LAYER, FORMULA, MICROSCOPE = "found in the image", "a layer", "a formula", "a microscope's optics"
 PRIORS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -48,39 +47,6 @@ class Canceled(Exception):  # noqa: N818
     """The person pressed the button that cancels."""
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What is to be restored, read from the widget: the work needs nothing else of napari.
-
-    Attributes:
-        samples: of the layer, with the axes of napari.
-        is_color: the last axis holds red, green and blue, and perhaps opacity.
-        is_photograph: the samples are those of a photograph, in sRGB.
-        spacing: distances of the samples along each axis.
-        kernel: makes the kernel.
-        settings: keyword arguments of `invert`.
-        error: what to show besides the result.
-    """
-
-    samples: np.ndarray
-    is_color: bool
-    is_photograph: bool
-    spacing: tuple[float, ...]
-    kernel: MakeKernel
-    settings: dict[str, Any]
-    error: str
-
-
-@dataclass(frozen=True, eq=False)
-class Restored:
-    """A result with the axes of napari: samples, the error or the mask if there is one, and sentences about it."""
-
-    samples: np.ndarray
-    error: np.ndarray | None
-    sentences: tuple[str, ...]
-    reconstruction: Reconstruction
-
-
 class Listener(deconv_cli.ProgressListener):
     """Passes the steps of a run on to the widget, and ends the run if it was canceled."""
 
@@ -102,34 +68,52 @@ class Listener(deconv_cli.ProgressListener):
         self._show(line)
 
 
-def restore(request: Request, listener: Listener) -> Restored:
+Restored = tuple[np.ndarray, np.ndarray | None, str, Reconstruction]
+"""The samples and their error or mask, with the axes of the layer; sentences about them; the whole result."""
+
+
+def restore(
+    samples: np.ndarray,
+    is_color: bool,
+    curve: ToneCurve | None,
+    spacing: tuple[float, ...],
+    make_kernel: MakeKernel,
+    settings: dict[str, Any],
+    listener: Listener,
+) -> Restored:
     """Make the kernel and restore the samples of a layer; axes before those of the kernel are a batch.
 
+    Args:
+        samples: of the layer; if it is in color, the last axis holds red, green and blue, and perhaps opacity.
+        is_color: whether the layer is in color.
+        curve: the tone curve of a photograph.
+        spacing: distances of the samples along each axis.
+        make_kernel: makes the kernel.
+        settings: keyword arguments of `invert`.
+        listener: hears of the progress.
+
     Raises:
-        DeconvError: the request cannot be fulfilled; the message says why.
+        DeconvError: the layer cannot be restored so; the message says why.
         Canceled: the run was canceled.
     """
-    samples = request.samples
     name = samples.dtype.name
-    colors = np.moveaxis(samples[..., :3], -1, 0) if request.is_color else samples[None]
+    colors = np.moveaxis(samples[..., :3], -1, 0) if is_color else samples[None]
     values = torch.from_numpy(np.array(colors, dtype=WIDER.get(name, name)))  # (C, *axes), a copy of its own
-    curve = ToneCurve.srgb(WHITES.get(name, 1.0)) if request.is_photograph else None
     listener.begin("making the kernel")
-    taps, clause = request.kernel(values, curve)
+    taps, clause = make_kernel(values, curve)
     n_axes = taps.ndim
     if n_axes > values.ndim - 1:
         raise UsageError(f"the kernel has {n_axes} axes, but the layer has {values.ndim - 1}; choose a flat kernel.")
     axes, size = values.shape[1:-n_axes], values.shape[-n_axes:]
-    batch = values.flatten(1, -n_axes - 1).movedim(1, 0) if axes else values
     result = deconv_cli.invert(
-        batch,
+        values.flatten(1, -n_axes - 1).movedim(1, 0) if axes else values,
         taps,
         tone_curve=curve,
-        metadata=InputMetadata(sample_type=name, spacing=request.spacing[-n_axes:]),
+        metadata=InputMetadata(sample_type=name, spacing=spacing[-n_axes:]),
         progress=listener,
         defaults="picture",
         dimensions=n_axes,
-        **request.settings,
+        **settings,
     )
 
     def arranged(images: Tensor) -> Tensor:
@@ -137,21 +121,17 @@ def restore(request: Request, listener: Listener) -> Restored:
         return images.movedim(1, 0).reshape(-1, *axes, *size) if axes else images
 
     image = arranged(result.image.detach()).numpy()
-    if request.is_color:
+    if is_color:
         top = WHITES.get(name, 1.0)
         shown = np.moveaxis(image, 0, -1).clip(0, top)
         shown = shown.astype(name) if top == 1 else shown.round().astype(name)
         image = np.concatenate([shown, samples[..., 3:]], axis=-1)
     else:
         image = image[0]
-    predicted, error = result.predicted_error, None
-    if predicted is not None and request.error == ERROR:
-        error = arranged(predicted.map).double().square().mean(0).sqrt().float().numpy()
-    elif predicted is not None:
-        error = np.broadcast_to(predicted.trusted.numpy(), (*axes, *size)).astype(np.uint8)
+    predicted = result.predicted_error
+    error = None if predicted is None else arranged(predicted.map).double().square().mean(0).sqrt().float().numpy()
     prior = [] if result.prior_sentence is None else [f"prior: {result.prior_sentence}"]
-    sentences = (f"kernel: {clause}", *prior, *result.warnings, *result.notes)
-    return Restored(image, error, sentences, result)
+    return image, error, "\n".join((f"kernel: {clause}", *prior, *result.warnings, *result.notes)), result
 
 
 def find_kernel(values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:
@@ -176,11 +156,6 @@ def kernel_of_layer(psf: np.ndarray, values: Tensor, curve: ToneCurve | None) ->
     if float(taps.sum()) <= 0:
         raise UsageError("the layer of the kernel must show a single point, but its sum is not positive.")
     return taps / taps.sum(), clause
-
-
-def kernel_of_formula(text: str, values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:
-    """Make the kernel of a formula."""
-    return deconv_cli.make_kernel(text), text
 
 
 def kernel_of_optics(
@@ -259,7 +234,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
         if layer is None:
             return
         self.is_photograph.value = bool(layer.rgb)
-        self.error.value = ERROR if layer.ndim == 2 else NEITHER  # which takes long for a stack
+        self.error.value = ERROR if layer.ndim == 2 else NEITHER  # slow for a stack
         steps = _micrometers(layer)
         if steps is not None:
             self.pixel.value, self.plane.value = steps[-1], steps[-3] if len(steps) > 2 else 0
@@ -275,35 +250,24 @@ class RestoreWidget(Container):  # type: ignore[misc]
         _, name, label = PRIORS[self.prior.value]
         self.strength.visible, self.strength.label = bool(name), label
 
-    def _request(self) -> Request:
-        """Read the widget; a field that holds what it cannot is a `UsageError`."""
-        layer = self.image.value
-        if layer is None:
-            raise UsageError("there is no image layer; open an image first.")
+    def _settings(self) -> dict[str, Any]:
+        """Read the settings of `invert`; a field that holds no number is a `UsageError`."""
         settings, name, label = PRIORS[self.prior.value]
-        settings = dict(settings)
-        text = self.strength.value.strip()
+        settings, text = dict(settings), self.strength.value.strip()
         if name and text:
             try:
                 settings[name] = int(text) if name == "iterations" else float(text)
             except ValueError:
                 raise UsageError(f"{label} must be a number, but is '{text}'.") from None
         predicts = self.error.value != NEITHER and settings.get("prior", "photo") in PREDICTED
-        return Request(
-            _samples(layer),
-            bool(layer.rgb),
-            self.is_photograph.value,
-            tuple(float(abs(step)) for step in layer.scale),
-            self._kernel(layer, is_compact=settings.get("prior") != "richardson-lucy"),
-            settings | {"predict": predicts},
-            self.error.value,
-        )
+        return settings | {"predict": predicts}
 
-    def _kernel(self, layer: Image, *, is_compact: bool) -> MakeKernel:
+    def _kernel(self, *, is_compact: bool) -> MakeKernel:
         if self.source.value == FOUND:
             return find_kernel
         if self.source.value == FORMULA:
-            return partial(kernel_of_formula, self.formula.value)
+            text = self.formula.value
+            return lambda values, curve: (deconv_cli.make_kernel(text), text)
         if self.source.value == LAYER:
             chosen = self.kernel_layer.value
             psf = _samples(chosen)
@@ -322,15 +286,22 @@ class RestoreWidget(Container):  # type: ignore[misc]
 
     def _start(self) -> None:
         """Start the work in a thread of its own."""
+        layer, self._listener = self.image.value, Listener(self._relay.line.emit)
         try:
-            request = self._request()
+            if layer is None:
+                raise UsageError("there is no image layer; open an image first.")
+            settings = self._settings()
+            kernel = self._kernel(is_compact=settings.get("prior") != "richardson-lucy")
         except DeconvError as error:
             self.status.value = str(error)
             return
-        self._listener = Listener(self._relay.line.emit)
-        slots = {"returned": partial(self._show, self.image.value), "errored": self._fail, "finished": self._finish}
+        samples, spacing = _samples(layer), tuple(float(abs(step)) for step in layer.scale)
+        curve = ToneCurve.srgb(WHITES.get(samples.dtype.name, 1.0)) if self.is_photograph.value else None
+        show = partial(self._show, layer, self.error.value)
+        slots = {"returned": show, "errored": self._fail, "finished": self._finish}
         self.start.enabled, self.cancel.enabled = False, True
-        self.worker = create_worker(restore, request, self._listener, _connect=slots)
+        work = (samples, bool(layer.rgb), curve, spacing, kernel, settings, self._listener)
+        self.worker = create_worker(restore, *work, _connect=slots)
 
     def _cancel(self) -> None:
         if self._listener is not None:
@@ -350,25 +321,21 @@ class RestoreWidget(Container):  # type: ignore[misc]
             self.status.value = f"failed: {error}"
             raise error
 
-    def _show(self, layer: Image, restored: Restored) -> None:
+    def _show(self, layer: Image, shown: str, restored: Restored) -> None:
         """Add the result, and its error, as layers at the place of the input."""
+        samples, error, sentences, result = restored
         state = layer.as_layer_data_tuple()[1]
         place = {name: state[name] for name in KEPT if name in state}
         look = {} if layer.rgb else {name: state[name] for name in ("colormap", "contrast_limits", "gamma")}
-        self._viewer.add_image(
-            restored.samples,
-            name=f"{layer.name} restored",
-            rgb=layer.rgb,
-            metadata={"reconstruction": restored.reconstruction},
-            **place,
-            **look,
-        )
-        if restored.error is not None and restored.error.dtype == np.uint8:
-            self._viewer.add_labels(restored.error, name=f"{layer.name} trusted", opacity=0.3, **place)
-        elif restored.error is not None:
+        about = {"reconstruction": result}
+        self._viewer.add_image(samples, name=f"{layer.name} restored", rgb=layer.rgb, metadata=about, **place, **look)
+        if error is not None and result.predicted_error is not None and shown == TRUST:
+            trusted = np.broadcast_to(result.predicted_error.trusted.numpy(), error.shape).astype(np.uint8)
+            self._viewer.add_labels(trusted, name=f"{layer.name} trusted", opacity=0.3, **place)
+        elif error is not None:
             name = f"{layer.name} expected error"
-            self._viewer.add_image(restored.error, name=name, colormap="viridis", visible=False, **place)
-        self.status.value = "\n".join(restored.sentences)
+            self._viewer.add_image(error, name=name, colormap="viridis", visible=False, **place)
+        self.status.value = sentences
 
 
 def _samples(layer: Image) -> np.ndarray:

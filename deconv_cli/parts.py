@@ -1,36 +1,119 @@
-"""All parts that can be added, one line each; adding one takes its own file and a line here.
+"""Parts by name: built in, installed with another package, or registered by the caller.
 
-Nothing here imports torch: the command line offers these names before torch is loaded. A caller adds a part of his own
-by `register`, as in `deconv_cli.BOUNDARIES.register("antisymmetric", Antisymmetric())`; docs/extending.md has examples.
+A part is imported when it is first used, and nothing here imports torch. A built-in part takes its own file and a line
+here. A caller adds a part by `register`, as in `deconv_cli.BOUNDARIES.register("antisymmetric", Antisymmetric())`;
+docs/extending.md has examples. An installed package offers parts by entry points of the group `deconv.parts`, named
+`KIND.NAME`, with hyphens for the spaces of the kind: `"kernel-source.ring" = "my_package:RING"`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from collections.abc import Iterator, Mapping
+from functools import cache, cached_property
+from typing import Any, Generic, TypeVar
 
-from deconv_cli.registry import Registry
+from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import check_name
+
+Part = TypeVar("Part")
+
+
+class ShownInNotebook:
+    """An object that a notebook shows as a picture and a short table, which `report` draws."""
+
+    def _repr_html_(self) -> str:
+        shown: str = importlib.import_module("deconv_cli.report.notebook").as_html(self)
+        return shown
+
+
+GROUP = "deconv.parts"
+"""The group of entry points by which other packages offer parts."""
+
+
+class Registry(Generic[Part]):
+    """The parts of one kind, by name, in the order in which they are considered.
+
+    Built-in parts are given as `module:attribute`, so that their names are known without importing torch.
+
+    Args:
+        kind: the name of the kind in messages.
+        modules: the place of each built-in part, `module:name`.
+    """
+
+    def __init__(self, kind: str, modules: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._modules = dict(modules)
+        self._parts: dict[str, Part] = {}
+
+    @cached_property
+    def _built_in(self) -> dict[str, str]:
+        """Where the parts of this package and of installed ones are defined; the names of this package stay its own."""
+        return _installed().get(self.kind.replace(" ", "-"), {}) | self._modules
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all parts."""
+        return tuple(dict.fromkeys([*self._built_in, *self._parts]))
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names."""
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a part of this name."""
+        return name in self._built_in or name in self._parts
+
+    def __getitem__(self, name: str) -> Part:
+        """Return the part of a name, imported at its first use; an unknown name raises a `UsageError`."""
+        if name not in self._parts:
+            module, _, attribute = self._built_in[self.check(name)].partition(":")
+            found: Any = getattr(importlib.import_module(module), attribute)
+            self._parts[name] = found
+        return self._parts[name]
+
+    def check(self, name: object) -> str:
+        """Return the name of a part; an unknown one raises a `UsageError`, which lists all and suggests the nearest."""
+        return check_name(self.names, name, self.kind)
+
+    def register(self, name: str, part: Part) -> Part:
+        """Add a part under a new name, and return it; a name that is taken is a `UsageError`."""
+        if name in self:
+            raise UsageError(f"{self.kind} '{name}' is registered already; choose another name.")
+        self._parts[name] = part
+        return part
+
+    def unregister(self, name: str) -> None:
+        """Remove a part that `register` added; a built-in or unknown one is a `UsageError`."""
+        if name in self._built_in or name not in self._parts:
+            raise UsageError(f"{self.kind} '{name}' was not registered by the caller, so it cannot be removed.")
+        del self._parts[name]
+
+
+@cache
+def _installed() -> dict[str, dict[str, str]]:
+    """Find the parts that installed packages offer: kind → name → `module:attribute`."""
+    from importlib.metadata import entry_points  # a sixth of the time of `deconv --help`, which needs no part
+
+    found: dict[str, dict[str, str]] = {}
+    for point in entry_points(group=GROUP):
+        kind, _, name = point.name.partition(".")
+        found.setdefault(kind, {})[name] = point.value
+    return found
+
+
+def _places(module: str, *names: str) -> dict[str, str]:
+    """Give the places of parts in a module of this package, each in a constant of its name."""
+    return {name: f"deconv_cli.{module}:{name.upper().replace('-', '_')}" for name in names}
+
 
 BOUNDARIES: Registry[Any] = Registry(
     "boundary",
-    {
-        "zero": "deconv_cli.operators.boundary_rules:ZERO",
-        "circular": "deconv_cli.operators.boundary_rules:CIRCULAR",
-        "reflect": "deconv_cli.operators.boundary_rules:REFLECT",
-        "symmetric": "deconv_cli.operators.boundary_rules:SYMMETRIC",
-        "replicate": "deconv_cli.operators.boundary_rules:REPLICATE",
-        "unknown": "deconv_cli.operators.boundary_rules:UNKNOWN",
-    },
+    _places("operators.boundary_rules", "zero", "circular", "reflect", "symmetric", "replicate", "unknown"),
 )
 """What lies outside the image."""
 
-PENALTIES: Registry[Any] = Registry(
-    "penalty",
-    {
-        "identity": "deconv_cli.regularizers:IDENTITY",
-        "gradient": "deconv_cli.regularizers:GRADIENT",
-        "laplacian": "deconv_cli.regularizers:LAPLACIAN",
-    },
-)
+PENALTIES: Registry[Any] = Registry("penalty", _places("regularizers", "identity", "gradient", "laplacian"))
 """The operator L in λ·σ²max·‖Lx‖²."""
 
 SOLVERS: Registry[Any] = Registry(
@@ -54,7 +137,7 @@ PRIORS: Registry[Any] = Registry(
         "nonnegative": "deconv_cli.solvers.nonnegative:NONNEGATIVE",
         "tv": "deconv_cli.solvers.total_variation:TOTAL_VARIATION",
         "richardson-lucy": "deconv_cli.solvers.richardson_lucy:RICHARDSON_LUCY",
-        "photo": "deconv_cli.saved_denoiser:PHOTO_PRIOR",
+        "photo": "deconv_cli.saved_files:PHOTO_PRIOR",
     },
 )
 """Objectives other than a quadratic one, each with the solver that minimizes it."""
@@ -62,16 +145,9 @@ PRIORS: Registry[Any] = Registry(
 KERNEL_SOURCES: Registry[Any] = Registry(
     "kernel source",
     {
-        "gaussian": "deconv_cli.kernels.sources.simple_blurs:GAUSSIAN",
-        "disk": "deconv_cli.kernels.sources.simple_blurs:DISK",
-        "box": "deconv_cli.kernels.sources.simple_blurs:BOX",
-        "motion": "deconv_cli.kernels.sources.simple_blurs:MOTION",
-        "polygon": "deconv_cli.kernels.sources.optical_blurs:POLYGON",
-        "airy": "deconv_cli.kernels.sources.optical_blurs:AIRY",
-        "moffat": "deconv_cli.kernels.sources.optical_blurs:MOFFAT",
-        "disk-motion": "deconv_cli.kernels.sources.simple_blurs:DISK_MOTION",
-        "gaussian3d": "deconv_cli.kernels.sources.simple_blurs:GAUSSIAN3D",
-        "shift": "deconv_cli.kernels.sources.simple_blurs:SHIFT",
+        **_places("kernels.sources.simple_blurs", "gaussian", "disk", "box", "motion"),
+        **_places("kernels.sources.optical_blurs", "polygon", "airy", "moffat"),
+        **_places("kernels.sources.simple_blurs", "disk-motion", "gaussian3d", "shift"),
     },
 )
 """Formulas for kernels: `name:NUMBER@NUMBER`."""
@@ -99,19 +175,12 @@ LOSSES: Registry[Any] = Registry(
 CODECS: Registry[Any] = Registry(
     "file format",
     {
-        "tiff": "deconv_cli.io.codecs.tiff:TIFF",
-        "png": "deconv_cli.io.codecs.pictures:PNG",
-        "jpeg": "deconv_cli.io.codecs.pictures:JPEG",
-        "webp": "deconv_cli.io.codecs.pictures:WEBP",
-        "avif": "deconv_cli.io.codecs.pictures:AVIF",
-        "bmp": "deconv_cli.io.codecs.pictures:BMP",
-        "gif": "deconv_cli.io.codecs.pictures:GIF",
-        "torch": "deconv_cli.io.codecs.torch_file:TORCH",
-        "safetensors": "deconv_cli.io.codecs.safetensors_file:SAFETENSORS",
-        "npy": "deconv_cli.io.codecs.npy:NPY",
-        "npz": "deconv_cli.io.codecs.npy:NPZ",
-        "zarr": "deconv_cli.io.codecs.zarr_folder:ZARR",
-        "fits": "deconv_cli.io.codecs.fits:FITS",
+        **_places("io.codecs.tiff", "tiff"),
+        **_places("io.codecs.pictures", "png", "jpeg", "webp", "avif", "bmp", "gif"),
+        **_places("io.codecs.tensor_codecs", "torch", "safetensors"),
+        **_places("io.codecs.npy", "npy", "npz"),
+        **_places("io.codecs.zarr_folder", "zarr"),
+        **_places("io.codecs.fits", "fits"),
     },
 )
 """File formats, for images and tensors."""

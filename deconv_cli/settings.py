@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import PLAIN, TRANSPOSED, LayerOptions, PerAxis
 from deconv_cli.noise_model import NoiseModel
-from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
-from deconv_cli.registry import ShownInNotebook
+from deconv_cli.parts import BOUNDARIES, PENALTIES, ShownInNotebook, method_names, prior_names
 from deconv_cli.vocabulary import (
     MAX_SEED,
     ArithmeticDType,

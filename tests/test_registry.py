@@ -8,7 +8,7 @@ import pytest
 import deconv_cli
 from deconv_cli import parts
 from deconv_cli.errors import UsageError
-from deconv_cli.registry import Registry
+from deconv_cli.parts import Registry
 
 REGISTRIES = {name: value for name, value in vars(parts).items() if isinstance(value, Registry)}
 

@@ -10,7 +10,7 @@ from properties import adjoint_defect, matrix_defect
 
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators.axes import half_spectrum, space_axes
-from deconv_cli.operators.differences import Difference, Differences, Gradient, Laplacian, second_differences
+from deconv_cli.operators.differences import Gradient, Laplacian, second_differences
 from deconv_cli.operators.linear_operator import Identity
 from deconv_cli.parts import PENALTIES
 from deconv_cli.regularizers import find_penalty, is_determined, spaced_penalty
@@ -90,14 +90,6 @@ def test_constants_and_ramps_distinguish_the_penalties():
     }
 
 
-@pytest.mark.parametrize("torus", TORI)
-def test_the_laplacian_squared_is_the_energy_of_second_differences(torus):
-    gradient, laplacian = (find_penalty(name).symbol(torus, torch.float64, CPU) for name in ("gradient", "laplacian"))
-    torch.testing.assert_close(laplacian, gradient.square(), rtol=1e-14, atol=0)
-    third = ThirdDifferences().symbol(torus, torch.float64, CPU)
-    torch.testing.assert_close(third, gradient**3, rtol=1e-13, atol=0)
-
-
 @pytest.mark.parametrize("size", [(6,), (5, 6), (3, 4, 5)])
 def test_public_operators_take_the_differences_of_numpy(size):
     x, n_axes = random((2, *size)), len(size)
@@ -117,15 +109,6 @@ def test_public_operators_take_the_differences_of_numpy(size):
         torch.testing.assert_close(operator.apply_gram(x).flatten(), matrix.T @ matrix @ x.flatten())
 
 
-@pytest.mark.parametrize("operator", [Gradient, Laplacian])
-def test_a_periodic_difference_reaches_around_the_edge(operator):
-    x = random((1, 4, 5))
-    shifted = operator((1, 4, 5), periodic=True)(x.roll((1, 2), (-2, -1)))
-    torch.testing.assert_close(shifted, operator((1, 4, 5), periodic=True)(x).roll((1, 2), (-2, -1)))
-    inside = operator((1, 4, 5))(x.roll((1, 2), (-2, -1)))
-    assert not torch.allclose(inside, operator((1, 4, 5))(x).roll((1, 2), (-2, -1)))
-
-
 def test_a_penalty_of_the_users_own_goes_by_its_name_once_it_is_registered():
     with pytest.raises(UsageError, match="penalty must be one of identity, gradient, laplacian, but is 'third'"):
         find_penalty("third")
@@ -134,12 +117,6 @@ def test_a_penalty_of_the_users_own_goes_by_its_name_once_it_is_registered():
         assert not is_determined(1e-3, "third", 1, 2)
     assert is_determined(0.0, "gradient", 1, 2)
     assert is_determined(1e-3, "identity", 1, 2)
-
-
-def test_a_difference_of_an_axis_that_is_too_short_is_nothing():
-    term = Difference((3, 1), 2.0)
-    assert term.observed((2, 5)) == (0, 4)
-    assert not Differences((1, 2, 5), (term,), periodic=False)(random((1, 2, 5))).any()
 
 
 def test_operators_take_what_ends_in_their_shape():

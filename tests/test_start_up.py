@@ -71,13 +71,6 @@ def test_help_loads_nothing_heavy_fits_eighty_columns_and_shows_an_example(name)
     assert name is None or words[words.index("Example:") + 1 :][:2] == ["deconv", name]
 
 
-def test_the_list_of_loaded_modules_would_show_torch(tmp_path):
-    for name in ("x.npy", "k.npy"):
-        (tmp_path / name).write_bytes(b"neither image nor kernel")
-    _, loaded = loaded_by("invert", str(tmp_path / "x.npy"), "--kernel", str(tmp_path / "k.npy"))
-    assert {"torch", "numpy"} <= set(loaded)
-
-
 def test_a_wrong_option_is_refused_before_torch_is_loaded():
     _, loaded = loaded_by("invert", "x.png", "--kernel", "k.npy", "--boundary", "sideways")
     assert loaded == []
@@ -154,14 +147,6 @@ def test_version_is_that_of_the_package():
     assert (text, loaded) == (f"deconv {deconv_cli.__version__}\n", [])
 
 
-def test_without_arguments_the_help_is_printed():
-    done = deconv()
-    assert done.returncode == 2
-    assert b"Usage: deconv" in done.stdout
-    assert b"invert" in done.stdout
-    assert b"Traceback" not in done.stderr
-
-
 def test_errors_are_plain_text_where_no_terminal_is():
     done = deconv("forward", "missing.png", "--kernel", "missing.npy")
     assert done.returncode == 2
@@ -205,21 +190,3 @@ def test_a_terminal_shows_errors_in_color_unless_no_color_is_set():
     words = ["forward", "missing.png", "--kernel", "missing.npy"]
     assert b"\x1b[" in on_a_terminal(*words)
     assert on_a_terminal(*words, NO_COLOR="1").startswith(b"error: ")
-
-
-def test_help_costs_little_more_than_loading_what_writes_it():
-    """In processor time, the least of five in turns, so that neither a busy nor a slow machine fails it."""
-
-    import resource
-
-    def spent():
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
-
-    def cost(*args):
-        before = spent()
-        assert python(*args).returncode == 0
-        return spent() - before
-
-    costs = [(cost("-m", "deconv_cli", "--help"), cost("-c", "import typer.core, rich.table")) for _ in range(5)]
-    assert min(help_ for help_, _ in costs) < 8 * min(least for _, least in costs)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deconv_cli import ShapeError, ToneCurve, UsageError
+from deconv_cli import ToneCurve, UsageError
 from deconv_cli.tone_curve import limits_of, white_of
 
 BITS = {8: 255.0, 16: 65535.0}
@@ -48,14 +48,6 @@ def test_what_overshoots_is_not_lost(name):
     assert torch.equal(curve.to_stored(-light), -stored)
 
 
-def test_each_channel_has_its_own_curve():
-    curve = curves(255.0)["one a channel"]
-    light = curve.to_light(torch.full((2, 3, 4, 5), 127.5, dtype=torch.float64))
-    assert light.shape == (2, 3, 4, 5)
-    expected = 255 * torch.tensor([0.5**2.2, 0.5**1.8, 0.5], dtype=torch.float64)
-    assert torch.allclose(light, expected[:, None, None].expand_as(light), rtol=1e-4)
-
-
 @pytest.mark.parametrize("direction", ["to_light", "to_stored"])
 def test_both_directions_are_differentiable(direction):
     convert = getattr(ToneCurve.srgb(255), direction)
@@ -94,24 +86,6 @@ def test_white_and_gamma_are_checked():
     for exponent in (0.0, -2.2, float("nan"), 50.0):
         with pytest.raises(UsageError, match="gamma must be a number between"):
             ToneCurve.gamma(exponent, 255)
-
-
-def test_images_of_other_channels_are_refused():
-    with pytest.raises(ShapeError, match="has 3 channels, but the image has 4"):
-        curves(255.0)["one a channel"].to_light(torch.ones(4, 5, 5))
-    with pytest.raises(ShapeError, match="should have channels and 2 axes of space, but have"):
-        ToneCurve.srgb(255).to_light(torch.ones(5, 5))
-
-
-def test_what_is_no_number_or_far_too_large_has_light_too():
-    stored = torch.tensor([float("nan"), 1e20, -1e20, float("inf"), 100.0])[None, None]
-    curve = ToneCurve.srgb(255)
-    light = curve.to_light(stored)[0, 0]
-    assert light[0].isnan()
-    assert light[1] == -light[2] > 1e20
-    assert light[3] == float("inf")
-    assert light[4] == curve.to_light(stored[..., 4:])[0, 0, 0]
-    assert curve.slopes(stored[..., 1:2].abs()) == pytest.approx(curve.slopes(torch.full((1, 1, 1), 300.0)))
 
 
 COUNTS = torch.tensor([[[0, 70_000], [65_535, 3]]], dtype=torch.int32)

@@ -66,33 +66,6 @@ def test_a_wrong_shape_is_refused(name):
             getattr(deconv_cli, name)(value)
 
 
-LAYER = {"in_channels": 1, "out_channels": 1, "kernel_size": 3}
-MISTAKES = {
-    "Gradient": ({}, {"shape": (True, 8)}, "whole numbers"),
-    "ReceptiveFieldConv2d": (LAYER, {"in_channels": "x", "out_channels": 0.5, "kernel_size": "x"}, "whole number"),
-    "VaryingConvolution": (FIELD | {"image_size": (8, 8)}, {"rows": {}, "columns": (0.5,)}, "a place for each row"),
-    "estimate_kernel": ({"image": torch.rand(1, 200, 200)}, {"tone_curve": "srgb"}, "of type ToneCurve"),
-    "forward": ({"x": IMAGE, "kernel": KERNEL}, {"tone_curve": "srgb"}, "of type ToneCurve"),
-    "invert": ({"y": IMAGE, "kernel": KERNEL}, {"tone_curve": "srgb"}, "of type ToneCurve"),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_answered_by_what_would_be_right(name):
-    right, wrong, words = MISTAKES[name]
-    for argument, value in wrong.items():
-        with pytest.raises(DeconvError, match=words):
-            getattr(deconv_cli, name)(**right | {argument: value})
-    with pytest.raises(deconv_cli.UsageError, match="phi must be a function"):
-        deconv_cli.ReceptiveFieldConv2d(**LAYER, phi="tan")
-
-
-def test_whole_numbers_of_numpy_are_sizes_of_a_layer():
-    layer = deconv_cli.ReceptiveFieldConv2d(np.int64(1), 2, np.array([3, 5]), padding=range(1, 3), chunk_bytes=1e8)
-    assert layer.weight.shape == (2, 1, 3, 5)
-    assert layer.padding == (1, 2)
-
-
 def test_whole_numbers_of_numpy_are_whole_numbers():
     one = np.int64(1)
     assert torch.equal(

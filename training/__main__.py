@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deconv_cli.saved_denoiser import WEIGHTS
+from deconv_cli.saved_files import WEIGHTS
 from deconv_cli.solvers.denoiser import Denoiser
 from training import unrolled
 from training.degrade import degrade, draw_patches

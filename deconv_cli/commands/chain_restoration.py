@@ -112,7 +112,7 @@ def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, t
     notes = stored.notes
     if not check_order(parent, layers):
         notes += (f"{type(parent).__name__} could not be run, so it is assumed to apply these layers in this order",)
-    source = ModelInput(str(chain.path), stored.kind.value, stored.sha256, chain.model.model, chain.layers)
+    source = ModelInput(str(chain.path), stored.kind, stored.sha256, chain.model.model, chain.layers)
     return layers, source, notes
 
 

@@ -75,7 +75,7 @@ def _write(
     """Average over all samples, and write the diagonal with the names of the state dict."""
     from deconv_cli.gradients.findings import first_line
     from deconv_cli.gradients.fisher_diagonal import diagonal_fisher, refuse_projection
-    from deconv_cli.io.codecs.safetensors_file import write_tensors
+    from deconv_cli.io.codecs.tensor_codecs import write_tensors
     from deconv_cli.report.gradient_record import describe_fisher
 
     subject = case.subject

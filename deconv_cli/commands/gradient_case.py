@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from deconv_cli.gradients.inputs import Batch
     from deconv_cli.gradients.subject import Subject
     from deconv_cli.io.tensors import TensorFile
-    from deconv_cli.models.model_files import ModelFile
-    from deconv_cli.models.named_code import NamedCode
+    from deconv_cli.models.model_files import ModelFile, NamedCode
 
 
 _SYNTHETIC = "Synthetic data"
@@ -138,8 +137,7 @@ def open_case(
     """
     from deconv_cli.gradients.inputs import InputSpec, draw_inputs
     from deconv_cli.gradients.subject import Subject, seed_everything
-    from deconv_cli.models.model_files import read_model
-    from deconv_cli.models.named_code import load_named
+    from deconv_cli.models.model_files import load_named, read_model
 
     if options.file is None and options.model is None:
         raise UsageError(
@@ -180,7 +178,7 @@ def open_case(
     )
     model = {
         "name": str(options.file or options.model),
-        "kind": stored.kind.value if stored else "code",
+        "kind": stored.kind if stored else "code",
         "sha256": stored.sha256 if stored else None,
         "class": type(module).__name__,
         "code": options.model,
@@ -256,7 +254,7 @@ def _open_batch(
 def _bind_loss(case: Case, options: CaseOptions) -> None:
     """Bind the loss, and draw a target if it needs one."""
     from deconv_cli.gradients.losses import NAMED_LOSSES, named_loss, takes_target, user_loss
-    from deconv_cli.models.named_code import load_named
+    from deconv_cli.models.model_files import load_named
 
     subject, has_target = case.subject, case.subject.target is not None
     if ":" in options.loss:

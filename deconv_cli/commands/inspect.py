@@ -292,7 +292,7 @@ def _check_plain(read: KernelFile) -> None:
 
 def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
     """List the tensors of a file, or of a whole module saved by torch."""
-    from deconv_cli.io.codecs.torch_file import TorchFile
+    from deconv_cli.io.codecs.tensor_codecs import TorchFile
     from deconv_cli.io.files import read_head
     from deconv_cli.io.tensors import open_tensors
 
@@ -319,7 +319,7 @@ def _content_notes(found: Inspected) -> list[str]:
     """Describe a kernel that varies over the frame, and note which large arrays were only sampled."""
     notes = []
     if _is_field(found):
-        from deconv_cli.saved_kernels import load_kernel_field
+        from deconv_cli.saved_files import load_kernel_field
 
         notes.append(f"the file holds {load_kernel_field(found.path).describe()}")
     for entry in found.entries:

@@ -233,7 +233,7 @@ class InvertWork(BlockWork):
 
     def _restore_blindly(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Find the kernel of one picture, and restore it; a sharp picture is an `UntrustworthyResultError`."""
-        from deconv_cli.report.run_record import describe_found
+        from deconv_cli.report.run import describe_found
 
         self.plan(job, source.image, source.image.values.shape[1], same_size=True)  # before the search
         progress.begin("finding the kernel")

@@ -80,7 +80,7 @@ def estimate(
 ) -> None:
     """Find the kernel that blurred a picture, from the picture alone, with an error bar."""
     from deconv_cli.io import read_image
-    from deconv_cli.report.run_record import describe_estimate, describe_found, describe_free, describe_map
+    from deconv_cli.report.run import describe_estimate, describe_found, describe_free, describe_map
 
     if free and output is None:
         raise UsageError("--free finds a kernel without a formula, so it needs a file; add --output.")
@@ -110,7 +110,7 @@ def estimate(
         rows[0] = ("as a formula", rows[0][1])
     if map_file is not None:
         from deconv_cli.kernels.blind.blur_map import map_blur
-        from deconv_cli.saved_kernels import save_kernel_field
+        from deconv_cli.saved_files import save_kernel_field
 
         mapped = map_blur(_picture_of(image), tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
         record["map"], is_mapped = describe_map(mapped), bool(mapped.found)

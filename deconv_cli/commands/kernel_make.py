@@ -118,7 +118,7 @@ def extract(
     """List the convolutions of a model, or extract one, without running any code in the file."""
     from deconv_cli.io.atomic import check_output_path
     from deconv_cli.models.layers import find_layer, list_layers
-    from deconv_cli.saved_kernels import save_layer
+    from deconv_cli.saved_files import save_layer
 
     if output is not None:
         check_output_path(output, model_file, force=printed.force)

@@ -219,7 +219,7 @@ def load_kernel(
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.models.kernel_files import read_kernel
     from deconv_cli.report.run import KernelInput
-    from deconv_cli.saved_kernels import field_of
+    from deconv_cli.saved_files import field_of
 
     if path == ESTIMATE and not path.exists():
         raise UsageError(

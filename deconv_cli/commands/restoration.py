@@ -42,8 +42,7 @@ class Restoration:
 
     def restore(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Reconstruct one input, write the result, and describe it."""
-        from deconv_cli.report.run import InvertRun
-        from deconv_cli.report.run_record import describe_found, describe_run
+        from deconv_cli.report.run import InvertRun, describe_found, describe_run
 
         started, work, kernel = source.started, self._work, self._kernel
         image = work.move(kernel.arrange(source.image))

@@ -50,7 +50,7 @@ def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module
         UsageError: no such file or name, or arguments without a class.
         InputRefusedError: a file that is unsafe, damaged or does not fit.
     """
-    from deconv_cli.saved_kernels import open_model
+    from deconv_cli.saved_files import open_model
 
     if options.init is not None and options.model is None:
         raise UsageError(
@@ -82,7 +82,7 @@ def name_or_code(text: str, names: Iterable[str], option: str) -> Any:  # noqa: 
         UsageError: there is no such file or function; the message calls it `option`.
         InputRefusedError: importing the file takes too much memory.
     """
-    from deconv_cli.models.named_code import load_named
+    from deconv_cli.models.model_files import load_named
 
     if ":" not in text or text.partition(":")[0] in names:
         return text

@@ -24,6 +24,7 @@ _SHARED = {"density": "resolution", "icc_profile": "ICC profile", "exif": "EXIF"
 """Fields of `Metadata` that several formats can hold, with their names in notes."""
 _RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
 """Of files that cameras write; most begin as TIFF does, and the rest is known to few."""
+ALPHA_NOTE = "the alpha channel was not read, so the result is opaque"
 _HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1"))
 """Bytes 4 to 12 of HEIC photographs."""
 
@@ -33,14 +34,12 @@ class StoredImage:
     """One array as a file stores it, which a codec reads or writes."""
 
     samples: Samples
-    """As stored, of shape `shape`, in native byte order, the alpha sample included."""
+    """As stored, of shape `shape`, in native byte order, without alpha."""
     axes: str = ""
     """One letter for each axis: Y and X the plane, C and S channels, others batch; empty where the file names none."""
     metadata: Metadata = field(default_factory=Metadata)
     record: dict[str, Any] | None = None
     """Of the run that wrote the file, or of the run that writes it."""
-    alpha: str | None = None
-    """`unassociated` or `associated` where the last sample of axis S is an alpha channel."""
     orientation: int = 1
     """EXIF orientation, 1 to 8."""
     notes: tuple[str, ...] = ()
@@ -84,7 +83,7 @@ class WriteRequest:
     """NumPy name of the sample type."""
     n_channels: int
     layout: Layout
-    """Of the image that the result is computed from, without alpha."""
+    """Of the image that the result is computed from."""
     source_format: str
     """Name of that image's format."""
     from_picture: bool
@@ -126,18 +125,10 @@ class Codec(ABC):
     """True where samples are read back exactly as they were written."""
     record_inside: bool = False
     """True where `write` puts the record of the run into the file; else it goes into `NAME.npy.json`."""
-    holds_alpha: bool = False
     carries: frozenset[str] = frozenset()
     """Which of `density`, `icc_profile`, `exif` and `channel_names` it can hold."""
     selects: str | None = None
     """`tensor` or `series` where a file may hold several arrays, which are chosen by name or number."""
-
-    def __init_subclass__(cls) -> None:
-        """Refuse by `UsageError` a class that carries a field of another name: it would be lost without a word."""
-        unknown = cls.carries - _SHARED.keys()
-        if unknown:
-            names = ", ".join(f"'{name}'" for name in sorted(unknown))
-            raise UsageError(f"{cls.__name__} names {names}, but a codec carries {', '.join(_SHARED)} only.")
 
     @property
     def is_read_only(self) -> bool:
@@ -164,15 +155,11 @@ class Codec(ABC):
         """Order the axes of a result as the file stores them; return their new letters, and notes on these, too."""
         return layout, layout.axes, ()
 
-    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Order the samples of a result, shape (B, C, *space), as the file stores them, alpha last."""
+    def arrange(self, request: WriteRequest, samples: Array) -> StoredImage:
+        """Order the samples of a result, shape (B, C, *space), as the file stores them."""
         layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
         layout, axes, notes = self.order_axes(request, layout)
         return StoredImage(from_images(layout, samples), axes, notes=notes)
-
-    def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
-        """Explain why the alpha channel of the source cannot be written; None if it can."""
-        return None if self.holds_alpha else f"{self.name} cannot hold it"
 
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata of an image that the file can hold; return the names of all other fields, too."""
@@ -240,7 +227,7 @@ class PictureCodec(Codec):
     """A format of one plane, gray or in colors."""
 
     channel_counts: tuple[int, ...] = (1, 3)
-    """How many channels it can hold, alpha not counted."""
+    """How many channels it can hold."""
     holds_gray: bool = True
     """False where gray is written as equal red, green and blue."""
     max_side: int | None = None
@@ -263,7 +250,7 @@ class PictureCodec(Codec):
                 ".tif, .pt, .safetensors or .npy."
             )
 
-    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
+    def arrange(self, request: WriteRequest, samples: Array) -> StoredImage:
         """Put the channels last, as libraries for pictures want them; refuse sides that are too long."""
         height, width = samples.shape[-2:]
         if self.max_side is not None and max(height, width) > self.max_side:
@@ -276,7 +263,6 @@ class PictureCodec(Codec):
         if len(planes) == 1 and not self.holds_gray:
             planes = np.repeat(planes, 3, axis=0)
             notes = (f"{self.name} has no gray, so the plane was written as equal red, green and blue",)
-        planes = planes if alpha is None else np.concatenate([planes, alpha.reshape(-1, height, width)[:1]])
         if len(planes) == 1:
             return StoredImage(planes[0], "YX")
         return StoredImage(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), "YXS", notes=notes)
@@ -286,12 +272,10 @@ class PictureCodec(Codec):
         return records.short_record(record)
 
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
-        """Choose the metadata; only TIFF holds a resolution without a unit and premultiplied colors."""
+        """Choose the metadata; only TIFF holds a resolution without a unit."""
         kept, lost = super().choose_metadata(request, image)
         if kept.density and not kept.density.unit:
             kept, lost = replace(kept, density=None), [*lost, "resolution"]
-        if image.alpha == "associated":
-            lost.append("premultiplied alpha (it is now read as unassociated)")
         return kept, lost
 
 
@@ -359,20 +343,15 @@ def codec_of_content(path: Path, head: bytes) -> Codec:
         raise MalformedInputError(
             f"'{path}' is an unfinished result with missing parts; continue the run that began it."
         )
-    if path.suffix.lower() in _RAW_SUFFIXES or head[8:10] == b"CR":
-        raise MalformedInputError(
-            f"'{path}' is a raw camera file, which deconv cannot develop; develop it into a 16-bit TIFF first."
-        )
+    is_heic = head[4:12] in _HEIC
+    if is_heic or path.suffix.lower() in _RAW_SUFFIXES or head[8:10] == b"CR":
+        kind = "HEIC photograph" if is_heic else "raw camera file"
+        raise MalformedInputError(f"'{path}' is a {kind}, which deconv cannot read; convert it to a 16-bit TIFF first.")
     promised = codec_named(path)
     # Anything may be packed by gzip: the name decides.
     is_packed = head.startswith(b"\x1f\x8b")
     found = [codec for codec in all_codecs() if codec.recognizes(head) and (codec is promised or not is_packed)]
     if not found:
-        if head[4:12] in _HEIC:
-            raise MalformedInputError(
-                f"'{path}' is a HEIC photograph, as phones write them, which deconv cannot read; export it as JPEG "
-                "first."
-            )
         *names, last = (codec.name for codec in all_codecs())
         raise MalformedInputError(f"'{path}' is not a supported file; deconv reads {', '.join(names)} and {last}.")
     return promised if promised is not None and promised in found else found[0]

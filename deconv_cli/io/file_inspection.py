@@ -198,7 +198,6 @@ def _described(stored: StoredImage) -> dict[str, Any]:
     metadata, density = stored.metadata, stored.metadata.density
     described: dict[str, Any] = {
         "orientation": None if stored.orientation == 1 else stored.orientation,
-        "alpha": stored.alpha,
         "flavor": metadata.flavor,
         "resolution": density and {"x": float(density.x), "y": float(density.y), "pixels_per": density.unit or None},
         "plane_distance": density and density.plane_distance and float(density.plane_distance),

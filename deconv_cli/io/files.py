@@ -140,27 +140,19 @@ def list_members(path: Path) -> Iterator[tuple[str, int, int]]:
             yield file.relative_to(path).as_posix(), found.st_size, found.st_mtime_ns
 
 
-_NO_SPACE = re.compile(r"\d+ requested and \d+ written")
-"""NumPy's message on a full disk."""
 _OBJECT = re.compile(r"<[A-Za-z_][\w.]*(?: [^<>]*)?>:?\s*")
 _SLIPS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)
 """Errors of a codec that trusts a damaged file; their messages are about its code."""
-_CODE = re.compile(
-    r"\w_\w|\bb'|\w=[\w'\"]|[{}\[\]\\]|\('|\w+Error\b|\b(?:argument|buffer|dtype|object|reshape|unpack)\b"
-)
-"""Marks of a message about the code of a codec, which a person who reads it cannot act on."""
 
 
 def reason_of(error: BaseException) -> str:
     """Shorten an error's message to its first line, without its final stop and without the objects of Python in it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return type(error).__name__
-    if _NO_SPACE.fullmatch(lines[0]):
+    first = next(iter(str(error).strip().splitlines()), "")
+    if re.fullmatch(r"\d+ requested and \d+ written", first):  # by NumPy, on a full disk
         return os.strerror(errno.ENOSPC)
-    return _OBJECT.sub("", lines[0]).strip().rstrip(".:")[:200] or type(error).__name__
+    return _OBJECT.sub("", first).strip().rstrip(".:")[:200] or type(error).__name__
 
 
 @contextmanager
@@ -183,8 +175,6 @@ def refusing_damage(path: Path, format_name: str) -> Iterator[None]:
     except (Exception, RecursionError) as error:
         reason = "its parts contradict one another" if isinstance(error, _SLIPS) else reason_of(error)
         reason = reason.replace(f" '{path}'", "").replace(f" {path}", "")  # a name shows nothing about the damage
-        why = re.sub(r"\s*(?:that matches )?(?:\([^()]*\)|\{[^{}]*\})", "", reason) if _CODE.search(reason) else reason
-        why = "" if _CODE.search(why) or why == type(error).__name__ else f" ({why})"
-        is_told = "cut short" in why or "truncated" in why
-        guess = "" if is_told else "; it is damaged, cut short or of an unsupported kind"
-        raise MalformedInputError(f"'{path}' cannot be read as {format_name}{why}{guess}.") from error
+        raise MalformedInputError(
+            f"'{path}' cannot be read as {format_name} ({reason}); it is damaged, incomplete or of an unsupported kind."
+        ) from error

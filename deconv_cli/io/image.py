@@ -41,10 +41,10 @@ class ImageFile:
 
     path: Path
     values: torch.Tensor
-    """Shape (B, C, H, W), or another number of axes of space; without alpha, upright. The stored type, but int32 and
-    int64 for uint16 and uint32 (with which torch computes next to nothing), and uint8 for bool."""
+    """Shape (B, C, H, W), or another number of axes of space; upright. The stored type, but int32 and int64 for
+    uint16 and uint32 (with which torch computes next to nothing), and uint8 for bool."""
     shape: tuple[int, ...]
-    """As stored in the file, the alpha sample included; of a palette picture, after the palette was applied."""
+    """As stored in the file, without alpha; of a palette picture, after the palette was applied."""
     dtype: str
     """As stored in the file, by its NumPy name."""
     axes: str
@@ -58,11 +58,7 @@ class ImageFile:
     metadata: Metadata
     codec: Codec
     layout: Layout
-    """Of the upright image, without alpha."""
-    alpha: torch.Tensor | None = None
-    """As the values, with A = 1 channel, or one alpha for each index of axis C."""
-    alpha_kind: str | None = None
-    """As `StoredImage.alpha`."""
+    """Of the upright image."""
     jpeg_table: torch.Tensor | None = None
     """The divisors of a JPEG's luma coefficients, of the upright image, shape (8, 8)."""
     _notes: tuple[str, ...] = ()
@@ -138,10 +134,8 @@ class ImageFile:
             return self
         axes, notes = self._axes_spanned_by(dimensions, n_space or dimensions)
         layout = Layout(axes, self.layout.sizes, dimensions)
-        values, alpha = layout.to_images(self.layout.from_images(self.values)), self.alpha
-        if alpha is not None:
-            alpha = layout.resized(S=1).to_images(self.layout.resized(S=1).from_images(alpha))
-        return replace(self, values=values, axes=axes, _notes=(*self._notes, *notes), layout=layout, alpha=alpha)
+        values = layout.to_images(self.layout.from_images(self.values))
+        return replace(self, values=values, axes=axes, _notes=(*self._notes, *notes), layout=layout)
 
     def _axes_spanned_by(self, dimensions: int, n_space: int) -> tuple[str, tuple[str, ...]]:
         """Name the axes so that all of space is among them; return a note on guesses, too."""
@@ -195,7 +189,7 @@ def read_image(
         series: number of the TIFF series, if a file holds several.
 
     Returns:
-        The image, upright, its alpha set aside, as planes, one by one; as lines where it has no planes. See
+        The image, upright, as planes, one by one; as lines where it has no planes. See
         `ImageFile.spanned_by` for stacks.
 
     Raises:
@@ -219,7 +213,7 @@ def read_image(
 
 
 def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: str | None = None) -> ImageFile:
-    """Arrange the stored samples of a file as an upright image, with its alpha channel separated.
+    """Arrange the stored samples of a file as an upright image.
 
     `stored` holds the record of the file if that fits; `axes` are letters that the caller gives in place of the file's.
 
@@ -239,8 +233,7 @@ def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: s
         raise MalformedInputError(f"'{path}' does not fit its own description: {error}") from error
     values = as_real_tensor(path, stored.samples)
     check_finite(path, values, "image")
-    colors, alpha, layout = _split_alpha(values, layout, stored.alpha)
-    turned = _upright(layout.to_images(colors), stored.orientation)
+    turned = _upright(layout.to_images(values), stored.orientation)
     metadata, jpeg_table = stored.metadata, None
     if stored.jpeg_table is not None:
         jpeg_table = torch.tensor(stored.jpeg_table).reshape(8, 8)
@@ -259,10 +252,8 @@ def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: s
         metadata=metadata,
         codec=codec,
         layout=layout.resized_space(turned.shape[2:]),
-        alpha=None if alpha is None else _upright(alpha, stored.orientation),
-        alpha_kind=None if alpha is None else stored.alpha,
         jpeg_table=jpeg_table,
-        _notes=(*suffix_note(path, codec), *stored.notes, *_reading_notes(stored, alpha)),
+        _notes=(*suffix_note(path, codec), *stored.notes, *_reading_notes(stored)),
     )
 
 
@@ -283,19 +274,7 @@ def choose_member(path: Path, codec: Codec, tensor: str | None, series: int | No
     return series if tensor is None else tensor
 
 
-def _split_alpha(
-    values: torch.Tensor, layout: Layout, kind: str | None
-) -> tuple[torch.Tensor, torch.Tensor | None, Layout]:
-    """Split off the last sample of axis S, if it is transparency."""
-    place = layout.axes.find("S")
-    n_colors = layout.sizes[place] - 1
-    if kind is None or place < 0 or n_colors < 1:
-        return values, None, layout
-    alpha = layout.resized(S=1).to_images(values.narrow(place, n_colors, 1))
-    return values.narrow(place, 0, n_colors), alpha, layout.resized(S=n_colors)
-
-
-def _reading_notes(stored: StoredImage, alpha: torch.Tensor | None) -> tuple[str, ...]:
+def _reading_notes(stored: StoredImage) -> tuple[str, ...]:
     notes = []
     if stored.orientation != 1:
         notes.append(f"orientation {stored.orientation} was applied, so that rows and columns are upright")
@@ -307,8 +286,6 @@ def _reading_notes(stored: StoredImage, alpha: torch.Tensor | None) -> tuple[str
         )
     if stored.dtype == "bool":
         notes.append("true and false were read as 1 and 0")
-    if alpha is not None and stored.alpha == "associated":
-        notes.append("the colors are premultiplied with alpha and were used as stored")
     return tuple(notes)
 
 

@@ -75,9 +75,7 @@ EXIF_TEXTS = {271: "Make", 272: "Model", 306: "DateTime", 315: "Artist", 316: "H
 """Texts of the first directory of EXIF, which are tags of a TIFF file too."""
 
 _MARKER = b"Exif\x00\x00"
-_ORIENTATION = 274
-_EXIF_DIRECTORY, _USER_COMMENT = 34665, 37510
-_ASCII = b"ASCII\x00\x00\x00"
+_ORIENTATION, _SOFTWARE = 274, 305
 
 
 def split_exif(block: bytes | None) -> tuple[bytes | None, int, dict[str, Any] | None]:
@@ -85,20 +83,19 @@ def split_exif(block: bytes | None) -> tuple[bytes | None, int, dict[str, Any] |
 
     Returns:
         The block with its marker, for upright samples, byte for byte the same if it held neither; the orientation, 1 to
-        8; and the record.
+        8; and the record, which is in the tag of the writing program.
     """
     if not block:
         return None, 1, None
     block = _MARKER + block.removeprefix(_MARKER)
     directory = _load(block)
-    orientation = directory.get(_ORIENTATION, 1)
+    orientation, record = directory.get(_ORIENTATION, 1), records.take_line(directory.get(_SOFTWARE))
     if orientation != 1:
         directory[_ORIENTATION] = 1
-        block = directory.tobytes()
-    comment = _comment(directory)
-    record = records.take_line(comment)
     if record is not None:
-        block = _with_comment(directory, records.drop_line(comment))
+        del directory[_SOFTWARE]
+    if orientation != 1 or record is not None:
+        block = directory.tobytes()
     is_valid = isinstance(orientation, int) and 1 <= orientation <= 8
     return block, orientation if is_valid else 1, record
 
@@ -126,22 +123,9 @@ def exif_of_texts(texts: dict[int, str]) -> bytes | None:
 
 
 def put_record(block: bytes | None, record: dict[str, Any]) -> bytes:
-    """Add the record of a run to the user comment of an EXIF block, as a line of its own."""
+    """Name this program, with the record of a run, as the writing program of an EXIF block."""
     directory = _load(block)
-    return _with_comment(directory, records.put_line(_comment(directory), records.encode_record(record)))
-
-
-def _comment(directory: Exif) -> str:
-    found = directory.get_ifd(_EXIF_DIRECTORY).get(_USER_COMMENT)
-    return found.removeprefix(_ASCII).decode("utf-8", "replace") if isinstance(found, bytes) else ""
-
-
-def _with_comment(directory: Exif, comment: str) -> bytes:
-    """Write the directories with another user comment, and all other tags; an empty comment is dropped."""
-    inner = directory.get_ifd(_EXIF_DIRECTORY)
-    inner.pop(_USER_COMMENT, None)
-    if comment:
-        inner[_USER_COMMENT] = _ASCII + comment.encode("utf-8")
+    directory[_SOFTWARE] = records.put_line("", records.encode_record(record))
     return directory.tobytes()
 
 

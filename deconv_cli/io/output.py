@@ -15,7 +15,7 @@ from deconv_cli.io import records
 from deconv_cli.io.atomic import check_output_path, make_parents, write_atomically, write_line_beside
 from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, codec_of_suffix, not_carried
 from deconv_cli.io.image import ImageFile, read_stored
-from deconv_cli.io.layout import Array, Layout, convert_samples
+from deconv_cli.io.layout import Layout, convert_samples
 from deconv_cli.io.limits import allowing, memory_budget
 from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 from deconv_cli.vocabulary import OutputDType
@@ -140,31 +140,16 @@ class OutputPlan:
                 f"planned for {expected} images and channels, but the result has the shape {tuple(values.shape)}"
             )
         converted = convert_samples(values.detach(), self.dtype)
-        alpha, alpha_notes = self._alpha()
-        arranged = self._codec.arrange(request, converted.samples, alpha)
-        alpha_kind = None if alpha is None else source.alpha_kind
-        image = replace(arranged, metadata=source.metadata, alpha=alpha_kind, notes=())
+        arranged = self._codec.arrange(request, converted.samples)
+        image = replace(arranged, metadata=source.metadata, notes=())
         metadata, lost = self._codec.choose_metadata(request, image)
         return PreparedOutput(
             path=self.path,
-            notes=(*converted.notes, *alpha_notes, *arranged.notes, *not_carried(lost)),
+            notes=(*converted.notes, *arranged.notes, *not_carried(lost)),
             _codec=self._codec,
             _image=replace(image, metadata=metadata),
             _make_folder=self._make_folder,
         )
-
-    def _alpha(self) -> tuple[Array | None, tuple[str, ...]]:
-        """Convert the alpha of the source, or explain why it is dropped."""
-        if self._source.alpha is None:
-            return None, ()
-        stored = self._source.alpha.numpy()
-        converted = stored.astype(self.dtype)
-        reason = "the size has changed" if not self._same_size else self._codec.alpha_refusal(self._request, stored)
-        if reason is None and not np.array_equal(converted.astype(np.float64), stored.astype(np.float64)):
-            reason = f"{self.dtype} cannot hold its values"
-        if reason is not None:
-            return None, (f"the alpha channel was dropped, since {reason}",)
-        return converted, ("the alpha channel was copied unchanged",)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shlex
 from pathlib import Path, PurePath
 from typing import Any
@@ -58,33 +59,21 @@ def short_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_folders(record: dict[str, Any]) -> dict[str, Any]:
-    """Shorten absolute paths to file names, in the command that repeats the run, too."""
-    command = str(record.get("rerun") or "")
-    words = shlex.split(command) if set(command) & set("'\"\\") else command.split()  # shlex is slow
+    """Shorten absolute paths to file names, in notes and in the command that repeats the run, too."""
+    words = shlex.split(str(record.get("rerun") or ""))
     files = [member for member in (*record.get("inputs", ()), *record.values()) if isinstance(member, dict)]
-    values = [word.partition("=")[2] or word for word in words]
-    values += [file["path"] for file in files if isinstance(file.get("path"), str)]
-    paths = {value: PurePath(value) for value in values if "/" in value or "\\" in value}
-    names = {value: path.name for value, path in paths.items() if path.is_absolute() and path.name}
-    if not names:
+    paths = [PurePath(str(file.get("path"))) for file in files]
+    paths += [PurePath(word.partition("=")[2] or word) for word in words]
+    folders = {f"{path.parent}{os.sep}" for path in paths if path.is_absolute() and len(path.parts) > 2}
+    if not folders:
         return record
-    longest_first = [(path, names[path]) for path in sorted(names, key=len, reverse=True)]
-    kept: dict[str, Any] = _renamed({name: value for name, value in record.items() if name != "rerun"}, longest_first)
     # Without folders input and output may be the same file, so nothing may be replaced.
-    again = [_renamed(word, longest_first) for word in words if word != "--force"]
-    return kept | ({"rerun": shlex.join(again)} if words else {})
-
-
-def _renamed(value: Any, names: list[tuple[str, str]]) -> Any:  # noqa: ANN401 (as JSON has it)
-    """Replace texts everywhere in a JSON value."""
-    if isinstance(value, dict):
-        return {name: _renamed(member, names) for name, member in value.items()}
-    if isinstance(value, list):
-        return [_renamed(member, names) for member in value]
-    if isinstance(value, str):
-        for path, name in names:
-            value = value.replace(path, name)
-    return value
+    text = json.dumps({**record, "rerun": [word for word in words if word != "--force"]})
+    for folder in sorted(folders, key=len, reverse=True):
+        text = text.replace(json.dumps(folder)[1:-1], "")
+    kept: dict[str, Any] = json.loads(text)
+    again = kept.pop("rerun")
+    return kept | ({"rerun": shlex.join(again)} if again else {})
 
 
 def encode_record(record: dict[str, Any]) -> str:

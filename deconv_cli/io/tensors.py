@@ -32,8 +32,6 @@ class TensorFile:
     """Reads one tensor, of the shape listed."""
     record: dict[str, Any] | None = None
     """Of the run that wrote the file."""
-    read_rows: Callable[[str, int, int], Samples] | None = None
-    """Reads a part of one tensor along its first axis, where the format allows it."""
 
     def find(self, *names: str) -> str:
         """Find the first of some names that a tensor has, or without names the only tensor.
@@ -67,11 +65,11 @@ class TensorFile:
         return next(iter(sizes.values()))
 
     def rows(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        """Read samples `start` to `stop` of every tensor of a file that `open_data` opened; single numbers whole."""
+        """Read samples `start` to `stop` of every tensor; single numbers whole."""
         import torch
 
-        assert self.read_rows is not None
-        return {name: torch.as_tensor(self.read_rows(name, start, stop)) for name in self.shapes}
+        tensors = {name: torch.as_tensor(self.read(name)) for name in self.shapes}
+        return {name: tensor[start:stop] if tensor.ndim else tensor for name, tensor in tensors.items()}
 
     def samples(self, n: int | None) -> dict[str, torch.Tensor]:
         """Read `n` samples of every tensor at most; None reads tensors whole, whichever axis counts the samples.
@@ -129,7 +127,7 @@ def open_tensors(path: Path, codec: TensorCodec) -> TensorFile:
             return opened.read(name)
 
     record = opened.record if codec.record_inside else records.read_beside(path)
-    return TensorFile(path, opened.shapes, read, record, opened.read_rows)
+    return TensorFile(path, opened.shapes, read, record)
 
 
 def describe_tensors(shapes: dict[str, tuple[int, ...]]) -> str:
@@ -151,14 +149,6 @@ def open_data(path: Path) -> TensorFile:
         raise MalformedInputError(f"'{path}' should be a file of tensors, but is a {codec.name} picture.")
     opened = open_tensors(path, codec)
     stored = {name or "input": name for name in opened.shapes}
-    read_whole = functools.cache(opened.read)
-
-    def read_rows(name: str, start: int, stop: int) -> Samples:
-        inner = stored[name]
-        if opened.read_rows is None or not opened.shapes[inner]:
-            return read_whole(inner)[start:stop] if opened.shapes[inner] else read_whole(inner)
-        with refusing_damage(path, f"a {codec.name} file"):
-            return opened.read_rows(inner, start, stop)
-
+    read = functools.cache(opened.read)
     shapes = {name: opened.shapes[inner] for name, inner in stored.items()}
-    return TensorFile(path, shapes, lambda name: read_whole(stored[name]), opened.record, read_rows)
+    return TensorFile(path, shapes, lambda name: read(stored[name]), opened.record)

@@ -23,7 +23,7 @@ from deconv_cli.kernels.bead_average import (
 from deconv_cli.measured_light import above_noise, connected, smooth
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.linear_operator import check_image
-from deconv_cli.registry import ShownInNotebook
+from deconv_cli.parts import ShownInNotebook
 from deconv_cli.tone_curve import white_of
 from deconv_cli.vocabulary import Size, format_size
 

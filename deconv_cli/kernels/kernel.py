@@ -17,7 +17,7 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry, LayerGeometry, Padding, pick_input_size
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.varying_convolution import VaryingConvolution
-from deconv_cli.registry import ShownInNotebook
+from deconv_cli.parts import ShownInNotebook
 from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, counted, format_percent, format_size
 
 AXIS_NAMES = ("D", "H", "W")

@@ -11,7 +11,7 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, check_type
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.varying_convolution import as_places, middle_place
-from deconv_cli.registry import ShownInNotebook
+from deconv_cli.parts import ShownInNotebook
 from deconv_cli.vocabulary import format_size
 
 

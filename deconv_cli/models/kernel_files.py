@@ -12,13 +12,13 @@ import torch
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.io.codec import codec_of_content, suffix_note
-from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
+from deconv_cli.io.codecs.tensor_codecs import SAFETENSORS
 from deconv_cli.io.files import open_source
 from deconv_cli.io.image import read_image
 from deconv_cli.io.layout import as_real_tensor, check_finite
 from deconv_cli.io.tensors import TensorCodec, describe_tensors, open_tensors
+from deconv_cli.measured_light import clean_psf, describe_flaws, refusal_of
 from deconv_cli.models.layers import ModelLayer, read_layer
-from deconv_cli.models.measured_psf import clean_psf, describe_flaws, refusal_of
 from deconv_cli.vocabulary import AXES_BY_SHAPE, Convention
 
 FIELD_TENSORS = ("kernels", "rows", "columns")
@@ -126,7 +126,7 @@ def read_kernel(
     weight = stored.weight
     check_finite(path, weight, "kernel")
     if not bool(weight.any()):
-        raise MalformedInputError(f"kernel '{path}' should have taps, but all of them are zero.")
+        raise MalformedInputError(f"kernel '{path}' should have taps, but they are all zero.")
     taps = weight[0] if weight.ndim == n_axes + 1 and len(weight) == 1 else weight
     if held is Convention.CONVOLUTION:
         taps = taps.flip(_space_axes(n_axes))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.io.codecs.torch_file import TorchFile
+from deconv_cli.io.codecs.tensor_codecs import TorchFile
 from deconv_cli.io.codecs.torch_weights import check_dense, load_weights_only, named_tensors
 from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import as_real_tensor, check_finite

@@ -1,26 +1,102 @@
-"""Reading a model from a file without running what the file carries, and loading weights into a model of the user."""
+"""Models in files, of which nothing is run, and code that the user names, `file.py:Name` or `package.module:Name`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
-from deconv_cli.io.codecs.torch_file import refuse_program
+from deconv_cli.errors import DeconvError, MalformedInputError, UsageError
+from deconv_cli.io.codecs.tensor_codecs import SAFETENSORS, TORCH, refuse_program
 from deconv_cli.io.codecs.torch_weights import check_dense, globals_in, load_weights_only
 from deconv_cli.io.files import open_source, reason_of, refusing_damage
 from deconv_cli.io.limits import check_budget, check_zip
 from deconv_cli.io.tensors import open_tensors
-from deconv_cli.models.named_code import NamedCode
 from deconv_cli.vocabulary import name_some
+
+
+@dataclass(frozen=True, eq=False)
+class NamedCode:
+    """A class, a function or a model (`value`) that the user named by a text, and the module that holds it."""
+
+    text: str
+    module: ModuleType
+    value: Any
+
+
+def load_named(text: str, what: str) -> NamedCode:
+    """Import the class, function or model that `file.py:Name` or `package.module:Name` names; messages call it `what`.
+
+    Raises:
+        UsageError: not of this form, no such file or module or name, or the import fails.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"{what} must be file.py:Name or package.module:Name, but is '{text}'.")
+    module = _import_file(Path(place), what) if place.endswith(".py") else _import_module(place, what)
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            raise UsageError(f"{what}: '{place}' holds no '{name}'; check the name after the colon.")
+        value = getattr(value, part)
+    if not callable(value):
+        raise UsageError(f"{what}: '{text}' must be a class, a function or a model, but is a {type(value).__name__}.")
+    return NamedCode(text, module, value)
+
+
+def _import_file(path: Path, what: str) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"{what}: '{path}' does not exist; check the name and the folder.")
+    path = path.resolve()
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path) and getattr(module, "__name__", "") != "__main__":
+            return module
+    name = path.stem if path.stem not in sys.modules else f"deconv_named_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{what}: '{path}' cannot be imported as Python code.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        # As in a script of Python, its neighbors can be imported.
+        with _importing(str(path), path.parent, what):
+            spec.loader.exec_module(module)
+    except DeconvError:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import_module(name: str, what: str) -> ModuleType:
+    with _importing(name, Path.cwd(), what):
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _importing(place: str, folder: Path, what: str) -> Iterator[None]:
+    """Make a folder's modules importable, and turn every error of the code into one sentence."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    except DeconvError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{what}: '{place}' cannot be imported ({type(error).__name__}: “{reason_of(error)}”)."
+        ) from error
+    finally:
+        sys.path.remove(str(folder))
+
 
 _CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 _ACTIVATIONS = ("relu", "gelu", "elu", "selu", "silu", "softplus", "tanh", "sigmoid", "leaky_relu", "mish")
@@ -29,21 +105,13 @@ _MAX_MODULES = 100_000
 StateDict = dict[str, torch.Tensor]
 
 
-class ModelFormat(StrEnum):
-    """The kinds of files that hold models."""
-
-    SAFETENSORS = "safetensors"
-    """A state dict."""
-    PICKLE = "PyTorch"
-    """A state dict or a whole module by `torch.save`."""
-
-
 @dataclass(frozen=True, eq=False)
 class ModelFile:
     """The content of a model file: a whole module or a state dict."""
 
     path: Path
-    kind: ModelFormat
+    kind: str
+    """The name of its format."""
     sha256: str
     module: nn.Module | None = None
     state: StateDict | None = None
@@ -64,7 +132,7 @@ def read_model(path: Path, *, named: NamedCode | None = None) -> ModelFile:
     head, sha256 = open_source(path)
     kind = model_format(path, head)
     check_budget(path, path.stat().st_size)
-    if kind is ModelFormat.SAFETENSORS:
+    if kind == SAFETENSORS.name:
         opened = open_tensors(path, SAFETENSORS)
         state = {name: torch.as_tensor(opened.read(name)) for name in opened.shapes}
         return ModelFile(path, kind, sha256, state=state)
@@ -76,7 +144,7 @@ def read_model(path: Path, *, named: NamedCode | None = None) -> ModelFile:
         allowed += [(own[name.rpartition(".")[2]], name) for name in others if name.rpartition(".")[2] in own]
     advice = "save the state_dict() alone"
     by_name = 'name the model\'s class with model="{place}"'
-    found = load_weights_only(path, allowed, advice=advice, of_model=by_name if named is None else advice)
+    found = load_weights_only(path, allowed, advice=advice, of_model=by_name if named is None else "")
     if isinstance(found, nn.Module):
         if named is not None and isinstance(named.value, type) and type(found).__name__ != named.value.__name__:
             raise UsageError(
@@ -97,20 +165,20 @@ def _own_modules(named: NamedCode) -> dict[str, type[nn.Module]]:
     return {value.__name__: value for value in own if issubclass(value, nn.Module)}
 
 
-def model_format(path: Path, head: bytes) -> ModelFormat:
+def model_format(path: Path, head: bytes) -> str:
     """Recognize the kind of a model file by its first bytes; refuse others, and those that hold a program."""
     if head.startswith(b"PK"):
         names = check_zip(path)
         refuse_program(path, names)
         if any(name.endswith("data.pkl") for name in names):
-            return ModelFormat.PICKLE
+            return TORCH.name
         raise MalformedInputError(
             f"'{path}' is a zip archive, but holds no supported model; it may be another kind of file."
         )
     if SAFETENSORS.recognizes(head):
-        return ModelFormat.SAFETENSORS
+        return SAFETENSORS.name
     if head.startswith(b"\x80"):
-        return ModelFormat.PICKLE
+        return TORCH.name
     raise MalformedInputError(
         f"'{path}' is not a supported model file (.safetensors or torch.save); it may be cut short or damaged."
     )

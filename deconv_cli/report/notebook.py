@@ -1,4 +1,4 @@
-"""Objects in a notebook: a picture and a short table, as HTML. The classes get there by `registry.ShownInNotebook`."""
+"""Objects in a notebook: a picture and a short table, as HTML. The classes get there by `parts.ShownInNotebook`."""
 
 from __future__ import annotations
 

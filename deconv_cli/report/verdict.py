@@ -36,7 +36,7 @@ _DOUBTED = {
     DoubtReason.RESIDUAL: _WRONG_BLUR,
     DoubtReason.RESIDUAL_TESTS: _WRONG_BLUR,
     DoubtReason.AMPLIFICATION: "Do not use this result as it is: its values are far too large for this input.",
-    DoubtReason.CLIPPING: "Do not use this result as it is: much of it is darker than black or brighter than white.",
+    DoubtReason.CLIPPING: "Do not use this result as it is: many samples are darker than black or brighter than white.",
     DoubtReason.LAMBDA: "Do not use this result as it is: the input does not show how strongly to smooth.",
     DoubtReason.NOISE: "Do not use this result as it is: it shows mostly noise.",
     DoubtReason.KERNEL: _WRONG_BLUR,

@@ -27,7 +27,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import full_precision_convolutions
 from deconv_cli.operators.spectrum import Spectrum, peak_gain
-from deconv_cli.registry import ShownInNotebook
+from deconv_cli.parts import ShownInNotebook
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import build_inverse, choose_method, find_solver

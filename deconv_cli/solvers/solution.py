@@ -15,7 +15,7 @@ from torch import Tensor
 from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import relative
-from deconv_cli.registry import ShownInNotebook
+from deconv_cli.parts import ShownInNotebook
 
 Progress = Callable[[int, float], None]
 """Called after each iteration with its number and the certificate so far."""

@@ -17,7 +17,7 @@ from deconv_cli.kernels.pair_equations import Constraint, Pair, misfit, variance
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.linear_operator import check_image
-from deconv_cli.registry import ShownInNotebook
+from deconv_cli.parts import ShownInNotebook
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.solver import free_memory
 from deconv_cli.vocabulary import Size, check_name, format_memory, format_percent, format_size

@@ -19,7 +19,7 @@ from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.spectrum import Spectrum
-from deconv_cli.registry import ShownInNotebook
+from deconv_cli.parts import ShownInNotebook
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import clipped, photo_prior
 from deconv_cli.solvers.choice import GIVEN, Choice

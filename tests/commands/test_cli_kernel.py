@@ -20,7 +20,7 @@ from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.kernels.blind.blurred_picture import BlurredPicture, doubt_points
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.sources.formula import make_kernel
-from deconv_cli.report.run_record import describe_found
+from deconv_cli.report.run import describe_found
 
 
 @pytest.fixture(scope="module")

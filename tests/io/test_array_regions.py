@@ -7,7 +7,6 @@ from region_cases import planned
 
 from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io import read_image, records, region_arrays
-from deconv_cli.io.atomic import partial_path
 from deconv_cli.io.codecs.npy import NPY, NpyTarget
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.output import plan_regions
@@ -41,14 +40,6 @@ def test_what_is_no_array_of_numbers_is_refused_before_any_sample_is_read(tmp_pa
     (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:5000])
     with pytest.raises(MalformedInputError, match="promises an array"):
         NPY.open_regions(tmp_path / "short.npy", None)
-
-
-def test_the_fingerprint_changes_with_the_file(tmp_path):
-    np.save(tmp_path / "in.npy", np.zeros(9))
-    before = NPY.open_regions(tmp_path / "in.npy", None).fingerprint()
-    assert before == NPY.open_regions(tmp_path / "in.npy", None).fingerprint()
-    np.save(tmp_path / "in.npy", np.zeros(10))
-    assert before != NPY.open_regions(tmp_path / "in.npy", None).fingerprint()
 
 
 def test_parts_in_any_order_make_the_file_that_numpy_makes(tmp_path, rng):
@@ -126,22 +117,3 @@ def test_the_first_of_two_that_make_room_wins(tmp_path, monkeypatch, suffix):
     found = open_regions(target.path).read((slice(0, 64), slice(0, 48)))
     np.testing.assert_array_equal(found, samples)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
-def test_what_is_not_right_is_made_anew_and_what_fails_leaves_nothing(tmp_path, monkeypatch):
-    target, hidden = target_in(tmp_path), partial_path(tmp_path / "out.npy")
-    assert not target.create()
-    content = hidden.read_bytes()
-    hidden.write_bytes(b"other" + content[5:])
-    assert not target.create()
-    assert hidden.read_bytes() == content
-    assert target.create()
-
-    def fail(self, own):
-        own.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(NpyTarget, "_make", fail)
-    with pytest.raises(FileAccessError, match="disk full"):
-        target.create()
-    assert list(tmp_path.iterdir()) == [hidden]

@@ -2,15 +2,13 @@
 
 import gzip
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
+from deconv_cli.errors import MalformedInputError, TooLargeError
 from deconv_cli.io import plan_output, read_image
-from deconv_cli.io.file_inspection import inspect_file
 
 fits = pytest.importorskip("astropy.io.fits")
 RNG = np.random.default_rng(5)
@@ -46,13 +44,6 @@ def test_samples_are_read_as_they_were_written(tmp_path, dtype):
     assert (image.dtype, image.axes, image.is_picture) == (dtype, "YX", True)
     assert np.array_equal(image.values[0, 0].numpy(), samples)
     assert image.tone_curve is None or not image.tone_curve.is_default
-
-
-def test_inspection_shows_the_first_cards_of_a_header(tmp_path):
-    shown = inspect_file(written(tmp_path / "a.fits", STARS, EXPTIME=30)).metadata["other"]["FITS header"]
-    assert shown.startswith("OBJECT = 'M 51 ', ")
-    assert "\n" not in shown
-    assert "  " not in shown
 
 
 @pytest.mark.parametrize("name", ["b.fits", "b.fits.gz", "b.fits.fz"])
@@ -91,12 +82,6 @@ def test_the_first_image_is_read_and_the_others_are_named(tmp_path):
     fits.HDUList([units[0], units[3]]).writeto(tmp_path / "table.fits")
     with pytest.raises(MalformedInputError, match=r"in HDU 0, but holds no image\."):
         read_image(tmp_path / "table.fits")
-
-
-def test_an_image_without_a_name_is_told_by_its_number(tmp_path):
-    units = [fits.PrimaryHDU(), fits.ImageHDU(np.ones((4, 5))), fits.ImageHDU(np.ones((4, 5)))]
-    fits.HDUList(units).writeto(tmp_path / "a.fits")
-    assert "the image of HDU 1 was read" in read_image(tmp_path / "a.fits").notes[0]
 
 
 def test_scaled_and_blank_samples(tmp_path):
@@ -142,13 +127,6 @@ def test_what_no_telescope_writes_is_refused(tmp_path):
     (tmp_path / "huge.fits").write_bytes(huge)
     with pytest.raises((TooLargeError, MalformedInputError), match="huge"):
         read_image(tmp_path / "huge.fits")
-
-
-def test_the_missing_package_is_named(tmp_path, monkeypatch):
-    source = written(tmp_path / "a.fits", STARS.astype("float32"))
-    monkeypatch.setitem(sys.modules, "astropy.io", None)
-    with pytest.raises(UsageError, match=r"pip install 'deconv-cli\[fits\]'"):
-        read_image(source)
 
 
 def test_other_packed_files_are_not_taken_for_fits(tmp_path):

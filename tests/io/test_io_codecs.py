@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -12,7 +11,7 @@ from PIL import Image
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import Metadata, read_image
-from deconv_cli.io.codec import Codec, all_codecs, codec_named
+from deconv_cli.io.codec import all_codecs, codec_named
 from deconv_cli.vocabulary import OutputDType
 
 
@@ -25,13 +24,6 @@ def test_every_codec_describes_itself():
     assert all(codec.carries <= set(Metadata.__dataclass_fields__) for codec in codecs)
     assert all(set(codec.dtypes) <= set(OutputDType) for codec in codecs)
     assert [codec.name for codec in codecs if not codec.is_lossless] == ["JPEG", "AVIF"]
-
-
-def test_a_codec_that_carries_an_unknown_field_is_refused():
-    with pytest.raises(UsageError, match=r"Graymap names 'resolution', but a codec carries density, .*channel_names"):
-
-        class Graymap(Codec):
-            carries = frozenset({"resolution", "exif"})
 
 
 def test_suffixes_are_known_before_any_library_of_a_format_is_loaded():
@@ -98,11 +90,6 @@ class TestFurtherPictures:
         assert (found.values[0].int() - torch.from_numpy(ramp).int()).abs().max() <= 4
         assert any("AVIF has no gray" in note for note in prepared.notes) == (mode in ("L", "LA"))
 
-    def test_avif_of_ten_bits_says_what_is_lost(self, tmp_path):
-        stored = (np.add.outer(np.arange(16), np.arange(20)) * 20).astype("uint16")
-        (tmp_path / "in.avif").write_bytes(imagecodecs.avif_encode(stored, bitspersample=10))
-        assert any("more than 8 bits" in note for note in read_image(tmp_path / "in.avif").notes)
-
     @pytest.mark.parametrize("name", ["a.cr2", "a.tif", "a.NEF", "a.dng"])
     def test_raw_files_of_cameras_are_named_as_such(self, tmp_path, name):
         content = b"II*\0\x10\0\0\0CR\x02\0" + bytes(40) if name in ("a.cr2", "a.tif") else b"II*\0" + bytes(60)
@@ -112,7 +99,7 @@ class TestFurtherPictures:
 
     def test_a_photograph_of_a_phone_is_named_as_such(self, tmp_path):
         (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-        with pytest.raises(MalformedInputError, match=r"HEIC photograph.* JPEG"):
+        with pytest.raises(MalformedInputError, match=r"HEIC photograph.* 16-bit TIFF"):
             read_image(tmp_path / "a.HEIC")
 
     def test_a_mosaic_is_no_picture(self, tmp_path):

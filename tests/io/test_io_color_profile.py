@@ -1,9 +1,7 @@
 """Which tone curve a file follows: that of its ICC profile, of its gamma, sRGB, or none."""
 
-import io
 import struct
 
-import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -80,17 +78,6 @@ def test_the_curve_of_a_profile_is_found(name, white, n_channels):
     assert (curve.to_stored(curve.to_light(stored.float())) - stored).abs().max() < 0.05
 
 
-def test_channels_may_have_curves_of_their_own():
-    exponents = (1.80078125, 2.19921875, 2.6015625)
-    icc = icc_profile("uneven", [gamma_tag(exponent) for exponent in exponents], P3)
-    curve = profile_curve(icc, 255, 3)
-    values = np.arange(256) / 255
-    light = curve.to_light(255 * torch.from_numpy(values).expand(3, 1, -1))[:, 0].numpy() / 255
-    for channel, exponent in zip(light, exponents, strict=True):
-        assert np.abs(channel - values**exponent).max() < 1e-3
-    assert profile_curve(icc, 255, 1).light.shape == (1, 256)
-
-
 @pytest.fixture
 def colors():
     return np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
@@ -110,12 +97,6 @@ def test_pictures_without_a_profile_are_srgb(tmp_path, colors, suffix):
     Image.fromarray(colors).save(tmp_path / f"plain{suffix}")
     curve = read_image(tmp_path / f"plain{suffix}").tone_curve
     assert (curve.name, curve.white, curve.is_default) == ("sRGB", 255, True)
-
-
-def test_sixteen_bits_have_another_white(tmp_path):
-    (tmp_path / "deep.png").write_bytes(imagecodecs.png_encode(np.full((4, 5), 40000, np.uint16)))
-    curve = read_image(tmp_path / "deep.png").tone_curve
-    assert (curve.name, curve.white) == ("sRGB", 65535)
 
 
 def test_the_gamma_of_a_png_file_is_read_unless_it_says_srgb(tmp_path, colors):
@@ -152,13 +133,3 @@ def test_a_profile_that_cannot_be_read_is_said(tmp_path, colors):
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     assert profile_curve(lab, 255, 3) is None
     assert profile_curve(PROFILES["Display P3"][0][:200], 255, 3) is None
-
-
-def test_a_picture_with_alpha_keeps_its_curve(tmp_path, colors):
-    alpha = np.dstack([colors, colors[..., :1]])
-    stream = io.BytesIO()
-    Image.fromarray(alpha).save(stream, "PNG", icc_profile=PROFILES["AdobeRGB-like"][0])
-    (tmp_path / "alpha.png").write_bytes(stream.getvalue())
-    image = read_image(tmp_path / "alpha.png")
-    assert image.values.shape[1] == 3
-    assert image.tone_curve.name == 'the ICC profile "AdobeRGB-like"'

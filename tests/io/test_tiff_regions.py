@@ -8,11 +8,10 @@ import pytest
 import tifffile
 from region_cases import planned, some_regions, write_all
 
-from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
+from deconv_cli.errors import MalformedInputError, TooLargeError
 from deconv_cli.io import limits, read_image
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.output import plan_regions
-from deconv_cli.io.region_arrays import shape_of
 from deconv_cli.io.regions import open_regions
 
 STACK = np.random.default_rng(4).random((3, 2, 70, 90)).astype("float32")
@@ -70,22 +69,6 @@ def test_of_a_pyramid_the_full_resolution_is_taken(tmp_path):
     np.testing.assert_array_equal(source.read(tuple(slice(0, n) for n in source.shape)), tifffile.imread(path))
 
 
-def test_one_of_several_series_is_chosen_by_its_number(tmp_path):
-    path = tmp_path / "positions.ome.tif"
-    with tifffile.TiffWriter(path, ome=True) as writer:
-        for position in range(3):
-            writer.write(STACK[position], photometric="minisblack", metadata={"axes": "ZYX"}, tile=(32, 32))
-    for position in range(3):
-        source = open_regions(path, series=position)
-        np.testing.assert_array_equal(
-            source.read((slice(0, 2), slice(5, 40), slice(60, 90))), STACK[position][:, 5:40, 60:]
-        )
-    with pytest.raises(MalformedInputError, match="holds 3 series"):
-        open_regions(path)
-    with pytest.raises(UsageError, match="series 0 to 2"):
-        open_regions(path, series=3)
-
-
 def test_reading_a_part_takes_no_more_memory_than_the_part_and_a_tile(tmp_path):
     path = tmp_path / "large.tif"
     tifffile.imwrite(path, np.ones((4096, 4096), "uint8"), tile=(256, 256), compression="zlib")
@@ -127,19 +110,6 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, kind):
             open_regions(path)
 
 
-@pytest.mark.parametrize("kind", ["strips", "tiles with a predictor"])
-def test_a_file_that_is_cut_short_after_it_was_opened_gives_no_samples(tmp_path, kind):
-    samples, options = FILES[kind]
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(path, samples, **options)
-    source = open_regions(path)
-    before = source.fingerprint()
-    path.write_bytes(path.read_bytes()[:-900])
-    assert source.fingerprint() != before
-    with pytest.raises(MalformedInputError):
-        source.read((slice(0, 70), slice(0, 90)))
-
-
 def test_what_needs_more_than_its_samples_is_not_read_by_parts(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.dstack([COLORS, COLORS[..., 0]]), photometric="rgb", extrasamples=["unassalpha"])
@@ -154,20 +124,6 @@ def test_what_needs_more_than_its_samples_is_not_read_by_parts(tmp_path):
     tifffile.imwrite(path, PLANE + 1j, photometric="minisblack")
     with pytest.raises(MalformedInputError, match="complex64"):
         open_regions(path)
-
-
-def test_other_formats_are_refused_by_those_that_would_do(tmp_path):
-    from PIL import Image
-
-    Image.fromarray(COLORS).save(tmp_path / "a.png")
-    with pytest.raises(UsageError, match=r"PNG file.*TIFF \(\.tif\).*NumPy \.npy"):
-        open_regions(tmp_path / "a.png")
-    tifffile.imwrite(tmp_path / "a.tif", PLANE)
-    source = open_regions(tmp_path / "a.tif")
-    with pytest.raises(UsageError, match=r"PNG files are written as a whole.*TIFF \(\.tif\)"):
-        plan_regions(
-            tmp_path / "b.png", source, Layout("YX", source.shape), n_channels=1, size=(70, 90), output_dtype="uint8"
-        )
 
 
 SOURCES = {
@@ -215,16 +171,6 @@ def test_ome_metadata_come_along(tmp_path, ome_file):
     assert target.notes == ()
 
 
-def test_the_distances_of_imagej_come_along_into_a_plain_file(tmp_path, imagej_file):
-    source = open_regions(imagej_file)
-    target = planned(source, tmp_path / "out.tif", dimensions=3)
-    target.create()
-    target.finish({})
-    written = read_image(tmp_path / "out.tif").spanned_by(3)
-    np.testing.assert_allclose(written.spacing, read_image(imagej_file).spanned_by(3).spacing, rtol=1e-6)
-    assert "ImageJ finterval" in target.notes[-1]
-
-
 def test_what_an_earlier_run_wrote_is_kept_but_not_a_file_of_another_shape(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", PLANE)
     source = open_regions(tmp_path / "a.tif")
@@ -246,26 +192,3 @@ def test_what_an_earlier_run_wrote_is_kept_but_not_a_file_of_another_shape(tmp_p
     other.discard()
     other.discard()
     assert not hidden.exists()
-
-
-def test_a_file_with_a_record_that_got_no_name_is_begun_anew(tmp_path, monkeypatch):
-    """As when a run is killed between the two."""
-    from deconv_cli.io.codecs import tiff_regions
-
-    tifffile.imwrite(tmp_path / "a.tif", STACK, ome=True, **TZYX)
-    target = planned(open_regions(tmp_path / "a.tif"), tmp_path / "out.tif")
-    target.create()
-    write_all(target, STACK)
-    with monkeypatch.context() as patched:
-        patched.setattr(tiff_regions, "put_in_place", lambda path: None)
-        target.finish({"command": "first", "long": "x" * 2000})
-    assert not (tmp_path / "out.tif").exists()
-    assert not target.create()
-    write_all(target, STACK)
-    target.finish({"command": "second"})
-    assert read_image(tmp_path / "out.tif").record["command"] == "second"
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), STACK)
-
-
-def test_an_axis_of_parts_has_the_shape_of_the_region():
-    assert shape_of((slice(2, 5), slice(0, 1))) == (3, 1)

@@ -6,10 +6,9 @@ import pytest
 import tifffile
 import torch
 
-from deconv_cli.errors import UsageError
 from deconv_cli.kernels.sources.formula import make_kernel
+from deconv_cli.measured_light import clean_psf, describe_flaws, looks_like_photograph, refusal_of
 from deconv_cli.models.kernel_files import read_kernel
-from deconv_cli.models.measured_psf import clean_psf, describe_flaws, looks_like_photograph, refusal_of
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 
@@ -45,10 +44,6 @@ def test_tails_that_reach_the_frame_are_no_background(width):
     squared = spot(sigma=0.5**0.5, peak=1.0).log().neg()
     assert describe_flaws((1 + squared / width**2) ** -1.5) == ()
     assert describe_flaws(torch.exp(-squared / (2 * width**2))) == ()
-
-
-def test_an_uneven_filter_is_no_measurement():
-    assert describe_flaws(torch.tensor([[0.0, 0, 0], [0, -1, 0], [0, 0, 3]])) == ()
 
 
 @pytest.mark.parametrize(
@@ -94,17 +89,6 @@ def test_a_kernel_that_spoils_is_refused_and_others_are_not():
     assert "5.0 pixels off" in str(refusal_of(spot(31, 2.0, row=5)))
     assert refusal_of(spot(15, row=1.5) + 2) is None
     assert all(refusal_of(make_kernel(formula)) is None for formula in FORMULAS)
-
-
-def test_channels_are_centered_together():
-    cleaned, _ = clean_psf(torch.stack([spot(row=3), spot(row=1)]))
-    peaks = [divmod(int(plane.argmax()), plane.shape[1])[0] - plane.shape[0] // 2 for plane in cleaned]
-    assert peaks == [1, -1]
-
-
-def test_only_measured_functions_are_cleaned():
-    with pytest.raises(UsageError, match=r"clean_kernel=True is for measured .* \(2, 2, 3, 3\)"):
-        clean_psf(torch.ones(2, 2, 3, 3))
 
 
 def test_a_file_is_cleaned_on_reading(tmp_path):

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.models.model_files import build_model, read_model
-from deconv_cli.models.named_code import load_named
+from deconv_cli.models.model_files import build_model, load_named, read_model
 
 NET = """
 class Net(nn.Module):
@@ -40,13 +39,6 @@ class TestNaming:
 
     def test_a_package(self):
         assert load_named("torch.nn:Linear", "model").value is nn.Linear
-
-    def test_files_beside_it_can_be_imported(self, code):
-        code("WIDTH = 7\n", "beside")
-        path = code(f"from {code('', 'beside2').stem} import nn as other\ncopy = other.Linear\n")
-        before = list(sys.path)
-        assert load_named(f"{path}:copy", "model").value is nn.Linear
-        assert sys.path == before
 
     @pytest.mark.parametrize(
         ("text", "says"),
@@ -89,13 +81,6 @@ class TestBuilding:
         refused(UsageError, build_model, net("Net"), {"depth": 3}, None, says=["could not be built", "depth", "init"])
         refused(UsageError, build_model, net("number"), None, None, says="should give a torch.nn.Module")
 
-    def test_random_weights_are_those_that_torch_draws(self, net):
-        named = net("Net")
-        torch.manual_seed(4)
-        expected = nn.Linear(2, 3).weight
-        torch.manual_seed(4)
-        assert torch.equal(build_model(named, None, None).head.weight, expected)
-
 
 class TestWeights:
     def test_they_must_fit(self, net, save, refused):
@@ -113,12 +98,6 @@ class TestWeights:
         state = {f"module.{name}": tensor for name, tensor in net("model").value.state_dict().items()}
         built = build_model(net("Net"), [5], read_model(save(state)))
         assert torch.equal(built.head.weight, net("model").value.head.weight)
-
-    @pytest.mark.filterwarnings("ignore:Lazy modules")
-    def test_lazy_layers_take_their_shape_from_the_file(self, save):
-        stored = read_model(save(nn.Linear(4, 3).state_dict()))
-        built = build_model(load_named("torch.nn:LazyLinear", "model"), [3], stored)
-        assert torch.equal(built.weight, stored.state["weight"])
 
     def test_tied_weights_may_be_stored_once(self, code, save):
         path = code(

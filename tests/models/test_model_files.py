@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.models.model_files import ModelFormat, _own_modules, read_model
-from deconv_cli.models.named_code import load_named
+from deconv_cli.models.model_files import _own_modules, load_named, read_model
 
 OWN_CLASS = (
     "class Own(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.body = nn.Linear(2, 3)\n"
@@ -41,7 +40,7 @@ class TestStateDicts:
         state = network.state_dict()
         torch.save(state, path) if suffix != ".safetensors" else save_file(state, path)
         found = read_model(path)
-        assert found.kind is (ModelFormat.SAFETENSORS if suffix == ".safetensors" else ModelFormat.PICKLE)
+        assert found.kind == ("safetensors" if suffix == ".safetensors" else "PyTorch")
         assert (found.module, found.notes) == (None, ())
         assert found.sha256 == digest(path)
         assert found.state.keys() == state.keys()
@@ -64,10 +63,6 @@ class TestStateDicts:
     def test_tensors_that_are_not_dense(self, save, refused, not_dense):
         for kind, tensor in not_dense.items():
             refused(MalformedInputError, read_model, save({"w": tensor}), says=["'w' of", kind])
-
-    def test_a_view_that_repeats_one_sample(self, save, refused):
-        path = save({"w": torch.zeros(1).expand(10**6, 10**6)})
-        refused(TooLargeError, read_model, path, says=["after decoding", "3.638 TiB"])
 
 
 class TestWholeModules:
@@ -109,12 +104,6 @@ class TestWholeModules:
         )
         named = load_named(f"{source}:Own", "model")
         assert isinstance(read_model(path, named=named).module, named.value)
-
-    def test_the_class_of_a_model_that_the_user_named(self, own):
-        path, source = own
-        source.write_text(f"{source.read_text()}model = Own()\n")
-        named = load_named(f"{source}:model", "model")
-        assert type(read_model(path, named=named).module) is type(named.value)
 
     def test_another_class_of_the_code_that_the_user_named(self, own, save, hostile, refused):
         path, source = own
@@ -229,14 +218,6 @@ class TestDamage:
         path.write_bytes(path.read_bytes()[:n_bytes])
         refused(MalformedInputError, read_model, path, says="model.pt")
 
-    def test_safetensors(self, tmp_path, network, refused):
-        path = tmp_path / "w.safetensors"
-        save_file(network.state_dict(), path)
-        path.write_bytes(path.read_bytes()[:1000])
-        refused(MalformedInputError, read_model, path, says=".safetensors")
-        save_file({}, path)
-        refused(MalformedInputError, read_model, path, says="should hold a tensor, but holds none")
-
     def test_no_model_at_all(self, tmp_path, refused):
         (tmp_path / "x.pt").write_bytes(b"not a model at all, but long enough")
         refused(MalformedInputError, read_model, tmp_path / "x.pt", says="not a supported model file")
@@ -244,8 +225,3 @@ class TestDamage:
             archive.writestr("a.txt", "text")
         refused(MalformedInputError, read_model, tmp_path / "z.pt", says="no supported model")
         refused(UsageError, read_model, tmp_path / "none.pt", says="does not exist")
-
-    def test_a_file_larger_than_half_of_the_memory(self, save, network, refused, monkeypatch):
-        path = save(network)
-        monkeypatch.setattr(limits, "memory_budget", lambda: 2000)
-        refused(TooLargeError, read_model, path, says="half of the memory")

@@ -70,13 +70,6 @@ def test_a_module_tells_all_of_its_geometry(code, save, mixed):
     assert torch.equal(layer.bias, mixed.body[2].bias)
 
 
-def test_a_whole_module_holds_its_geometry(save):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2, stride=2))
-    whole = described(deconv_cli.list_layers(save(model, "whole.pt")))
-    assert whole["0"]["stride"] == [2, 2]
-    assert whole["2"]["transposed"]
-
-
 def test_a_state_dict_holds_weights_alone(save, network):
     plain = deconv_cli.list_layers(save(network.state_dict()))
     assert [(layer.name, layer.kind, layer.geometry) for layer in plain] == [("0", None, {}), ("3", None, {})]

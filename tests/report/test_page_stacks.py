@@ -1,7 +1,6 @@
 """Stacks and signals on a page: three cuts through one place, a slider through the planes, lines for signals."""
 
 import base64
-import dataclasses
 import io
 
 import numpy as np
@@ -51,13 +50,6 @@ def test_the_place_is_bright_and_not_at_the_edge():
     stack[0, 0, 0] = 100.0
     stack[5, 9, 17] = 50.0
     assert all(abs(a - b) <= 1 for a, b in zip(brightest_place(stack), (5, 9, 17), strict=True))
-
-
-def test_smaller_data_lie_in_the_middle_of_the_estimate():
-    small = dataclasses.replace(numbered((2, 4, 6)), name="Input")
-    cuts = draw_cuts([small, numbered()], None)
-    strip = decoded(cuts.pictures[0].uris[0]).reshape(4, 4, 6)
-    np.testing.assert_array_equal(strip, small.values.numpy()[[0, 0, 1, 1]])
 
 
 def test_large_stacks_are_thinned_and_averaged(monkeypatch):

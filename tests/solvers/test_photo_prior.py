@@ -15,7 +15,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.report.reconstruction_record import describe_reconstruction
-from deconv_cli.saved_denoiser import WEIGHTS, load_denoiser
+from deconv_cli.saved_files import WEIGHTS, load_denoiser
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.solution import Status
 from deconv_cli.tone_curve import ToneCurve

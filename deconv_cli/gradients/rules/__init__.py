@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from deconv_cli.registry import Part, Registry
+from deconv_cli.parts import Part, Registry
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.evidence import Evidence

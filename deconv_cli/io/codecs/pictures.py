@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import importlib
 import io
-import re
 import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import Codec, PictureCodec, StoredImage, WriteRequest
+from deconv_cli.io.codec import ALPHA_NOTE, Codec, PictureCodec, StoredImage, WriteRequest
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata, PixelDensity, put_record, split_exif
 
@@ -79,27 +77,17 @@ class PillowCodec(PictureCodec):
 
 
 def _plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
-    """Convert an opened picture to 8-bit gray, gray with alpha, RGB or RGBA samples, (H, W) or (H, W, S).
-
-    Returns:
-        The samples, and notes on the conversion.
-    """
-    is_transparent = "transparency" in image.info
-    with_alpha = {"L": "LA", "RGB": "RGBA"} if is_transparent else {}
-    targets = {
-        "P": ("RGBA" if is_transparent else "RGB", "the palette was expanded to colors"),
-        "PA": ("RGBA", "the palette was expanded to colors"),
-        "1": ("L", "black and white were read as 0 and 255"),
-        **{kind: (kind, "") for kind in ("L", "LA", "RGB", "RGBA")},
-        **{kind: (target, "the transparent color was read as alpha") for kind, target in with_alpha.items()},
-    }
+    """Convert an opened picture to 8-bit gray or RGB samples, (H, W) or (H, W, 3); return notes on that, too."""
+    targets = {"L": "L", "LA": "L", "1": "L", "RGB": "RGB", "RGBA": "RGB", "P": "RGB", "PA": "RGB"}
     if image.mode not in targets:
         raise MalformedInputError(
             f"'{path}' should be gray or RGB, but is {image.mode}; convert it, for instance with ImageMagick: "
             "magick IN -colorspace sRGB OUT.png."
         )
-    target, note = targets[image.mode]
-    return np.array(image if target == image.mode else image.convert(target)), (note,) if note else ()
+    notes = ["the palette was expanded to colors"] if image.mode in ("P", "PA") else []
+    notes += ["black and white were read as 0 and 255"] if image.mode == "1" else []
+    notes += [ALPHA_NOTE] if "transparency" in image.info or image.mode in ("LA", "RGBA", "PA") else []
+    return np.array(image.convert(targets[image.mode])), tuple(notes)
 
 
 def _stored(
@@ -126,7 +114,6 @@ def _stored(
             unsupported=tuple(name for name, key in _NEVER_CARRIED.items() if image.info.get(key)),
         ),
         record=record or inside,
-        alpha="unassociated" if samples.ndim == 3 and samples.shape[2] in (2, 4) else None,
         orientation=orientation,
         notes=notes,
     )
@@ -172,7 +159,6 @@ class ExifCodec(PillowCodec):
     """A format that holds the record of a run in its EXIF block."""
 
     record_inside = True
-    holds_alpha = True
     holds_gray = False
     carries = frozenset({"icc_profile", "exif"})
 
@@ -190,20 +176,11 @@ class WebP(ExifCodec):
     magic, magic_at = (b"WEBP",), 8
     max_side = 16_383
     plugin = "WebPImagePlugin", "WebPImageFile"
-    # Without `exact` the colors below full transparency would be zeroed.
-    save_arguments: ClassVar = {"lossless": True, "exact": True}
-
-    def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
-        """Explain why the alpha channel cannot be written; None if it can."""
-        is_opaque = bool((alpha == 255).all())
-        return "it is opaque everywhere, and WebP does not store that" if is_opaque else None
-
-
-_CONFIGURATION, _MORE_THAN_8_BITS, _HEADER_BYTES = b"av1C", 0x40, 2**16
+    save_arguments: ClassVar = {"lossless": True}
 
 
 class Avif(ExifCodec):
-    """AVIF files, written with little loss: of quality 95, with colors of full resolution."""
+    """AVIF files, of which Pillow keeps 8 bits; written of quality 95, with colors of full resolution."""
 
     name = "AVIF"
     suffixes = (".avif",)
@@ -212,25 +189,8 @@ class Avif(ExifCodec):
     plugin = "AvifImagePlugin", "AvifImageFile"
     save_arguments: ClassVar = {"quality": 95, "subsampling": "4:4:4"}
 
-    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
-        """Read a picture; Pillow keeps 8 bits of its samples."""
-        image = super().read(path)
-        with path.open("rb") as stream:
-            # By the AV1 Image File Format, section 2.2.
-            _, found, configuration = stream.read(_HEADER_BYTES).partition(_CONFIGURATION)
-        if found and configuration[2] & _MORE_THAN_8_BITS:
-            return image.noting("samples of more than 8 bits were read as 8 bits")
-        return image
-
 
 _MAX_EXIF, _MAX_DPI = 60_000, 65_535
-_MAX_SCANS = 64
-"""An ordinary progressive picture has about ten; each scan goes through all of the picture."""
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""The marker of a segment, which no byte of a scan looks like (ITU-T T.81, annex B)."""
-_SCAN, _END = 0xDA, 0xD9
-_FILLING = b"".join(start + bytes(range(255)) for start in (b"", *(b"\xff%c" % code for code in range(0xD0, 0xD8))))
-"""Bytes that no encoder leaves behind the last row; some follow each of the eight markers of a restart."""
 
 
 class Jpeg(ExifCodec):
@@ -240,7 +200,6 @@ class Jpeg(ExifCodec):
     suffixes = (".jpg", ".jpeg")
     magic = (b"\xff\xd8\xff",)
     is_lossless = False
-    holds_alpha = False
     holds_gray = True
     carries = frozenset({"density", "icc_profile", "exif"})
     max_side = 65_500
@@ -249,15 +208,7 @@ class Jpeg(ExifCodec):
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read a picture; of several pictures in a file the first."""
-        data = path.read_bytes()
-        n_scans, end = _find_scans(data)
-        if n_scans > _MAX_SCANS:
-            raise ValueError(f"it has {n_scans} scans, but a normal file has about ten")
         with self.opened(path) as image:
-            # The decoder makes up the rows that the file lacks from the bytes before its end, whatever these are.
-            with type(image)(io.BytesIO(data[:end] + _FILLING + data[end:])) as other:
-                if not np.array_equal(np.asarray(image), np.asarray(other)):
-                    raise EOFError("it lacks some of its rows")
             stored = _stored(image, *_plain_samples(path, image))
             tables: dict[int, list[int]] = getattr(image, "quantization", {})
             if "mp" in image.info:
@@ -275,24 +226,9 @@ class Jpeg(ExifCodec):
         return kept, lost
 
 
-def _find_scans(data: bytes) -> tuple[int, int]:
-    """Count the scans of the first picture; return the place of its end too."""
-    place, n_scans = 2, 0
-    while (found := _MARKER.search(data, place)) and data[found.start() + 1] != _END:
-        n_scans += data[found.start() + 1] == _SCAN
-        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return n_scans, found.start() if found else len(data)
-
-
 _SIGNATURE, _END_OF_HEADER = b"\x89PNG\r\n\x1a\n", 33
-_COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
-"""They are copied from the source to the result."""
-_UNDERSTOOD = {
-    *(*_COLOR_CHUNKS, b"IHDR", b"IDAT", b"IEND", b"PLTE", b"tRNS"),
-    *(b"iCCP", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"eXIf"),
-}
-_SAMPLES_PER_PIXEL = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""By color type."""
+_WITH_ALPHA = (4, 6)
+"""Color types."""
 _TEXT, _CHUNK = "text ", "PNG chunk "
 _LONG_TEXT = 1024
 
@@ -308,31 +244,28 @@ class Png(PillowCodec):
     magic = (_SIGNATURE,)
     dtypes = ("uint8", "uint16")
     record_inside = True
-    holds_alpha = True
     carries = frozenset({"density", "icc_profile", "exif"})
     plugin = "PngImagePlugin", "PngImageFile"
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
-        """Read a picture; the checksum of every chunk is compared."""
-        import imagecodecs
-
-        limits.check_budget(path, path.stat().st_size)
+        """Read a picture, with its texts, its gamma and its mark of sRGB."""
         with path.open("rb") as stream:
-            chunks = list(_read_chunks(stream))
-        bit_depth, color_type = _check_size(path, chunks)
-        colors = {_CHUNK + name.decode(): content for name, content in chunks if name in _COLOR_CHUNKS}
-        unknown = sorted({name for name, _ in chunks} - _UNDERSTOOD)
+            width, height, bit_depth, color_type = struct.unpack(">16xIIBB", stream.read(26))
+        if bit_depth == 16:
+            limits.check_expansion(path, width * height * (4 if color_type == 0 else 16), path.stat().st_size)
         with self.opened(path) as image:
-            samples, notes = _plain_samples(path, image) if bit_depth < 16 else (None, ())
+            is_deep, has_alpha = bit_depth == 16, color_type in _WITH_ALPHA
+            samples, notes = _read_deep(path, has_alpha) if is_deep else _plain_samples(path, image)
             if color_type == 0 and bit_depth in (2, 4):
                 notes = (*notes, f"{bit_depth}-bit gray was read as 0 to 255")
             texts = {str(keyword): str(text) for keyword, text in getattr(image, "text", {}).items()}
             record = records.decode_record(texts.pop(records.KEYWORD, None))
-            native = {**{_TEXT + keyword: text for keyword, text in texts.items()}, **colors}
-            samples = imagecodecs.png_decode(path.read_bytes()) if samples is None else samples
-            stored = _stored(image, samples, notes, record, native)
-        unsupported = tuple(_CHUNK + name.decode() for name in unknown)
-        return replace(stored, metadata=replace(stored.metadata, unsupported=unsupported))
+            native: dict[str, Any] = {_TEXT + keyword: text for keyword, text in texts.items()}
+            if "gamma" in image.info:
+                native[_CHUNK + "gAMA"] = struct.pack(">I", round(100_000 * image.info["gamma"]))
+            if "srgb" in image.info:
+                native[_CHUNK + "sRGB"] = bytes([image.info["srgb"]])
+            return _stored(image, samples, notes, record, native)
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a picture: the samples by imagecodecs, everything else by Pillow around a single pixel."""
@@ -354,40 +287,12 @@ class Png(PillowCodec):
         path.write_bytes(encoded[:_END_OF_HEADER] + between + encoded[_END_OF_HEADER:])
 
 
-def _read_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Read the chunks of a file down to IEND; Pillow's reader compares the checksums."""
-    from PIL.PngImagePlugin import ChunkStream
+def _read_deep(path: Path, has_alpha: bool) -> tuple[Array, tuple[str, ...]]:
+    """Read samples of 16 bits, of which Pillow keeps 8."""
+    import imagecodecs
 
-    stream.seek(len(_SIGNATURE))
-    reader = ChunkStream(stream)
-    name = b""
-    while name != b"IEND":
-        name, _, size = reader.read()
-        content = stream.read(size)
-        if len(content) < size:
-            raise EOFError("it is cut short")
-        if name != b"IEND":
-            reader.crc(name, content)
-        yield name, content
-
-
-def _check_size(path: Path, chunks: list[tuple[bytes, bytes]]) -> tuple[int, int]:
-    """Compare the size in the header with the file and its rows; return bit depth and color type."""
-    name, content = chunks[0]
-    if name != b"IHDR" or len(content) != 13:
-        raise ValueError("it does not begin with its header")
-    width, height, bit_depth, color_type = struct.unpack(">IIBB", content[:10])
-    if color_type not in _SAMPLES_PER_PIXEL or bit_depth not in (1, 2, 4, 8, 16):
-        raise ValueError("its header is not valid")
-    n_samples = _SAMPLES_PER_PIXEL[color_type]
-    n_decoded = width * height * (4 if color_type == 3 else n_samples) * (4 if bit_depth == 16 else 1)
-    limits.check_expansion(path, n_decoded, path.stat().st_size)
-    # Pillow would add black rows. An interlaced picture has more bytes than this.
-    n_bytes = height * (1 + -(-width * bit_depth * n_samples // 8))
-    packed = b"".join(content for name, content in chunks if name == b"IDAT")
-    if len(zlib.decompressobj().decompress(packed, n_bytes)) < n_bytes:
-        raise EOFError("it lacks some of its rows")
-    return bit_depth, color_type
+    samples: Array = imagecodecs.png_decode(path.read_bytes())
+    return (samples[..., :-1].squeeze(), (ALPHA_NOTE,)) if has_alpha else (samples, ())
 
 
 PNG, JPEG, WEBP, AVIF, BMP, GIF = Png(), Jpeg(), WebP(), Avif(), Bmp(), Gif()

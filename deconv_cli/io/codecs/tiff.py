@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from deconv_cli.errors import UsageError
-from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, from_images, signals_refusal
+from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, signals_refusal
 from deconv_cli.io.codecs import tiff_ome
 from deconv_cli.io.codecs.tiff_reader import DESCRIPTION, IMAGEJ, WHITE_IS_ZERO, read_tiff
 from deconv_cli.io.codecs.tiff_regions import TiffSource, TiffTarget, tile_side
 from deconv_cli.io.codecs.tiff_writer import BIG_TIFF_BYTES, write_tiff
-from deconv_cli.io.layout import Array, Layout, rename_batch
+from deconv_cli.io.layout import Layout, rename_batch
 from deconv_cli.io.metadata import Metadata, has_other_exif
 from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 
@@ -32,7 +32,6 @@ class Tiff(Codec):
     suffixes = (".tif", ".tiff")
     magic = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
     record_inside = True
-    holds_alpha = True
     carries = frozenset({"density", "icc_profile", "exif", "channel_names"})
     selects = "series"
 
@@ -57,11 +56,9 @@ class Tiff(Codec):
                 "channels; choose .tif."
             )
 
-    def order_axes(
-        self, request: WriteRequest, layout: Layout, keep: str = "YX"
-    ) -> tuple[Layout, str, tuple[str, ...]]:
-        """Keep the axes of the source that are longer than one, and those of `keep`, with the plane at the end."""
-        layout = layout.squeezed(keep=keep).planes_last()
+    def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
+        """Keep the axes of the source that are longer than one, with the plane at the end."""
+        layout = layout.squeezed().planes_last()
         if request.flavor == "imagej" and not _is_ome_name(request.path):
             layout = layout.ordered(IMAGEJ_AXES)
         elif "S" in layout.axes and not layout.axes.endswith(("S", "SYX")) and _is_ome_name(request.path):
@@ -70,19 +67,6 @@ class Tiff(Codec):
         axes = layout.axes if is_free else rename_batch(layout.axes, tiff_ome.AXES)
         new = [letter for letter in axes if letter not in request.layout.axes + "C"]
         return layout, axes, tuple(f"a batch axis was named {letter}" for letter in new)
-
-    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Order the samples, with alpha behind the colors."""
-        if alpha is None:
-            return super().arrange(request, samples, alpha)
-        layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
-        layout, axes, notes = self.order_axes(request, layout, keep="YXS")
-        parts = [from_images(layout, samples), from_images(layout.resized(S=1), alpha)]
-        return StoredImage(np.concatenate(parts, axis=layout.axes.index("S")), axes, notes=notes)
-
-    def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
-        """Explain why the alpha channel cannot be written; `None` if it can."""
-        return None if request.same_channels else "the channels are no longer colors"
 
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata that the kind of TIFF has room for; `flavor` becomes that kind."""
@@ -134,7 +118,7 @@ def _kind_like_source(image: StoredImage) -> str:
     flavor, axes = image.metadata.flavor, image.axes
     if flavor == "ome" and image.dtype in tiff_ome.WRITABLE_DTYPES and set(axes) <= set(tiff_ome.AXES):
         return flavor
-    colors_fit = "S" not in axes or (image.dtype == "uint8" and image.alpha is None)
+    colors_fit = "S" not in axes or image.dtype == "uint8"
     in_order = [letter for letter in IMAGEJ_AXES if letter in axes] == list(axes)
     is_small = image.samples.nbytes < BIG_TIFF_BYTES  # the offsets have 32 bits
     fits = image.dtype in _IMAGEJ_DTYPES and in_order and colors_fit and is_small

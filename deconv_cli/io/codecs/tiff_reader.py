@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import mmap
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import StoredImage, pyramid_notes, zeros_of
+from deconv_cli.io.codec import ALPHA_NOTE, StoredImage, pyramid_notes, zeros_of
 from deconv_cli.io.codecs import tiff_ome
 from deconv_cli.io.layout import Array, working_bytes
 from deconv_cli.io.metadata import EXIF_TEXTS, Metadata, PixelDensity, exif_of_texts
@@ -36,7 +34,6 @@ def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffil
     """Open a TIFF file with its parsed OME-XML; raises `InputRefusedError` if its headers do not fit the file."""
     import tifffile
 
-    check_directories(path)
     with _damage_is_an_error(), tifffile.TiffFile(path, _multifile=False) as opened:
         ome = tiff_ome.parse(opened.ome_metadata) if opened.ome_metadata else None
         # Checked first: tifffile makes lists as long as the descriptions say, however short the file is.
@@ -94,26 +91,23 @@ def segment_decoder(series: Any) -> Callable[[bytes, int, int], Array]:  # noqa:
     return decoded
 
 
-_LOG = logging.getLogger("tifffile")
 _LOGGED: ContextVar[list[str] | None] = ContextVar("logged", default=None)
 """The damage that tifffile logged while this thread reads a file; `None` outside of reading."""
 
 
-def _is_enabled_for(level: int) -> bool:
-    """Let tifffile log damage to a thread that reads, even if the caller has silenced its logger."""
-    return (level >= logging.WARNING and _LOGGED.get() is not None) or logging.Logger.isEnabledFor(_LOG, level)
+class _DamageFilter(logging.Filter):
+    """Stops tifffile when it logs damage: it would go on with fewer pages, or for minutes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Raise `ValueError` for a record of damage in a thread that reads; let all others pass."""
+        logged = _LOGGED.get()
+        if logged is not None and record.levelno >= logging.WARNING:
+            logged.append(record.getMessage())
+            raise ValueError(logged[-1])
+        return True
 
 
-def _make_record(*arguments: Any, **keywords: Any) -> logging.LogRecord:  # noqa: ANN401 (as logging has them)
-    """Stop tifffile at a log record of damage while it reads: it would go on with fewer pages, or for minutes."""
-    record, logged = logging.Logger.makeRecord(_LOG, *arguments, **keywords), _LOGGED.get()
-    if record.levelno >= logging.WARNING and logged is not None:
-        logged.append(record.getMessage())
-        raise ValueError(logged[-1])
-    return record
-
-
-_LOG.isEnabledFor, _LOG.makeRecord = _is_enabled_for, _make_record  # type: ignore[method-assign]
+logging.getLogger("tifffile").addFilter(_DamageFilter())
 
 
 @contextmanager
@@ -162,62 +156,6 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
         )
 
 
-_MAX_TAGS = 4096
-"""Of one directory; tifffile draws the same line."""
-_MAX_READS = 4
-"""How often every byte of the file may belong to a directory or to a value of a tag, on average."""
-_SUBDIRECTORIES = (330, 34665, 34853, 40965)
-"""SubIFDs, Exif, GPS and Interoperability."""
-_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""By data type."""
-_CLASSIC, _BIG = ("I", "H", "HHI4s"), ("Q", "Q", "HHQ8s")
-"""Formats of an offset, a number of tags, and a tag: its code, data type, count, and value or the offset of it."""
-
-
-def check_directories(path: Path) -> None:
-    """Refuse a file whose directories form a circle, or promise far more than the file holds.
-
-    A few damaged bytes would keep tifffile busy for minutes. Source: TIFF Revision 6.0, Adobe, 1992; BigTIFF,
-    https://www.awaresystems.be/imaging/tiff/bigtiff.html.
-
-    Raises:
-        ValueError: they do, or one of them lies beyond the end.
-    """
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        order, is_big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
-        offset, n_tags, tag = (struct.Struct(order + form) for form in (_BIG if is_big else _CLASSIC))
-        waiting, seen = [(offset.unpack_from(data, 8 if is_big else 4)[0], False)], {0}
-        n_left = _MAX_READS * len(data)
-        while waiting:
-            place, is_inner = waiting.pop()
-            if (place in seen or place + n_tags.size > len(data)) and (is_inner or place == 0):
-                continue
-            if place in seen or place + n_tags.size > len(data):
-                raise ValueError("its directories form a loop or lie beyond its end")
-            seen.add(place)
-            (n,) = n_tags.unpack_from(data, place)
-            end = place + n_tags.size + n * tag.size
-            if n > _MAX_TAGS or end + offset.size > len(data):
-                raise ValueError(f"a directory of {n} tags does not fit into it")
-            if not is_inner:
-                waiting.append((offset.unpack_from(data, end)[0], False))
-            for code, kind, count, value in tag.iter_unpack(data[place + n_tags.size : end]):
-                n_value_bytes = count * _VALUE_BYTES.get(kind, 0)
-                n_left -= tag.size + n_value_bytes
-                if n_left < 0:
-                    raise ValueError("its directories promise more than it holds")
-                if code in _SUBDIRECTORIES:
-                    waiting += [(found, True) for found in _offsets(data, offset, n_value_bytes, value)]
-
-
-def _offsets(data: mmap.mmap, offset: struct.Struct, n_bytes: int, value: bytes) -> list[int]:
-    """Read the offsets in a tag, or at the place that it points to."""
-    start = offset.unpack(value)[0]
-    stored = value[:n_bytes] if n_bytes <= len(value) else data[start : start + n_bytes]
-    whole = stored[: len(stored) // offset.size * offset.size]
-    return [number for (number,) in offset.iter_unpack(whole) if number]
-
-
 DESCRIPTION, WHITE_IS_ZERO, IMAGEJ = "TIFF description", "white-is-zero display", "ImageJ "
 """Names among `Metadata.native`; those of ImageJ's fields begin with `ImageJ `."""
 CHANNEL_NAMES, PLANE_DISTANCE = "channel_names", "PhysicalSizeZ"
@@ -225,7 +163,7 @@ CHANNEL_NAMES, PLANE_DISTANCE = "channel_names", "PhysicalSizeZ"
 
 _PHOTOMETRIC, _ORIENTATION, _EXTRA_SAMPLES = 262, 274, 338
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
-_ICC_PROFILE = 34675
+_ICC_PROFILE, _ALPHA = 34675, (1, 2, (1,), (2,))
 _MIN_IS_WHITE, _PALETTE = 0, 3
 _NOT_ADDITIVE = {
     **{_PALETTE: "indices of a palette", 5: "CMYK", 8: "CIELAB"},
@@ -254,6 +192,8 @@ def read_tiff(path: Path, number: int | None) -> StoredImage:
     with opened_series(path, number) as (image, series):
         samples = series.asarray(maxworkers=1)
         native = samples.astype(samples.dtype.newbyteorder("="), copy=False).reshape(series.shape)
+        if ALPHA_NOTE in image.notes:
+            native = native.take(range(native.shape[image.axes.index("S")] - 1), axis=image.axes.index("S"))
         return replace(image, samples=native)
 
 
@@ -288,13 +228,14 @@ def opened_series(path: Path, number: int | None, *, by_parts: bool = False) -> 
             notes += size_notes
         else:
             metadata = _with_description(page.description, shaped, metadata)
+        if "S" in series.axes and page.tags.valueof(_EXTRA_SAMPLES) in _ALPHA:
+            notes += (ALPHA_NOTE,)
         orientation = page.tags.valueof(_ORIENTATION, default=1)
         image = StoredImage(
             samples=zeros_of(series.shape, series.dtype.newbyteorder("=")),
             axes=series.axes,
             metadata=metadata,
             record=record if isinstance(record, dict) else None,
-            alpha=_alpha(page) if "S" in series.axes else None,
             orientation=orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1,
             notes=notes,
         )
@@ -358,9 +299,3 @@ def _with_imagej(fields: dict[str, Any], metadata: Metadata) -> Metadata:
         native_of_channels={IMAGEJ + name: fields[name] for name in _IMAGEJ_CHANNELS if name in fields},
         flavor="imagej",
     )
-
-
-def _alpha(page: Any) -> str | None:  # noqa: ANN401
-    extra = page.tags.valueof(_EXTRA_SAMPLES)
-    kinds = extra if isinstance(extra, tuple) else (extra,)
-    return {1: "associated", 2: "unassociated"}.get(kinds[0]) if len(kinds) == 1 else None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import partial_path, synchronize
-from deconv_cli.io.codec import StoredImage, zeros_of
+from deconv_cli.io.codec import ALPHA_NOTE, StoredImage, zeros_of
 from deconv_cli.io.codecs.tiff_reader import opened_series, segment_decoder
 from deconv_cli.io.codecs.tiff_writer import write_empty_tiff, write_record
 from deconv_cli.io.files import refusing_damage
@@ -144,8 +144,8 @@ class TiffSource(RegionSource):
         """Open a series; refuse one that needs more than its samples by `MalformedInputError`."""
         with refusing_damage(path, "a TIFF file"):
             image, grid = _headers(path, series, (path.stat().st_mtime_ns,))
-        if image.alpha is not None or image.orientation != 1:
-            other = "an alpha channel" if image.alpha is not None else f"orientation {image.orientation}"
+        if ALPHA_NOTE in image.notes or image.orientation != 1:
+            other = "an alpha channel" if ALPHA_NOTE in image.notes else f"orientation {image.orientation}"
             raise MalformedInputError(
                 f"'{path}' should hold upright gray, RGB or channels to be read by parts, but has {other}; convert it "
                 "first."
@@ -191,12 +191,6 @@ class TiffTarget(PartialFile):
         image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record={})
         rows, columns = (tile_side(self.shape[self.axes.index(letter)]) for letter in "YX")
         write_empty_tiff(own, image, (rows, columns))
-
-    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
-        grid = _grid_of(new)
-        tiles = sorted(zip(grid.offsets.flat, (grid.offsets + grid.sizes).flat, strict=True))
-        starts, stops = zip(*tiles, strict=True)
-        return [*zip((0, *stops), (*starts, new.stat().st_size), strict=True)]
 
     def read(self, region: Region) -> Array:
         """Read a part that was written."""

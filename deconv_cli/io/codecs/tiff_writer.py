@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,11 +18,6 @@ from deconv_cli.io.metadata import Metadata, exif_texts
 
 BIG_TIFF_BYTES = 3_900_000_000
 _DESCRIPTION_TAG, _ASCII = 270, 2
-_EXTRA_SAMPLE = {"associated": 1, "unassociated": 2}
-_LEVEL_OF_FRACTIONS = 1
-"""Of zlib: the usual level takes three fifths more time, and makes restored pictures a third of a percent smaller."""
-_N_TRIED_BYTES, _WORTH_WHILE = 16384, 0.8
-"""Fractions are compressed if this share, or less, is left: restored and blurred pictures lie between 0.85 and 0.94."""
 _TAG_UNITS = ("inch", "centimeter")
 """The units that a resolution in tags can have."""
 _MAX_RATIONAL = 2**32
@@ -32,12 +26,9 @@ _MAX_RATIONAL = 2**32
 def write_tiff(path: Path, image: StoredImage) -> None:
     """Write a file of the kind that `metadata.flavor` names, with its record."""
     samples, options = np.ascontiguousarray(image.samples), _options(image)
-    are_fractions = np.issubdtype(image.dtype, np.floating)
-    # ImageJ maps its stacks straight from the disk, which only uncompressed samples allow.
-    if image.metadata.flavor != "imagej" and not (are_fractions and _are_noise(samples)):
+    # ImageJ maps its stacks straight from the disk, which only uncompressed samples allow. Fractions hardly shrink.
+    if image.metadata.flavor != "imagej" and not np.issubdtype(image.dtype, np.floating):
         options["compression"] = "zlib"
-        if are_fractions:
-            options["compressionargs"] = {"level": _LEVEL_OF_FRACTIONS}
     is_big = image.metadata.flavor != "imagej" and samples.nbytes > BIG_TIFF_BYTES
     _write(path, image, samples, options | {"bigtiff": is_big})
 
@@ -52,14 +43,6 @@ def write_record(path: Path, metadata: Metadata, record: dict[str, Any]) -> None
     """Replace the record of a run in a plain or OME file."""
     with_record = tiff_ome.with_record if metadata.flavor == "ome" else _with_record
     _rewrite_description(path, lambda text: with_record(text, record))
-
-
-def _are_noise(samples: Array) -> bool:
-    """Check on a piece from the middle whether samples hardly compress, as the last digits of fractions do not."""
-    encoded = samples.reshape(-1).view(np.uint8)
-    start = max(0, len(encoded) - _N_TRIED_BYTES) // 2 // samples.itemsize * samples.itemsize
-    piece = encoded[start : start + _N_TRIED_BYTES].tobytes()
-    return len(zlib.compress(piece, _LEVEL_OF_FRACTIONS)) > _WORTH_WHILE * len(piece)
 
 
 def _write(path: Path, image: StoredImage, samples: Array | None, options: dict[str, Any]) -> None:
@@ -118,17 +101,13 @@ def _sample_options(image: StoredImage) -> dict[str, Any]:
     # Samples are the axis beside a plane; in front of others, they are pages.
     has_samples = image.axes.endswith(("S", "SYX"))
     n_samples = image.shape[image.axes.index("S")] if has_samples else 1
-    n_colors = n_samples - int(image.alpha is not None) if has_samples else 0
     # By default tifffile writes any three planes as colors.
-    is_color = n_colors in (3, 4)
+    is_color = has_samples and n_samples in (3, 4)
     gray = "miniswhite" if WHITE_IS_ZERO in image.metadata.native else "minisblack"
     options: dict[str, Any] = {"photometric": "rgb" if is_color else gray}
     if n_samples > 1:
         options["planarconfig"] = "contig" if image.axes.endswith("S") else "separate"
-        extra = [0] * (n_samples - (3 if is_color else 1))
-        if image.alpha is not None:
-            extra[-1] = _EXTRA_SAMPLE[image.alpha]
-        if extra:
+        if extra := [0] * (n_samples - (3 if is_color else 1)):
             options["extrasamples"] = extra
     return options
 

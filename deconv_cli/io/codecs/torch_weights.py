@@ -31,10 +31,6 @@ AllowedGlobals = Sequence[tuple[Any, str]]
 
 
 _EXTRACT = "extract a layer with deconv kernel extract {file} --model {place} --layer NAME --output layer.safetensors"
-_MODULE_MARK = b"_non_persistent_buffers_set"
-"""A member of every module of torch."""
-_SEARCHED_BYTES = 2**20
-"""Of a pickle: a module at its top names its members there."""
 
 
 def load_weights_only(
@@ -50,7 +46,7 @@ def load_weights_only(
         path: the file; its suffix does not matter.
         allowed: names that the pickle may hold beyond tensors and plain containers.
         advice: for the user about names that are not allowed.
-        of_model: the same for a whole module, whose class stands at `{place}`.
+        of_model: the same for a whole module, whose class is at `{place}`; empty for none.
 
     Raises:
         InputRefusedError: unsafe, damaged, or larger than half of the memory.
@@ -82,19 +78,6 @@ def globals_in(path: Path) -> list[str]:
     with contextlib.suppress(Exception), warnings_here("ignore"), path.open("rb") as stream:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(stream))
     return []
-
-
-def _start_of_pickle(path: Path) -> bytes:
-    """Read the first part of the pickle in a file of `torch.save`, without the tensors in a file of their own."""
-    with contextlib.suppress(Exception):
-        if not zipfile.is_zipfile(path):
-            with path.open("rb") as stream:
-                return stream.read(_SEARCHED_BYTES)
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(name) as member:
-                return member.read(_SEARCHED_BYTES)
-    return b""
 
 
 def named_tensors(path: Path, found: object) -> dict[str, torch.Tensor]:
@@ -158,11 +141,12 @@ def _refusal(
     # torch's own message advises to load such a file without its safeguard; it is not passed on.
     names = [name for name in globals_in(path) if name not in allowed] or re.findall(r"GLOBAL ([\w.]+)", reason)
     if names:
-        if _MODULE_MARK in _start_of_pickle(path):
-            module, _, own = names[0].rpartition(".")
-            source = Path(f"{module.replace('.', '/')}.py")
-            place = f"{source.as_posix()}:{own}" if len(names) == 1 and source.is_file() else "file.py:Class"
-            advice = of_model.format(file=shlex.quote(str(path)), place=shlex.quote(place))
+        module, _, own = names[0].rpartition(".")
+        source = Path(f"{module.replace('.', '/')}.py")
+        is_found = len(names) == 1 and source.is_file()
+        place = f"{source.as_posix()}:{own}" if is_found else "file.py:Class"
+        named = of_model.format(file=shlex.quote(str(path)), place=shlex.quote(place))
+        advice = ", or, if it is a whole model, ".join(filter(None, (None if named and is_found else advice, named)))
         return UnsafeInputError(
             f"'{path}' names Python objects ({', '.join(names[:8])}) that are not allowed, since loading them could "
             f"run code; {advice}."

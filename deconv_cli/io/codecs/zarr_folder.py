@@ -1,6 +1,6 @@
 """Zarr: one array in a folder of chunks, or OME-Zarr, an image with its axes, distances and channels.
 
-The reading is in `zarr_source.py`, the metadata of OME-Zarr in `zarr_ome.py`.
+The reading is in `zarr_source.py`, the metadata of OME-Zarr in `py`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,15 @@ from deconv_cli.errors import FileAccessError, UsageError
 from deconv_cli.io import limits, records
 from deconv_cli.io.atomic import partial_path
 from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, zeros_of
-from deconv_cli.io.codecs import zarr_ome
 from deconv_cli.io.codecs.zarr_source import (
+    AXES,
+    FLAVOR,
     HALF_WRITTEN,
     NAME,
+    OME_NAME,
+    OMERO,
+    TIME,
+    UNITS,
     ZarrSource,
     count_missing,
     describe_zarr,
@@ -37,8 +42,8 @@ from deconv_cli.io.region_arrays import Region, RegionSource, RegionTarget, put_
 OME_SUFFIX = ".ome.zarr"
 FORMAT_FILE = "zarr.json"
 """The description of an array or a group, in the folder of each."""
-_MAX_UNIT_BYTES = 64 * 2**20
-"""Of a chunk or shard that is kept from the source."""
+_MAX_CHUNK_BYTES = 64 * 2**20
+"""Of a chunk that is kept from the source."""
 _CHUNKS = {"YX": 512, "ZYX": 256}
 """Rows and columns of a chunk of planes and of stacks, which are cut along Z too."""
 _DEPTH = 32
@@ -84,7 +89,7 @@ class Zarr(Codec):
         if not _is_ome(request):
             return layout, layout.axes, ()
         renamed = _renamed(layout.axes)
-        order = sorted(range(len(renamed)), key=lambda place: zarr_ome.AXES.index(renamed[place]))
+        order = sorted(range(len(renamed)), key=lambda place: AXES.index(renamed[place]))
         letters, sizes = "".join(layout.axes[i] for i in order), tuple(layout.sizes[i] for i in order)
         new = [b for a, b in zip(layout.axes, renamed, strict=True) if a not in (b, "S")]
         notes = tuple(f"a batch axis was named {letter}" for letter in new)
@@ -94,14 +99,14 @@ class Zarr(Codec):
         """Choose the metadata; a bare array has none."""
         kept, lost = super().choose_metadata(request, image)
         if _is_ome(request):
-            return replace(kept, flavor=zarr_ome.FLAVOR), lost
+            return replace(kept, flavor=FLAVOR), lost
         shared = {"resolution": kept.density, "channel names": kept.channel_names}
         lost += [name for name, value in shared.items() if value]
         return Metadata(), [*lost, *kept.native, *kept.native_of_channels]
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write all chunks, and then their descriptions."""
-        documents = _describe_array(path, image, _default_chunk(image.shape, image.axes))
+        documents = _describe_array(path, image, _chunk_of(image.shape, image.axes))
         samples = np.asarray(image.samples)
         array = _open_described(path, documents, _member_of(image.metadata))
         for region in _each_unit(array):
@@ -116,12 +121,14 @@ class Zarr(Codec):
         return source
 
     def plan_regions(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
-        """Decide on the axes, the chunks and the metadata; keep the chunks and shards of a Zarr."""
+        """Decide on the axes, the chunks and the metadata; keep the chunks of a Zarr unless they are too large."""
         image = self.describe_result(request, layout, source.metadata)
-        chunk, shard = _units_of(source, image, request.dtype)
+        is_like = isinstance(source, ZarrSource) and source.axes in ("", image.axes)
+        keeps = is_like and 8 * math.prod(source.chunk) <= _MAX_CHUNK_BYTES and len(source.chunk) == len(image.axes)
+        chunk = source.chunk if keeps else _chunk_of(image.shape, image.axes)
         return ZarrTarget(
-            *(request.path, image.shape, request.dtype, image.axes, shard or chunk, image.notes),
-            documents=tuple(_describe_array(request.path, image, chunk, shard).items()),
+            *(request.path, image.shape, request.dtype, image.axes, chunk, image.notes),
+            documents=tuple(_describe_array(request.path, image, chunk).items()),
             metadata=image.metadata,
         )
 
@@ -135,34 +142,23 @@ def _is_ome_name(path: Path) -> bool:
 
 def _is_ome(request: WriteRequest) -> bool:
     """Decide whether to write OME-Zarr: if the name asks for it, or for a picture whose axes fit."""
-    was_array = request.source_format == Zarr.name and request.flavor != zarr_ome.FLAVOR
+    was_array = request.source_format == Zarr.name and request.flavor != FLAVOR
     is_wanted = _is_ome_name(request.path) or (request.from_picture and not was_array)
     letters = _renamed(request.layout.axes)
-    return is_wanted and {"Y", "X"} <= set(letters) <= set(zarr_ome.AXES) and len(set(letters)) == len(letters)
+    return is_wanted and {"Y", "X"} <= set(letters) <= set(AXES) and len(set(letters)) == len(letters)
 
 
 def _renamed(axes: str) -> str:
     """Rename colors to channels, and a batch axis that OME-Zarr does not have to times or planes."""
-    return rename_batch(axes if "C" in axes else axes.replace("S", "C"), zarr_ome.AXES)
-
-
-def _units_of(source: RegionSource, image: StoredImage, dtype: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Choose chunk and shard: those of a Zarr source with the same axes, unless they are too large to be processed."""
-    usual = _default_chunk(image.shape, image.axes)
-    if not isinstance(source, ZarrSource) or source.axes not in ("", image.axes):
-        return usual, None
-    if len(source.chunk) != len(image.axes):
-        return usual, None
-    n_bytes = math.prod(source.shard or source.chunk) * np.dtype(dtype).itemsize
-    return (source.chunk, source.shard) if n_bytes <= _MAX_UNIT_BYTES else (usual, None)
+    return rename_batch(axes if "C" in axes else axes.replace("S", "C"), AXES)
 
 
 def _member_of(metadata: Metadata) -> str:
     """Name the array of an image in its group; a bare array has no name."""
-    return "0" if metadata.flavor == zarr_ome.FLAVOR else ""
+    return "0" if metadata.flavor == FLAVOR else ""
 
 
-def _default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+def _chunk_of(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
     """Choose chunks of one to eight million bytes: planes, or stacks if there is depth."""
     sizes = dict(zip(axes, shape, strict=True))
     if not {"Y", "X"} <= set(axes):
@@ -172,14 +168,8 @@ def _default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
     return tuple(min(n, largest.get(letter, 1)) for letter, n in zip(axes, shape, strict=True))
 
 
-def _describe_array(
-    path: Path, image: StoredImage, chunk: tuple[int, ...], shard: tuple[int, ...] | None = None
-) -> dict[str, str]:
-    """Return the description of an array, and of the group around it, as texts by file name.
-
-    The samples of a chunk are compressed together, and those of a shard lie in one file; without shards each chunk has
-    its own file.
-    """
+def _describe_array(path: Path, image: StoredImage, chunk: tuple[int, ...]) -> dict[str, str]:
+    """Return the description of an array, and of the group around it, as texts by file name."""
     with zarr_package(path) as zarr:
         made: dict[str, Any] = {}
         store = zarr.storage.MemoryStore(store_dict=made)
@@ -191,7 +181,6 @@ def _describe_array(
             name=member or None,
             shape=image.shape,
             chunks=chunk,
-            shards=shard,
             dtype=image.dtype,
             fill_value=0,
             # Of the whole chunk, so that a damaged one is noticed.
@@ -222,7 +211,7 @@ def write_descriptions(path: Path, documents: dict[str, str], image: StoredImage
     attributes: dict[str, Any] = {records.KEYWORD: image.record or {}}
     if member := _member_of(image.metadata):
         windows = _windows(_open_described(path, documents, member), image.axes)
-        attributes |= zarr_ome.group_attributes(member, image.axes, image.metadata, windows)
+        attributes |= group_attributes(member, image.axes, image.metadata, windows)
     root = json.loads(documents[FORMAT_FILE])
     root["attributes"] = root.get("attributes", {}) | attributes
     complete = documents | {FORMAT_FILE: json.dumps(root, allow_nan=False, indent=2)}
@@ -232,7 +221,7 @@ def write_descriptions(path: Path, documents: dict[str, str], image: StoredImage
 
 def _windows(array: Any, axes: str) -> list[tuple[float, float]]:  # noqa: ANN401 (a zarr.Array)
     """Estimate the least and the largest value of each channel from the file of samples in the middle."""
-    units = zip(array.shape, array.shards or array.chunks, strict=True)
+    units = zip(array.shape, array.chunks, strict=True)
     middle = [slice(n // 2 // unit * unit, n // 2 // unit * unit + unit) for n, unit in units]
     place, found = axes.find("C"), []
     for channel in range(array.shape[place] if place >= 0 else 1):
@@ -244,7 +233,7 @@ def _windows(array: Any, axes: str) -> list[tuple[float, float]]:  # noqa: ANN40
 
 def _each_unit(array: Any) -> Iterator[tuple[slice, ...]]:  # noqa: ANN401 (a zarr.Array)
     """List the regions of an array that lie in one file each; written one at a time, a failure leaves none pending."""
-    axes = zip(array.shape, array.shards or array.chunks, strict=True)
+    axes = zip(array.shape, array.chunks, strict=True)
     return itertools.product(*([slice(a, min(a + unit, n)) for a in range(0, n, unit)] for n, unit in axes))
 
 
@@ -290,7 +279,7 @@ class ZarrTarget(RegionTarget):
         return (self.folder / _PLAN).is_file()
 
     def write(self, region: Region, samples: Array) -> None:
-        """Write whole chunks or shards."""
+        """Write whole chunks."""
         self.check_units(region)
         with refusing_to_write(self.path):
             self._open(self.folder)[region] = samples
@@ -319,3 +308,57 @@ class ZarrTarget(RegionTarget):
 
     def _open(self, folder: Path) -> Any:  # noqa: ANN401 (a zarr.Array)
         return _open_described(folder, dict(self.documents), _member_of(self.metadata))
+
+
+_VERSION = "0.5"
+_UNIT_NAMES = {unit: name for name, unit in UNITS.items()} | {"in": "inch"}
+_COLORS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FF0000", "0000FF", "FFFF00")
+"""Of channels in viewers."""
+
+
+def group_attributes(
+    member: str, axes: str, metadata: Metadata, windows: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """Describe an image as the attribute `ome` of its group.
+
+    `member` names its array. `windows` holds the least and the largest value of each channel.
+    """
+    known, time = metadata.density, _members(metadata.native, TIME)
+    scale = dict.fromkeys(axes, 1.0) | ({"T": time["scale"]} if time else {})
+    units = {"T": time.get("unit", "")}
+    if known:
+        scale |= {"X": float(1 / known.x), "Y": float(1 / known.y), "Z": float(known.plane_distance or 1)}
+        with_length = "YX" if known.plane_distance is None else "ZYX"
+        units |= dict.fromkeys(with_length, _UNIT_NAMES[known.unit] if known.unit else "")
+    transformations = [{"type": "scale", "scale": [scale[a] for a in axes]}]
+    datasets = [{"path": member, "coordinateTransformations": transformations}]
+    multiscale: dict[str, Any] = {"axes": [_axis(a, units.get(a, "")) for a in axes], "datasets": datasets}
+    multiscale |= {"name": metadata.native[OME_NAME]} if OME_NAME in metadata.native else {}
+    attributes: dict[str, Any] = {"version": _VERSION, "multiscales": [multiscale]}
+    omero = _omero(metadata, windows)
+    return {"ome": attributes | ({"omero": omero} if omero else {})}
+
+
+def _members(fields: Mapping[str, object], name: str) -> dict[str, Any]:
+    found = fields.get(name)
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _axis(letter: str, unit: str) -> dict[str, str]:
+    kind = {"T": "time", "C": "channel"}.get(letter, "space")
+    return {"name": letter.lower(), "type": kind} | ({"unit": unit} if unit else {})
+
+
+def _omero(metadata: Metadata, windows: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Describe the display of channels: as in the source, with the window of the new samples."""
+    omero = _members(metadata.native_of_channels, OMERO)
+    before = omero.get("channels", [{} for _ in metadata.channel_names])
+    if len(before) != len(windows):
+        return {}
+    names = metadata.channel_names or [channel.get("label") for channel in before]
+    channels = []
+    for i, (channel, name, (low, high)) in enumerate(zip(before, names, windows, strict=True)):
+        window = {"min": low, "max": high, "start": low, "end": high}
+        described = {"color": _COLORS[i % len(_COLORS)], **channel, "window": window}
+        channels.append(described | ({"label": name} if name else {}))
+    return omero | {"channels": channels}

@@ -1,4 +1,8 @@
-"""Zarr arrays and OME-Zarr images, version 2 or 3: what they promise is checked before the package zarr reads them."""
+"""Reading Zarr arrays and OME-Zarr images, version 2 or 3; what they promise is checked first.
+
+Source: Moore et al., OME-Zarr 0.5 (and 0.4, with the same fields in another place),
+https://ngff.openmicroscopy.org/0.5/.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,10 +21,9 @@ import numpy as np
 from deconv_cli.errors import MalformedInputError, UsageError, warnings_here
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import pyramid_notes
-from deconv_cli.io.codecs import zarr_ome
 from deconv_cli.io.files import MARKS, list_members, read_member, refusing_damage
 from deconv_cli.io.layout import Array
-from deconv_cli.io.metadata import Metadata
+from deconv_cli.io.metadata import METERS, Metadata, PixelDensity
 from deconv_cli.io.region_arrays import Region, RegionSource
 
 NAME = "Zarr"
@@ -28,9 +32,18 @@ HALF_WRITTEN = ".partial"
 
 _LAYOUT = "bioformats2raw.layout"
 """Marks a group that holds several images, called 0, 1, ..."""
-_MANY, _PARTS_TO_OPEN = 16, 64
+_PARTS_TO_OPEN = 64
 _DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs", "plan.json")
 """Files of an array that hold no samples."""
+FLAVOR = "ome-zarr"
+"""Of `Metadata.flavor`."""
+AXES = "TCZYX"
+"""Letters of its axes, in the order of the standard."""
+
+_PREFIX = "OME-Zarr "
+OME_NAME, TIME, OMERO = (_PREFIX + name for name in ("name", "time step", "omero"))
+"""Of its fields among `Metadata.native`, the last one among those of channels."""
+UNITS = {"nanometer": "nm", "micrometer": "µm", "millimeter": "mm", "centimeter": "cm", "meter": "m", "inch": "inch"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +52,6 @@ class ZarrSource(RegionSource):
 
     member: str = ""
     """Path of the array in the folder."""
-    shard: tuple[int, ...] | None = None
-    """Samples that lie in one file, where these are more than a chunk."""
 
     def read(self, region: Region) -> Array:
         """Read a part; chunks that were never written are the fill value of the array."""
@@ -100,8 +111,8 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
             member = str(place)
             if member not in node:
                 raise ValueError(f"it is incomplete: it describes an array '{place}', but does not hold it")
-            array, axes = node[member], zarr_ome.read_axes(multiscale)
-            metadata = zarr_ome.read_fields(multiscale, ome.get("omero") or {}, axes)
+            array, axes = node[member], read_axes(multiscale)
+            metadata = read_fields(multiscale, ome.get("omero") or {}, axes)
             notes = pyramid_notes(len(multiscale["datasets"]) - 1)
     shape, dtype = tuple(int(size) for size in array.shape), array.dtype
     if dtype.hasobject:
@@ -113,10 +124,7 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
     sizes = _sizes_of_files(path / member)
     notes += _check_files(path / member, shape, shard or chunk, itemsize, sizes)
     n_stored = sum(sizes)
-    # Each codec of a chain costs time for each chunk, and when the array is opened; most arrays have one to five.
-    described = array.metadata.to_dict()
-    n_codecs = str(described.get("codecs", described.get("filters"))).count("{")
-    n_parts = (_n_files(shape, chunk) + _PARTS_TO_OPEN) * (1 + n_codecs // _MANY)
+    n_parts = _n_files(shape, chunk) + _PARTS_TO_OPEN
     limits.check_expansion(path, 0, n_stored, n_parts=n_parts, by_parts=True)
     source = ZarrSource(
         *(path, shape, dtype.newbyteorder("=").name, axes, NAME, chunk),
@@ -125,7 +133,6 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
         record=record if isinstance(record, dict) else None,
         notes=notes,
         member=member,
-        shard=shard,
     )
     return source, n_stored
 
@@ -198,3 +205,71 @@ def _named_axes(array: Any) -> str:  # noqa: ANN401
     letters = "".join(str(name).upper() for name in names)
     are_letters = len(letters) == len(names) == len(set(letters)) == len(array.shape) and letters.isalpha()
     return letters if are_letters and {"Y", "X"} & set(letters) else ""
+
+
+def read_axes(multiscale: dict[str, Any]) -> str:
+    """Choose a letter for each axis: its own name where that is a letter, else one by its type."""
+    letters = ""
+    for axis in _axes_of(multiscale):
+        name, kind = str(axis["name"]).upper(), axis.get("type")
+        letter = name if len(name) == 1 else {"time": "T", "channel": "C"}.get(str(kind), "Q")
+        letters += next(free for free in letter + "QRUVW" if free not in letters)
+    return letters
+
+
+def read_fields(multiscale: dict[str, Any], omero: dict[str, Any], axes: str) -> Metadata:
+    """Read the metadata of an image; damaged and unknown fields become `unsupported`."""
+    units = {letter: str(axis.get("unit", "")) for letter, axis in zip(axes, _axes_of(multiscale), strict=True)}
+    scale = _scale(multiscale, axes)
+    density, unsupported = _density(scale, units)
+    native: dict[str, Any] = {OME_NAME: str(multiscale["name"])} if multiscale.get("name") else {}
+    if "T" in scale and (scale["T"] != 1 or units["T"]):
+        native[TIME] = {"scale": scale["T"], "unit": units["T"]}
+    steps = multiscale["datasets"][0].get("coordinateTransformations", ())
+    if any(any(step.get("translation", ())) for step in steps):
+        unsupported += ("OME-Zarr translation",)
+    channels = omero.get("channels")
+    labels = tuple(str(channel.get("label", "")) for channel in channels) if isinstance(channels, list) else ()
+    return Metadata(
+        density=density,
+        channel_names=labels if all(labels) else (),
+        native=native,
+        native_of_channels={OMERO: omero} if omero else {},
+        flavor=FLAVOR,
+        unsupported=unsupported,
+    )
+
+
+def _axes_of(multiscale: dict[str, Any]) -> list[dict[str, Any]]:
+    return [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes", AXES.lower())]
+
+
+def _scale(multiscale: dict[str, Any], axes: str) -> dict[str, float]:
+    """Multiply the scales of the full resolution, and of all resolutions."""
+    scale = dict.fromkeys(axes, 1.0)
+    dataset = multiscale["datasets"][0]
+    for step in (*dataset.get("coordinateTransformations", ()), *multiscale.get("coordinateTransformations", ())):
+        values = step.get("scale", ())
+        if isinstance(values, list) and len(values) == len(axes):
+            scale = {letter: scale[letter] * float(value) for letter, value in zip(axes, values, strict=True)}
+    return scale
+
+
+def _density(scale: dict[str, float], units: dict[str, str]) -> tuple[PixelDensity | None, tuple[str, ...]]:
+    """Convert the scales of space to a resolution; return the names of units that are not understood, too."""
+    space = [letter for letter in "ZYX" if letter in scale]
+    if not {"Y", "X"} <= set(space) or not all(1e-30 < scale[letter] < 1e30 for letter in space):
+        return None, ()
+    if not any(units[letter] for letter in space) and all(scale[letter] == 1 for letter in space):
+        return None, ()
+    unit = UNITS.get(units["X"], "")
+    unknown = sorted({units[letter] for letter in space if units[letter] not in UNITS and units[letter]})
+    if unknown or len({bool(units[letter]) for letter in space}) > 1:
+        return None, (f"OME-Zarr scale in {', '.join(unknown) or 'mixed units'}",)
+    sizes = {a: Fraction(str(scale[a])) * (_in_unit(units[a], unit) if unit else 1) for a in space}
+    return PixelDensity(1 / sizes["X"], 1 / sizes["Y"], unit, sizes.get("Z")), ()
+
+
+def _in_unit(name: str, unit: str) -> Fraction:
+    """Convert a unit of OME-Zarr to a unit of a resolution."""
+    return METERS[UNITS[name]] / METERS[unit]

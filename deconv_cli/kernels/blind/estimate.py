@@ -15,8 +15,7 @@ from deconv_cli.kernels.blind.polar_spectrum import PolarGrid, PolarSpectrum, po
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geometric, sample_with_margin
-from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.registry import ShownInNotebook
+from deconv_cli.parts import KERNEL_SOURCES, ShownInNotebook
 from deconv_cli.vocabulary import check_name
 
 NO_BLUR = "none"

@@ -1,8 +1,10 @@
-"""Layers and kernel fields in files, as `deconv --kernel FILE` reads them; nothing that a file carries is run."""
+"""The denoiser of the package, and layers and kernel fields in files; nothing that a file carries is run."""
 
 from __future__ import annotations
 
 import os
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +12,33 @@ from torch import Tensor, nn
 
 from deconv_cli.errors import UsageError, as_path, check_type
 from deconv_cli.io.atomic import check_output_path
-from deconv_cli.io.codecs.safetensors_file import write_tensors
+from deconv_cli.io.codecs.tensor_codecs import opened_safetensors, write_tensors
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.models.kernel_files import KernelFile, read_kernel
 from deconv_cli.models.layers import ModelLayer as ModelLayer
 from deconv_cli.models.layers import find_layer
 from deconv_cli.models.layers import list_layers as layers_of
-from deconv_cli.models.model_files import ModelFile, build_model, read_model
-from deconv_cli.models.named_code import load_named
+from deconv_cli.models.model_files import ModelFile, build_model, load_named, read_model
+from deconv_cli.solvers.denoiser import Denoiser
+from deconv_cli.solvers.photo_prior import PhotoPrior
+
+WEIGHTS = Path(__file__).with_name("denoiser.safetensors")
+
+
+@cache
+def load_denoiser(device: torch.device) -> tuple[Denoiser, Tensor]:
+    """Read the denoiser, and the levels and weights of the steps that it was trained for, shape `(2, n_steps)`."""
+    with opened_safetensors(WEIGHTS) as file:
+        shape = file.metadata()
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    widths, depths = (tuple(int(n) for n in shape[key].split(",")) for key in ("widths", "depths"))
+    steps = tensors.pop("steps")
+    denoiser = Denoiser(widths, depths)
+    denoiser.load_state_dict(tensors)
+    return denoiser.eval().requires_grad_(False).to(device), steps
+
+
+PHOTO_PRIOR = PhotoPrior(load_denoiser)
 
 
 def open_model(

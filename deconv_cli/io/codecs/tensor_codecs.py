@@ -1,0 +1,141 @@
+"""PyTorch .pt and safetensors: codecs that load torch with the first file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deconv_cli.errors import UnsafeInputError, UsageError
+from deconv_cli.io import limits, records
+from deconv_cli.io.atomic import write_atomically
+from deconv_cli.io.codec import StoredImage
+from deconv_cli.io.files import read_head
+from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+_ARCHIVE = b"PK\x03\x04"
+
+
+class TorchFile(TensorCodec):
+    """What `torch.save` writes: a tensor, or dictionaries and lists of them."""
+
+    name = "PyTorch"
+    suffixes = (".pt",)
+    magic = (_ARCHIVE, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+    def list_tensors(self, path: Path) -> TensorFile:
+        """Read every tensor; names of nested dictionaries are joined by dots, a bare tensor has the empty name."""
+        if read_head(path).startswith(_ARCHIVE):
+            refuse_program(path, limits.check_zip(path))
+        from deconv_cli.io.codecs.torch_weights import check_dense, load_weights_only, named_tensors
+
+        tensors = named_tensors(path, load_weights_only(path))
+        for name, tensor in tensors.items():
+            if tensor.is_nested:  # its shape cannot even be listed
+                check_dense(path, tensor, name)
+
+        def read(name: str) -> torch.Tensor:
+            tensor = tensors[name]
+            check_dense(path, tensor, name)
+            limits.check_budget(path, tensor.numel() * tensor.element_size())
+            return tensor.detach().contiguous()
+
+        return TensorFile(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, read)
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write the bare tensor; into a stream, since torch writes the name of a file into it."""
+        import torch
+
+        with path.open("wb") as stream:
+            torch.save(torch.from_numpy(np.ascontiguousarray(image.samples)), stream)
+
+
+TORCH = TorchFile()
+
+
+_PROGRAMS = (
+    ({"extern_modules"}, "a torch.package archive", "torch.package.PackageImporter"),
+    ({"constants.pkl", "code"}, "a TorchScript file", "torch.jit.load"),
+    (
+        {"archive_format", "archive_version", "serialized_exported_program.json"},
+        "an exported program",
+        "torch.export.load",
+    ),
+)
+"""Archives that hold code: entries of theirs, what they are, and what opens them."""
+
+
+def refuse_program(path: Path, names: Iterable[str]) -> None:
+    """Refuse, by `UnsafeInputError`, an archive with these entries if opening it can run its code."""
+    parts = {part for name in names for part in name.split("/")}
+    for entries, kind, opener in _PROGRAMS:
+        if parts & entries:
+            raise UnsafeInputError(
+                f"'{path}' is {kind}, which can run its own code when opened, so deconv does not open it; open it with "
+                f"{opener} and save its state_dict() with torch.save."
+            )
+
+
+class Safetensors(TensorCodec):
+    """Files of named tensors."""
+
+    name = "safetensors"
+    suffixes = (".safetensors",)
+    magic, magic_at = (b"\x00\x00{",), 6
+    record_inside = True
+
+    def list_tensors(self, path: Path) -> TensorFile:
+        """Read the header. The tensors are copied, since the file may be replaced while they are in use."""
+        limits.check_budget(path, path.stat().st_size)
+        opened = opened_safetensors(path)  # once: a header of thousands of tensors takes long to read
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+
+        def read(name: str) -> Tensor:
+            tensor: Tensor = opened.get_tensor(name)
+            return tensor.clone()
+
+        record = records.decode_record((opened.metadata() or {}).get(records.KEYWORD))
+        return TensorFile(path, shapes, read, record)
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write one tensor with the record."""
+        import torch
+
+        _write(path, {IMAGE_NAME: torch.from_numpy(np.ascontiguousarray(image.samples))}, image.record or {})
+
+
+SAFETENSORS = Safetensors()
+
+
+def opened_safetensors(path: Path) -> Any:  # noqa: ANN401
+    """Open a file by its library, whose handle has no type of its own; the tensors are mapped into memory."""
+    from safetensors import safe_open
+
+    return safe_open(path, framework="pt")
+
+
+def _write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    from safetensors.torch import save
+
+    # As bytes, since the library would make a file that nobody else may read.
+    path.write_bytes(save(tensors, metadata={records.KEYWORD: records.encode_record(record)}))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write named tensors with a record, completely or not at all; raises `UsageError` for names of other formats."""
+    if path.suffix not in SAFETENSORS.suffixes:
+        raise UsageError(f"'{path}' should end in .safetensors, the only format for this output.")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def check(written: Path) -> None:
+        if set(SAFETENSORS.list_tensors(written).shapes) != set(contiguous):
+            raise ValueError("tensors are missing")
+
+    write_atomically(path, lambda target: _write(target, contiguous, record), check)
