@@ -184,17 +184,27 @@ def align(
         "scale": found.scale,
         "shift": list(found.shift),
         "log_likelihood_ratio": found.evidence,
-        "output": None if output is None else str(output),
     }
-    write_kernel(output, found.taps, record, 2)
+    written = None if found.scale is None else output
+    record["output"] = None if written is None else str(written)
+    write_kernel(written, found.taps, record, 2)
     sentence = f"to be {', '.join(found.changes)}" if found.changes else "fits the picture"
+    if found.scale is None:
+        sentence = f"{', '.join(found.changes)} than the blur"
     rows = [
         ("kernel", sentence),
         ("against as given", f"{found.evidence:+.1f} in log-likelihood"),
         ("light", chosen.reason),
     ]
     notes = [*loaded.notes, *search_notes(image, chosen)]
-    print_kernel(printed, str(photo), rows, notes, record, output or sentence)
+    print_kernel(printed, str(photo), rows, notes, record, written or sentence)
+    if found.scale is None:
+        words = shlex.join(["deconv", "kernel", "estimate", str(photo)])
+        print_warning(
+            f"no factor corrects a kernel of quite another size than the blur; find the blur with {words}"
+            f"{'' if output is None else f'; {output} was not written'}"
+        )
+        raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:

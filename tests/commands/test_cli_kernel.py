@@ -207,6 +207,16 @@ def test_align_names_the_mistake_and_writes_the_kernel(deconv, tmp_path):
     assert "fits the picture" in fine.stdout
 
 
+def test_align_writes_no_kernel_of_quite_another_size(deconv, photo, tmp_path):
+    np.save(tmp_path / "wrong.npy", make_kernel("disk:10").numpy())
+    target = tmp_path / "corrected.npy"
+    words = ["kernel", "align", photo, "--kernel", tmp_path / "wrong.npy", "-o", target, "--json"]
+    run = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
+    assert not target.exists()
+    assert (run.report["is_aligned"], run.report["scale"], run.report["output"]) == (False, None, None)
+    assert f"deconv kernel estimate {photo}" in re.sub(r"\s+", " ", run.stderr)
+
+
 def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
     taps = make_kernel("motion:13@30")
     picture = blurred_picture("camera", taps)

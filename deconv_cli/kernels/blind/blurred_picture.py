@@ -239,6 +239,11 @@ def describe_alignment(
     if found.evidence < _MUCH_LIKELIER:
         return ()
     changes = ", ".join(found.orientation_changes)
+    if found.scale is None:
+        return (
+            f"the kernel is {changes} than the blur of the picture; find the blur in the picture with deconv kernel "
+            "estimate",
+        )
     return (
         f"the picture fits the kernel better if it is {changes}: {found.evidence:+.1f} in log-likelihood; deconv "
         "kernel align writes the corrected kernel",
