@@ -127,11 +127,11 @@ def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
                 continue
             misfit, shifts[turn, scale] = _pair_misfit(resized, spectra, windowed[1])
             found[turn, scale] = misfit
-    turn, scale, evidence = _chosen(found)
-    if scale is None:
+    turn, chosen, evidence = _chosen(found)
+    if chosen is None:
         return Alignment("as given", None, (0, 0), taps, evidence)
-    shift = shifts[turn, scale]
-    return Alignment(turn, scale, shift, _moved(scaled(ORIENTATIONS[turn](taps), scale), shift), evidence)
+    shift = shifts[turn, chosen]
+    return Alignment(turn, chosen, shift, _moved(scaled(ORIENTATIONS[turn](taps), chosen), shift), evidence)
 
 
 def scaled(taps: Tensor, scale: float) -> Tensor:
