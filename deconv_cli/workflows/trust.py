@@ -20,7 +20,7 @@ from deconv_cli.diagnostics.residual_tests import (
     ResidualTests,
 )
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype, space_axes
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import format_percent
 
@@ -99,12 +99,14 @@ class Scale:
         missing: an image that explains the residual is at least this many times as large, if the penalty is the
             identity.
         has_more_data: there are more data than values of the image, so that noise alone has no explanation.
+        is_rectified: many samples of the data have the least value, as behind ReLU.
     """
 
     amplification: float
     shrinkage: float
     missing: float = 0.0
     has_more_data: bool = False
+    is_rectified: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ class Clipping:
     side: str = "outside"
 
 
-def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, residual: float) -> Scale:
+def measure_scale(
+    gain: Tensor, estimate: Tensor, data: Tensor, weight: float, residual: float, *, n_axes: int = 2
+) -> Scale:
     """Compare an estimate with white images, and with the image that would explain its residual.
 
     An image z with Az = r has ‖z‖ ≥ ‖r‖² / ‖Aᵀr‖, and an estimate x̂ under the penalty identity has Aᵀr = λσ²max·x̂.
@@ -134,6 +138,7 @@ def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, r
         synchronize.as_number(weight / (gain + weight)),
         amplification * residual**2 / explained if explained > 0 else 0.0,
         has_more_data=data.numel() > estimate.numel(),
+        is_rectified=synchronize.as_number((data == data.amin(space_axes(n_axes), keepdim=True)).double().mean()) > 0.1,
     )
 
 
@@ -188,12 +193,20 @@ def doubt_layer(
         penalty: one on differences fills in pixels that no output depends on, with larger values than usual.
     """
     allowed = MAX_SHRINKAGE * scale.shrinkage
+    cause = "the layer probably has a stride, which you must give, as in stride=2"
     is_at_edges = bool(border) and border[0].residual_rms > EDGES_STAND_OUT * border[-1].residual_rms
+    if scale.is_rectified:
+        cause = "the data are probably the output of an activation such as ReLU"
+    elif is_at_edges:
+        cause = 'the layer probably has another padding or boundary (try padding="valid")'
+        cause += "" if scale.has_more_data else ", or a stride, which you must give, as in stride=2"
+    if len(residual.per_channel) in (1, 3):
+        cause += ', or the data are a picture (try defaults="picture")'
     is_missing = penalty == "identity" and scale.missing > MAX_MISSING and (is_at_edges or not scale.has_more_data)
     allowed = max(allowed, COARSE_ROUNDING if is_missing else MAX_RELATIVE_RESIDUAL)
     if residual.relative > allowed and residual.root_mean_square > EXCESS * noise:
         part = f"{format_percent(residual.relative)} of the data"
-        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {_CAUSES}")]
+        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {cause}; {_OTHER_CAUSES}")]
     is_large = (
         penalty == "identity"
         and scale.amplification > SUSPICIOUS_AMPLIFICATION
@@ -202,15 +215,11 @@ def doubt_layer(
     if not is_large and scale.amplification <= MAX_AMPLIFICATION:
         return []
     found = f"the estimate is {scale.amplification:.3g} times larger than expected for these data and this kernel"
-    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {_CAUSES}; or noise was amplified, which a larger λ prevents")]
+    advice = f"noise was amplified, which a larger λ prevents, or {cause}"
+    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {advice}; {_OTHER_CAUSES}")]
 
 
-_CAUSES = (
-    'padding or boundary may differ (try padding="valid"); the layer may have a stride, a dilation, groups or '
-    "transposed weights, which you must give, as in stride=2, groups=4 or transposed=True; its bias may not be undone; "
-    "the data may hold noise, or be the output of an activation such as ReLU; they may be a picture (try "
-    'defaults="picture")'
-)
+_OTHER_CAUSES = "docs/howto/layers.md lists other causes"
 
 
 def doubt_residual(

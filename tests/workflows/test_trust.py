@@ -62,8 +62,9 @@ def test_a_layer_of_another_kind_is_doubted(kind, channels):
     if n_outputs > n_inputs:
         (doubt,) = result.doubts
         assert doubt.reason is DoubtReason.RESIDUAL
-        causes = ("stride", "dilation", "groups", "transposed", "ReLU", "bias", "noise")
-        assert all(word in doubt.sentence for word in (*causes, 'padding="valid"'))
+        likeliest = {"behind ReLU": "such as ReLU", "valid": 'padding="valid"'}.get(kind, "stride=2")
+        assert likeliest in doubt.sentence
+        assert len(doubt.sentence) < 200
     with pytest.raises(deconv_cli.UntrustworthyResultError):
         result.raise_for_status()
 
