@@ -157,7 +157,7 @@ class Reconstruction(ShownInNotebook):
             is_of_noise = any(part.noise_between for part in self.channels)
             is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}
             if self.clipping is not None and not is_of_noise and not is_known:
-                found += doubt_clipping(self.clipping)
+                found += doubt_clipping(self.clipping, self.settings.objective)
             return tuple(found or self._doubt_error())
         found = doubt_solver(self.solution)
         if self.lambda_choice is not None:
@@ -180,7 +180,7 @@ class Reconstruction(ShownInNotebook):
             found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
         found += self._doubt_kernel()
         if self.clipping is not None and self.noise_between is None:
-            found += doubt_clipping(self.clipping)
+            found += doubt_clipping(self.clipping, self.settings.objective)
         if self.quadratic is not None:
             known = {doubt.reason for doubt in found}
             wrong = [

@@ -300,15 +300,16 @@ def describe_prior(finest: float | None) -> str:
     return f"a denoiser that learned from photographs; {describe_filled_in(finest)}"
 
 
-def doubt_clipping(clipping: Clipping) -> list[Doubt]:
-    """Doubt an estimate that leaves the range of its samples."""
+_SMOOTHER = {"photo": "a larger strength", "tv": "a larger weight", "richardson-lucy": "fewer iterations"}
+
+
+def doubt_clipping(clipping: Clipping, objective: str = "quadratic") -> list[Doubt]:
+    """Doubt an estimate that leaves the range of its samples; advise the one option of its objective."""
     if clipping.share <= MAX_CLIPPED_SHARE:
         return []
     low, high = f"{clipping.lowest:g}", f"{clipping.highest:g}"
     ends = {"below": low, "above": high}.get(clipping.side, f"{low} to {high}")
     found = f"{format_percent(clipping.share, 3)} of the restored samples lie far {clipping.side} {ends}"
-    advice = (
-        "noise was amplified, or the kernel is wrong: smooth more (with a larger λ, weight or strength), or check the "
-        "kernel"
-    )
+    smoother = _SMOOTHER.get(objective, "a larger λ")
+    advice = f"noise was amplified, or the kernel is wrong: smooth more, with {smoother}, or check the kernel"
     return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]

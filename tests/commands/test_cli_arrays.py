@@ -123,7 +123,8 @@ def test_what_is_clipped_when_it_is_written_is_doubted(deconv, photograph, tmp_p
     deconv("forward", photograph, *kernel, "--noise", "gaussian:8", "--output-dtype", "uint8", "-o", noisy)
     words = ["invert", noisy, *kernel, "--boundary", "zero", "--prior", "tv", "--weight", "1e-4"]
     done = deconv(*words, "--output-dtype", "uint8", "-o", tmp_path / "x.png", "--json", expect=ExitCode.UNTRUSTWORTHY)
-    assert "clipping" in [doubt["reason"] for doubt in done.report["doubts"]]
+    (sentence,) = [doubt["sentence"] for doubt in done.report["doubts"] if doubt["reason"] == "clipping"]
+    assert "smooth more, with a larger weight, or" in sentence
     assert done.report["clipping"]["share"] > 0.05
     # Samples of fractions have no range, but they are clipped where they are written as whole numbers.
     words = ["invert", blurred, *kernel, "--defaults", "picture", "--boundary", "zero", "--lambda", "1e-8"]
