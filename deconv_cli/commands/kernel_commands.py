@@ -234,8 +234,7 @@ def search_notes(image: ImageFile, light: ChosenLight) -> list[str]:
         channel = ["--channel", "1"] if image.values.shape[1] > 1 else []
         words = ["deconv", "kernel", "from-beads", str(image.path), *channel, "--output", "psf.safetensors"]
         return [
-            "most of the light lies in isolated points; if they are stars or beads, measure the kernel on them with "
-            f"{shlex.join(words)}"
+            f"if the points of this picture are stars or beads, measure the kernel on them with {shlex.join(words)}"
         ]
     if not light.is_assumed or image.values.shape[1] != 3 or image.metadata.flavor:
         return []

@@ -136,6 +136,7 @@ def test_a_kernel_that_is_not_the_profile_of_the_stars_is_doubted(deconv, tmp_pa
     run = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
     assert "which do not have the profile of the kernel gaussian" in run.stderr
     assert "deconv kernel from-beads" in run.stderr
+    assert run.stderr.count("most of the light lies in isolated points") == 1
     assert "±" not in run.stderr
     picture = BlurredPicture.of(field_of_stars("gaussian:1.8")[None])
     for sigma, is_right in ((1.8, True), (1.4, False)):
