@@ -21,6 +21,7 @@ from deconv_cli.kernels.bead_average import (
     take_off_size,
 )
 from deconv_cli.measured_light import above_noise, connected, smooth
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.registry import ShownInNotebook
@@ -90,14 +91,19 @@ def clipped_mean(values: Tensor) -> tuple[float, float]:
     return float(kept.mean()), float(kept.std()) if len(kept) > 1 else 0.0
 
 
+def kurtosis(samples: Tensor) -> float:
+    """Compute the fourth central moment over the square of the second: large if few bright points hold the light."""
+    squares = (samples.double() - samples.double().mean()).square()
+    return synchronize.as_number(squares.square().mean() / squares.mean().square().clamp_min(1e-300))
+
+
 def holds_points(light: Tensor, *, n_wider: int = 0) -> bool:
     """Return whether most of the light of a picture, shape `(H, W)`, lies in isolated points, as stars and beads do.
 
     One point may outshine the others, so the rest is then judged without it. `n_wider` counts its pixels above half its
     height.
     """
-    squares = (light.double() - light.double().mean()).square()
-    if bool(squares.square().mean() <= OF_POINTS * squares.mean().square()):
+    if kurtosis(light) <= OF_POINTS:
         return False
     level, noise = clipped_mean(light)
     differences = light.diff(dim=0).diff(dim=1).abs()

@@ -318,3 +318,13 @@ def test_the_residual_limits_the_noise_of_a_layer_with_more_outputs_than_inputs(
     y = deconv_cli.forward(image, weights, **options)
     found = deconv_cli.invert(y, weights, lam=0, predict=True, truth=image, **options).predicted_error
     assert found.root_mean_square < 5 * found.actual_root_mean_square
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_few_bright_points_are_noted_as_harder_to_predict(is_sparse):
+    random = torch.Generator().manual_seed(0)
+    scene = torch.rand(1, 48, 48, generator=random)
+    scene = torch.where(scene > 0.995, 500.0, 1.0) if is_sparse else scene
+    y = deconv_cli.forward(scene, gaussian(1.2, 9), boundary="zero") + torch.randn(1, 48, 48, generator=random)
+    found = deconv_cli.invert(y, gaussian(1.2, 9), defaults="picture", prior="quadratic", lam=1e-3, predict=True)
+    assert any("few bright points" in note for note in found.notes) == is_sparse
