@@ -30,6 +30,7 @@ from deconv_cli.workflows.light import RECORDED
 from deconv_cli.workflows.resolve_settings import Reasons, ResolvedInput
 from deconv_cli.workflows.trust import (
     ROUNDING,
+    SMOOTHER,
     UNTRUSTED,
     WRONG_KERNEL,
     Clipping,
@@ -186,7 +187,8 @@ class Reconstruction(ShownInNotebook):
             wrong = [
                 doubt for doubt in self.quadratic.doubts if doubt.reason in WRONG_KERNEL and doubt.reason not in known
             ]
-            found += [replace(doubt, sentence=f"with the quadratic prior, {doubt.sentence}") for doubt in wrong]
+            own = [doubt.sentence.replace(SMOOTHER["quadratic"], SMOOTHER["photo"]) for doubt in wrong]
+            found += [Doubt(d.reason, f"with the quadratic prior, {text}") for d, text in zip(wrong, own, strict=True)]
         return tuple(found or self._doubt_error())
 
     def _doubt_kernel(self) -> list[Doubt]:

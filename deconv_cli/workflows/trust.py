@@ -300,7 +300,12 @@ def describe_prior(finest: float | None) -> str:
     return f"a denoiser that learned from photographs; {describe_filled_in(finest)}"
 
 
-_SMOOTHER = {"photo": "a larger strength", "tv": "a larger weight", "richardson-lucy": "fewer iterations"}
+SMOOTHER = {
+    "quadratic": "a larger λ",
+    "photo": "a larger strength",
+    "tv": "a larger weight",
+    "richardson-lucy": "fewer iterations",
+}
 
 
 def doubt_clipping(clipping: Clipping, objective: str = "quadratic") -> list[Doubt]:
@@ -310,6 +315,6 @@ def doubt_clipping(clipping: Clipping, objective: str = "quadratic") -> list[Dou
     low, high = f"{clipping.lowest:g}", f"{clipping.highest:g}"
     ends = {"below": low, "above": high}.get(clipping.side, f"{low} to {high}")
     found = f"{format_percent(clipping.share, 3)} of the restored samples lie far {clipping.side} {ends}"
-    smoother = _SMOOTHER.get(objective, "a larger λ")
+    smoother = SMOOTHER.get(objective, "a larger λ")
     advice = f"noise was amplified, or the kernel is wrong: smooth more, with {smoother}, or check the kernel"
     return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]

@@ -266,6 +266,7 @@ def test_a_wrong_kernel_is_doubted_and_no_minimum_is_claimed():
     result = deconv_cli.invert(y, wrong, prior="photo", defaults="picture", tone_curve=CURVE)
     found = "with the quadratic prior, the data contain frequencies that this kernel nearly removes"
     assert found in str(result.doubts)
+    assert "larger λ" not in str(result.doubts)
     assert result.solution.status is Status.FIXED_STEPS
     assert 1 < result.finest < 12
     assert result.prior_sentence.startswith("a denoiser that learned from photographs; detail finer than about ")
