@@ -189,8 +189,6 @@ def align(
     record["output"] = None if written is None else str(written)
     write_kernel(written, found.taps, record, 2)
     sentence = f"to be {', '.join(found.changes)}" if found.changes else "fits the picture"
-    if found.scale is None:
-        sentence = f"{', '.join(found.changes)} than the blur"
     rows = [
         ("kernel", sentence),
         ("against as given", f"{found.evidence:+.1f} in log-likelihood"),

@@ -20,7 +20,7 @@ from deconv_cli.diagnostics.residual_tests import (
     ResidualTests,
 )
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import accumulation_dtype, space_axes
+from deconv_cli.operators.axes import accumulation_dtype
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import format_percent
 
@@ -122,9 +122,7 @@ class Clipping:
     side: str = "outside"
 
 
-def measure_scale(
-    gain: Tensor, estimate: Tensor, data: Tensor, weight: float, residual: float, *, n_axes: int = 2
-) -> Scale:
+def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, residual: float) -> Scale:
     """Compare an estimate with white images, and with the image that would explain its residual.
 
     An image z with Az = r has ‖z‖ ≥ ‖r‖² / ‖Aᵀr‖, and an estimate x̂ under the penalty identity has Aᵀr = λσ²max·x̂.
@@ -132,13 +130,14 @@ def measure_scale(
     """
     of_estimate, of_data = (torch.linalg.vector_norm(a, dtype=accumulation_dtype(a)) for a in (estimate, data))
     ratio = (of_estimate * gain.sqrt() / of_data).nan_to_num(0.0)
+    rows = data.flatten(1)  # of channels, each with a bias of its own
     amplification, explained = synchronize.as_number(ratio), weight * synchronize.as_number(of_estimate) ** 2
     return Scale(
         amplification,
         synchronize.as_number(weight / (gain + weight)),
         amplification * residual**2 / explained if explained > 0 else 0.0,
         has_more_data=data.numel() > estimate.numel(),
-        is_rectified=synchronize.as_number((data == data.amin(space_axes(n_axes), keepdim=True)).double().mean()) > 0.1,
+        is_rectified=synchronize.as_number((rows == rows.amin(1, keepdim=True)).double().mean()) > 0.1,
     )
 
 

@@ -28,13 +28,12 @@ ORIENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _N_SEEN_IN_POWER = 4
 """A spectrum of powers does not tell a kernel from itself turned by 180°, so that the last four equal the first."""
-LARGEST_SCALE = 2.0
-"""A factor beyond it, or below its inverse, is not advised: the kernel is of quite another size."""
 SCALES = (
-    *(0.2, 0.24, 0.29, 0.35, 0.42, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-    *(1.11, 1.25, 1.43, 1.67, LARGEST_SCALE, 2.4, 2.9, 3.5, 4.2, 5.0),
+    *(0.2, 0.24, 0.3, 0.35, 0.42, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    *(1.11, 1.25, 1.43, 1.67, 2.0, 2.4, 2.9, 3.5, 4.2, 5.0),
 )
-"""Those that are tried reach further than those that are advised: at the end of a range the likeliest one misleads."""
+LARGEST_SCALE = 2.0
+"""A factor beyond it, or below its inverse, is tried but not advised: the likeliest at the end of a range misleads."""
 LEAST_EVIDENCE = 12.0
 """A mistake is named where the corrected kernel is so much likelier, in logarithms."""
 _ALIKE = 1e-6
