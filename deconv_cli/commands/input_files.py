@@ -117,6 +117,15 @@ def _readable(paths: Iterable[Path], base: Path) -> list[FoundFile]:
     return [FoundFile(path, Path(os.path.relpath(path, base))) for path in paths if codec_named(path) is not None]
 
 
+def _count_unreadable(inputs: Iterable[Path]) -> dict[str, int]:
+    """Count by suffix the files of folders that are no pictures or tensors; records beside results do not count."""
+    from deconv_cli.io.codec import codec_named
+
+    files = [file for path in inputs if path.is_dir() for file in _files_of(path)]
+    unread = (file for file in files if codec_named(file) is None and file.suffix != ".json")
+    return dict(sorted(Counter(file.suffix.lower() or file.name for file in unread).items()))
+
+
 def lay_out(
     inputs: list[Path], output: str | None, *, ending: str, is_quiet: bool = False
 ) -> tuple[list[Job], list[Path]]:
@@ -145,6 +154,9 @@ def lay_out(
     if left_out and not is_quiet:
         were = "file that deconv wrote was" if len(left_out) == 1 else "files that deconv wrote were"
         print_note(f"{len(left_out)} {were} left out; to take one again, give it alone")
+    kinds = {} if is_quiet else _count_unreadable(inputs)
+    if kinds:
+        print_note(f"left out, as no pictures or tensors: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}")
     for path, count in Counter(job.target for job in jobs).items():
         if count > 1:
             raise UsageError(

@@ -184,9 +184,10 @@ def align(
         "scale": found.scale,
         "shift": list(found.shift),
         "log_likelihood_ratio": found.evidence,
-        "output": None if output is None else str(output),
     }
-    write_kernel(output, found.taps, record, 2)
+    written = None if found.scale is None else output
+    record["output"] = None if written is None else str(written)
+    write_kernel(written, found.taps, record, 2)
     sentence = f"to be {', '.join(found.changes)}" if found.changes else "fits the picture"
     rows = [
         ("kernel", sentence),
@@ -194,7 +195,14 @@ def align(
         ("light", chosen.reason),
     ]
     notes = [*loaded.notes, *search_notes(image, chosen)]
-    print_kernel(printed, str(photo), rows, notes, record, output or sentence)
+    print_kernel(printed, str(photo), rows, notes, record, written or sentence)
+    if found.scale is None:
+        words = shlex.join(["deconv", "kernel", "estimate", str(photo)])
+        print_warning(
+            f"no factor corrects a kernel of quite another size than the blur; find the blur with {words}"
+            f"{'' if output is None else f'; {output} was not written'}"
+        )
+        raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:
@@ -224,8 +232,7 @@ def search_notes(image: ImageFile, light: ChosenLight) -> list[str]:
         channel = ["--channel", "1"] if image.values.shape[1] > 1 else []
         words = ["deconv", "kernel", "from-beads", str(image.path), *channel, "--output", "psf.safetensors"]
         return [
-            "most of the light lies in isolated points; if they are stars or beads, measure the kernel on them with "
-            f"{shlex.join(words)}"
+            f"if the points of this picture are stars or beads, measure the kernel on them with {shlex.join(words)}"
         ]
     if not light.is_assumed or image.values.shape[1] != 3 or image.metadata.flavor:
         return []

@@ -170,7 +170,7 @@ MICROSCOPE_EXAMPLE = "Example: deconv kernel microscope na=1.4,emission=520 --sp
 
 
 def from_beads(
-    beads: Annotated[Path, typer.Argument(metavar="BEADS", help="A picture or a stack of beads.")],
+    beads: Annotated[Path, typer.Argument(metavar="BEADS", help="A picture or stack of beads, or stars.")],
     printed: AnswerOptions,
     output: OutputFile = None,
     size: Annotated[
@@ -198,7 +198,7 @@ def from_beads(
         str | None, option("--axes LETTERS", "Read the file's axes as these, for example ZYX or CZYX.")
     ] = None,
 ) -> None:
-    """Measure a point-spread function on a picture of beads: average the beads that are not close to another one."""
+    """Measure a point-spread function on beads or stars: average those that are not close to another one."""
     from deconv_cli.io import read_image
     from deconv_cli.kernels.bead_psf import psf_from_beads
     from deconv_cli.tone_curve import limits_of
@@ -331,7 +331,7 @@ def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[st
 
     left_out = list(filter(None, [describe_census(found.census)]))
     left_out += [f"{found.n_unlike} unlike the others"] if found.n_unlike else []
-    rows = [("beads", f"{found.n_used} averaged" + (f"; not used: {', '.join(left_out)}" if left_out else ""))]
+    rows = [("points", f"{found.n_used} averaged" + (f"; not used: {', '.join(left_out)}" if left_out else ""))]
     unit = "samples" if steps is None else "µm"
     for i, name in enumerate("ZYX"[-found.psf.ndim :]):
         step = 1.0 if steps is None else steps[i]
@@ -340,6 +340,6 @@ def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[st
     return [
         *rows,
         ("size", f"{format_size(found.psf.shape)} samples, sum 1"),
-        ("light", f"{format_percent(found.share)} of a bead's light rises above the noise"),
+        ("light", f"{format_percent(found.share)} of a point's light rises above the noise"),
         ("background", f"{found.background:.5g}, subtracted"),
     ]

@@ -126,7 +126,7 @@ def _error(predicted: ExpectedError | None, actual: float | None, scale: ScaledI
 def _finest(result: Reconstruction, widths: Widths | None, spacing: tuple[float, ...] | None) -> list[Row]:
     """Name the size of the finest detail, in micrometers if the spacing of the samples is known."""
     if result.settings.objective == "photo":
-        meaning = "Finer detail is plausible, but was not measured."
+        meaning = "The finest detail that the input shows."
         return [] if result.finest is None else [("Finest detail", counted(_digits(result.finest), "pixel"), meaning)]
     if not result.settings.is_linear or widths is None or widest(widths) is None:
         return []

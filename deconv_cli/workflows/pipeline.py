@@ -23,6 +23,7 @@ from deconv_cli.diagnostics.conditioning import measure_resolution, widest
 from deconv_cli.diagnostics.noise_level import LEAST_SIDE
 from deconv_cli.diagnostics.torus_modes import InverseFilter
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
+from deconv_cli.kernels.bead_psf import OF_POINTS, kurtosis
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators.axes import crop
@@ -59,6 +60,8 @@ TESTED_WIDTHS = 4
 """The part that tests a large kernel is this many times as wide as the kernel, if the photograph is."""
 LEAST_LAMBDA = 1e-3
 """λ of the inverse that diagnoses an estimate which is not linear in the data, if no λ was chosen from them."""
+
+_SPARSE = "a few bright points hold most of the contrast: on such data the real error was up to twice the expected one"
 
 
 class Pipeline:
@@ -198,6 +201,8 @@ class Pipeline:
         return_freed_memory()
         if isinstance(estimator, PseudoInverse):
             estimator = self._framed(estimator, data, resolution)
+            is_sparse = not estimator.operator.is_layer and kurtosis(data.detach()) > OF_POINTS
+            result = replace(result, notes=(*result.notes, *([_SPARSE] if is_sparse else [])))
         return replace(result, predicted_error=predict(estimator, result, unbiased, resolution, step, truth))
 
     def _restore_one_by_one(

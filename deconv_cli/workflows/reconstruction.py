@@ -30,6 +30,7 @@ from deconv_cli.workflows.light import RECORDED
 from deconv_cli.workflows.resolve_settings import Reasons, ResolvedInput
 from deconv_cli.workflows.trust import (
     ROUNDING,
+    SMOOTHER,
     UNTRUSTED,
     WRONG_KERNEL,
     Clipping,
@@ -157,7 +158,7 @@ class Reconstruction(ShownInNotebook):
             is_of_noise = any(part.noise_between for part in self.channels)
             is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}
             if self.clipping is not None and not is_of_noise and not is_known:
-                found += doubt_clipping(self.clipping)
+                found += doubt_clipping(self.clipping, self.settings.objective)
             return tuple(found or self._doubt_error())
         found = doubt_solver(self.solution)
         if self.lambda_choice is not None:
@@ -180,13 +181,14 @@ class Reconstruction(ShownInNotebook):
             found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
         found += self._doubt_kernel()
         if self.clipping is not None and self.noise_between is None:
-            found += doubt_clipping(self.clipping)
+            found += doubt_clipping(self.clipping, self.settings.objective)
         if self.quadratic is not None:
             known = {doubt.reason for doubt in found}
             wrong = [
                 doubt for doubt in self.quadratic.doubts if doubt.reason in WRONG_KERNEL and doubt.reason not in known
             ]
-            found += [replace(doubt, sentence=f"with the quadratic prior, {doubt.sentence}") for doubt in wrong]
+            own = [doubt.sentence.replace(SMOOTHER["quadratic"], SMOOTHER["photo"]) for doubt in wrong]
+            found += [Doubt(d.reason, f"with the quadratic prior, {text}") for d, text in zip(wrong, own, strict=True)]
         return tuple(found or self._doubt_error())
 
     def _doubt_kernel(self) -> list[Doubt]:

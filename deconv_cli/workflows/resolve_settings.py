@@ -40,7 +40,7 @@ _MEASURED = (
     "a picture of 16 bits counts as a measurement, so the restoration invents no detail; prior=photo restores it as a "
     "photograph, which may look sharper"
 )
-_PHOTO = "the picture was restored as a photograph, so its finest detail may be invented; prior=quadratic invents none"
+_PHOTO = "the picture was restored as a photograph; prior=quadratic invents no detail"
 
 
 @dataclass(frozen=True)

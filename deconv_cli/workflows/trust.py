@@ -99,12 +99,14 @@ class Scale:
         missing: an image that explains the residual is at least this many times as large, if the penalty is the
             identity.
         has_more_data: there are more data than values of the image, so that noise alone has no explanation.
+        is_rectified: many samples of the data have the least value, as behind ReLU.
     """
 
     amplification: float
     shrinkage: float
     missing: float = 0.0
     has_more_data: bool = False
+    is_rectified: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,14 @@ def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, r
     """
     of_estimate, of_data = (torch.linalg.vector_norm(a, dtype=accumulation_dtype(a)) for a in (estimate, data))
     ratio = (of_estimate * gain.sqrt() / of_data).nan_to_num(0.0)
+    rows = data.flatten(1)  # of channels, each with a bias of its own
     amplification, explained = synchronize.as_number(ratio), weight * synchronize.as_number(of_estimate) ** 2
     return Scale(
         amplification,
         synchronize.as_number(weight / (gain + weight)),
         amplification * residual**2 / explained if explained > 0 else 0.0,
         has_more_data=data.numel() > estimate.numel(),
+        is_rectified=synchronize.as_number((rows == rows.amin(1, keepdim=True)).double().mean()) > 0.1,
     )
 
 
@@ -188,12 +192,20 @@ def doubt_layer(
         penalty: one on differences fills in pixels that no output depends on, with larger values than usual.
     """
     allowed = MAX_SHRINKAGE * scale.shrinkage
+    cause = "the layer probably has a stride, which you must give, as in stride=2"
     is_at_edges = bool(border) and border[0].residual_rms > EDGES_STAND_OUT * border[-1].residual_rms
+    if scale.is_rectified:
+        cause = "the data are probably the output of an activation such as ReLU"
+    elif is_at_edges:
+        cause = 'the layer probably has another padding or boundary (try padding="valid")'
+        cause += "" if scale.has_more_data else ", or a stride, which you must give, as in stride=2"
+    if len(residual.per_channel) in (1, 3):
+        cause += ', or the data are a picture (try defaults="picture")'
     is_missing = penalty == "identity" and scale.missing > MAX_MISSING and (is_at_edges or not scale.has_more_data)
     allowed = max(allowed, COARSE_ROUNDING if is_missing else MAX_RELATIVE_RESIDUAL)
     if residual.relative > allowed and residual.root_mean_square > EXCESS * noise:
         part = f"{format_percent(residual.relative)} of the data"
-        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {_CAUSES}")]
+        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {cause}; {_OTHER_CAUSES}")]
     is_large = (
         penalty == "identity"
         and scale.amplification > SUSPICIOUS_AMPLIFICATION
@@ -202,15 +214,11 @@ def doubt_layer(
     if not is_large and scale.amplification <= MAX_AMPLIFICATION:
         return []
     found = f"the estimate is {scale.amplification:.3g} times larger than expected for these data and this kernel"
-    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {_CAUSES}; or noise was amplified, which a larger λ prevents")]
+    advice = f"noise was amplified, which a larger λ prevents, or {cause}"
+    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {advice}; {_OTHER_CAUSES}")]
 
 
-_CAUSES = (
-    'padding or boundary may differ (try padding="valid"); the layer may have a stride, a dilation, groups or '
-    "transposed weights, which you must give, as in stride=2, groups=4 or transposed=True; its bias may not be undone; "
-    "the data may hold noise, or be the output of an activation such as ReLU; they may be a picture (try "
-    'defaults="picture")'
-)
+_OTHER_CAUSES = "docs/howto/layers.md lists other causes"
 
 
 def doubt_residual(
@@ -291,15 +299,21 @@ def describe_prior(finest: float | None) -> str:
     return f"a denoiser that learned from photographs; {describe_filled_in(finest)}"
 
 
-def doubt_clipping(clipping: Clipping) -> list[Doubt]:
-    """Doubt an estimate that leaves the range of its samples."""
+SMOOTHER = {
+    "quadratic": "a larger λ",
+    "photo": "a larger strength",
+    "tv": "a larger weight",
+    "richardson-lucy": "fewer iterations",
+}
+
+
+def doubt_clipping(clipping: Clipping, objective: str = "quadratic") -> list[Doubt]:
+    """Doubt an estimate that leaves the range of its samples; advise the one option of its objective."""
     if clipping.share <= MAX_CLIPPED_SHARE:
         return []
     low, high = f"{clipping.lowest:g}", f"{clipping.highest:g}"
     ends = {"below": low, "above": high}.get(clipping.side, f"{low} to {high}")
     found = f"{format_percent(clipping.share, 3)} of the restored samples lie far {clipping.side} {ends}"
-    advice = (
-        "noise was amplified, or the kernel is wrong: smooth more (with a larger λ, weight or strength), or check the "
-        "kernel"
-    )
+    smoother = SMOOTHER.get(objective, "a larger λ")
+    advice = f"noise was amplified, or the kernel is wrong: smooth more, with {smoother}, or check the kernel"
     return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]

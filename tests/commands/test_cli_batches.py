@@ -139,6 +139,18 @@ def test_results_of_an_earlier_run_are_left_out(deconv, gray, gentle, tmp_path):
     assert "1 file that deconv wrote was left out" in typed.stderr
 
 
+def test_files_of_a_folder_that_are_no_pictures_are_counted_by_kind(gray, tmp_path, capsys):
+    for name in ("notes.txt", "more.txt", "README", "gray.png.json"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_text("{}")
+    gray.rename(tmp_path / "in" / "gray.png")
+    assert len(lay_out([tmp_path / "in"], "y", ending="_x")[0]) == 1
+    assert capsys.readouterr().err == "note: left out, as no pictures or tensors: 2 .txt, 1 README\n"
+    lay_out([tmp_path / "in"], "y", ending="_x", is_quiet=True)
+    lay_out([tmp_path / "in" / "gray.png"], "y", ending="_x")
+    assert capsys.readouterr().err == ""
+
+
 def test_what_is_only_read_becomes_png_in_a_folder_too(deconv, gray, gentle, tmp_path):
     with Image.open(gray) as picture:
         picture.save(tmp_path / "x.gif")

@@ -136,6 +136,7 @@ def test_a_kernel_that_is_not_the_profile_of_the_stars_is_doubted(deconv, tmp_pa
     run = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
     assert "which do not have the profile of the kernel gaussian" in run.stderr
     assert "deconv kernel from-beads" in run.stderr
+    assert run.stderr.count("most of the light lies in isolated points") == 1
     assert "±" not in run.stderr
     picture = BlurredPicture.of(field_of_stars("gaussian:1.8")[None])
     for sigma, is_right in ((1.8, True), (1.4, False)):
@@ -205,6 +206,16 @@ def test_align_names_the_mistake_and_writes_the_kernel(deconv, tmp_path):
     assert np.allclose(np.load(target), taps.numpy(), atol=1e-7)
     fine = deconv("kernel", "align", tmp_path / "photo.png", "--kernel", target)
     assert "fits the picture" in fine.stdout
+
+
+def test_align_writes_no_kernel_of_quite_another_size(deconv, photo, tmp_path):
+    np.save(tmp_path / "wrong.npy", make_kernel("disk:10").numpy())
+    target = tmp_path / "corrected.npy"
+    words = ["kernel", "align", photo, "--kernel", tmp_path / "wrong.npy", "-o", target, "--json"]
+    run = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
+    assert not target.exists()
+    assert (run.report["is_aligned"], run.report["scale"], run.report["output"]) == (False, None, None)
+    assert f"deconv kernel estimate {photo}" in re.sub(r"\s+", " ", run.stderr)
 
 
 def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):

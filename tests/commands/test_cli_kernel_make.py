@@ -206,7 +206,7 @@ def test_a_picture_of_beads(deconv, picture, tmp_path):
     assert report["beads"]["used"] == 16
     assert report["spacing"] == pytest.approx([0.1, 0.1])
     assert "µm" in done.stderr
-    assert "of a bead's light rises above the noise" in done.stderr
+    assert "of a point's light rises above the noise" in done.stderr
     library = deconv_cli.psf_from_beads(read_image(picture).values[0, 0], white=65535.0, spacing=(0.1, 0.1))
     written = tifffile.imread(target)
     assert np.abs(written - library.psf.float().numpy()).max() < 1e-7

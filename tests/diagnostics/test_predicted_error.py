@@ -307,3 +307,24 @@ def test_averages_of_a_large_image_are_convolved_by_parts(monkeypatch):
     assert max(sizes) <= 1000
     monkeypatch.setattr(predicted_error, "_NUMBERS_AT_ONCE", 10**6)
     torch.testing.assert_close(by_parts, predicted_error.smoothed(images, 2))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_residual_limits_the_noise_of_a_layer_with_more_outputs_than_inputs(stride):
+    """Activations of float32 have no noise but rounding, which probing and a fit by frequency overestimate."""
+    random = torch.Generator().manual_seed(0)
+    image, weights = torch.rand(2, 14, 14, generator=random), torch.randn(16, 2, 4, 4, generator=random)
+    options = {"boundary": "zero", "padding": 1, "stride": stride}
+    y = deconv_cli.forward(image, weights, **options)
+    found = deconv_cli.invert(y, weights, lam=0, predict=True, truth=image, **options).predicted_error
+    assert found.root_mean_square < 5 * found.actual_root_mean_square
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_few_bright_points_are_noted_as_harder_to_predict(is_sparse):
+    random = torch.Generator().manual_seed(0)
+    scene = torch.rand(1, 48, 48, generator=random)
+    scene = torch.where(scene > 0.995, 500.0, 1.0) if is_sparse else scene
+    y = deconv_cli.forward(scene, gaussian(1.2, 9), boundary="zero") + torch.randn(1, 48, 48, generator=random)
+    found = deconv_cli.invert(y, gaussian(1.2, 9), defaults="picture", prior="quadratic", lam=1e-3, predict=True)
+    assert any("few bright points" in note for note in found.notes) == is_sparse

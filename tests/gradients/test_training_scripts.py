@@ -41,6 +41,13 @@ def test_weights_have_the_names_that_the_script_gives_them():
     assert set(verdicts(check_script(SCRIPTS / "by_hand.py"))) == {"w", "b"}
 
 
+def test_layers_of_a_model_that_the_script_never_calls_have_the_names_of_its_attributes(tmp_path):
+    loop = LOOP.replace("model(x)", "model.head(torch.relu(model.body(x)))")
+    assert loop != LOOP
+    names = {name.rpartition(".")[0] for name in verdicts(run_text(HEAD + OPTIMIZER + loop, tmp_path))}
+    assert names == {"body", "head"}
+
+
 class TestSeveralLosses:
     """Two networks against each other, with three calls of backward and two optimizers in a turn."""
 

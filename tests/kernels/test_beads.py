@@ -98,3 +98,12 @@ def test_bright_spots_on_uneven_ground_are_not_isolated_points(unevenness):
     light = 100 + ground + 0.5 * random((256, 256))
     light[16::32, 16::32] += torch.linspace(300, 2000, 64).reshape(8, 8)
     assert holds_points(light) == (unevenness == 0)
+
+
+@pytest.mark.parametrize("width", [1.5, 12])
+def test_one_star_may_outshine_all_others_but_no_wide_spot_does(width):
+    light = 100 + 0.5 * random((256, 256))
+    light[16::32, 16::32] += torch.linspace(300, 2000, 64).reshape(8, 8)
+    distance = (torch.arange(256.0) - 130).square()
+    light += 2e5 * (-(distance + distance[:, None]) / (2 * width**2)).exp()
+    assert holds_points(light) == (width == 1.5)

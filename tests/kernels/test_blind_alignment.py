@@ -67,6 +67,16 @@ def test_a_round_kernel_is_resized_and_not_turned(unevenness):
     assert found.evidence > 100
 
 
+@pytest.mark.parametrize(("given", "true"), [("disk:12", "disk:4.2"), ("disk:4.2", "disk:12")])
+def test_no_factor_is_advised_for_a_kernel_of_quite_another_size(given, true):
+    blurred = blurred_picture("camera", make_kernel(true))
+    found = deconv_cli.align_kernel(make_kernel(given), blurred, tone_curve=CURVE)
+    assert found.changes == ("of quite another size",)
+    (sentence,) = describe_alignment(make_kernel(given), blurred, tone_curve=CURVE)
+    assert sentence.startswith("the kernel is of quite another size than the blur of the picture")
+    assert sentence.endswith("find the blur in the picture with deconv kernel estimate")
+
+
 def test_what_fits_is_left_alone():
     kernel = make_kernel("gaussian:1.8")
     found = deconv_cli.align_kernel(kernel, blurred_picture("camera", kernel), tone_curve=CURVE)

@@ -168,6 +168,7 @@ def test_pictures_of_8_bits_with_a_tone_curve_are_photographs_unless_a_setting_s
     found = deconv_cli.invert(y, tone_curve=deconv_cli.ToneCurve.srgb(255), **given)
     assert found.settings.objective == prior
     is_noted = any("restored as a photograph" in note for note in found.notes)
+    assert "may be invented" not in str(found.notes)  # the prior says so
     assert is_noted == (prior == "photo" and "strength" not in options)
     is_overruled = any("looks like a photograph" in note for note in found.notes)
     assert is_overruled == (options in ({"lam": "auto"}, {"penalty": "laplacian"}))
@@ -265,6 +266,7 @@ def test_a_wrong_kernel_is_doubted_and_no_minimum_is_claimed():
     result = deconv_cli.invert(y, wrong, prior="photo", defaults="picture", tone_curve=CURVE)
     found = "with the quadratic prior, the data contain frequencies that this kernel nearly removes"
     assert found in str(result.doubts)
+    assert "larger λ" not in str(result.doubts)
     assert result.solution.status is Status.FIXED_STEPS
     assert 1 < result.finest < 12
     assert result.prior_sentence.startswith("a denoiser that learned from photographs; detail finer than about ")

@@ -62,8 +62,9 @@ def test_a_layer_of_another_kind_is_doubted(kind, channels):
     if n_outputs > n_inputs:
         (doubt,) = result.doubts
         assert doubt.reason is DoubtReason.RESIDUAL
-        causes = ("stride", "dilation", "groups", "transposed", "ReLU", "bias", "noise")
-        assert all(word in doubt.sentence for word in (*causes, 'padding="valid"'))
+        likeliest = {"behind ReLU": "such as ReLU", "valid": 'padding="valid"'}.get(kind, "stride=2")
+        assert likeliest in doubt.sentence
+        assert len(doubt.sentence) < 200
     with pytest.raises(deconv_cli.UntrustworthyResultError):
         result.raise_for_status()
 
@@ -329,6 +330,8 @@ def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_
     assert (found.side, found.share) == ("below", pytest.approx(1 / 3))
     (doubt,) = doubt_clipping(found)
     assert "lie far below 0:" in doubt.sentence
+    assert "with a larger λ," in doubt.sentence
+    assert "with a larger strength," in doubt_clipping(found, "photo")[0].sentence
     assert measure_clipping(image, data, 0, 65535, noise=3.0).share == 0
     assert measure_clipping(image - 5, data, 0, 65535, noise=100.0).share > 0  # noise of any size hides no faults
     assert "far outside 0 to 20:" in doubt_clipping(measure_clipping(image, data[..., :3], 0, 20))[0].sentence

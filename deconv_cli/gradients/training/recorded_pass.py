@@ -242,13 +242,15 @@ def own_frames() -> Iterator[FrameType]:
 
 
 def _names_in_callers() -> dict[int, str]:
-    """Name the values of variables, and the attributes of `self`, by id."""
+    """Name the values of variables, the attributes of `self`, and the parts of modules, by id."""
     names: dict[int, str] = {}
     for frame in own_frames():
         for name, value in (*frame.f_locals.items(), *frame.f_globals.items()):
             names.setdefault(id(value), name)
             for attribute, held in getattr(value, "__dict__", {}).items() if name == "self" else ():
                 names.setdefault(id(held), attribute)
+            for path, part in value.named_modules() if isinstance(value, nn.Module) else ():
+                names.setdefault(id(part), path.replace(".", "_"))  # a module's name holds no dot
     return names
 
 

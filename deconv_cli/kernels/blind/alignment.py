@@ -28,7 +28,12 @@ ORIENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _N_SEEN_IN_POWER = 4
 """A spectrum of powers does not tell a kernel from itself turned by 180°, so that the last four equal the first."""
-SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.11, 1.25, 1.43, 1.67, 2.0)
+SCALES = (
+    *(0.2, 0.24, 0.3, 0.35, 0.42, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    *(1.11, 1.25, 1.43, 1.67, 2.0, 2.4, 2.9, 3.5, 4.2, 5.0),
+)
+LARGEST_SCALE = 2.0
+"""A factor beyond it, or below its inverse, is tried but not advised: the likeliest at the end of a range misleads."""
 LEAST_EVIDENCE = 12.0
 """A mistake is named where the corrected kernel is so much likelier, in logarithms."""
 _ALIKE = 1e-6
@@ -43,14 +48,14 @@ class Alignment:
 
     Attributes:
         orientation: a key of `ORIENTATIONS`.
-        scale: of its size.
+        scale: of its size; `None` if the kernel is of quite another size, which leaves it as given.
         shift: pixels by which its weight is moved, down and to the right.
         taps: the corrected kernel, shape `(kH, kW)`, of the sum that it had.
         evidence: how much likelier it is than the one given, in logarithms.
     """
 
     orientation: str
-    scale: float
+    scale: float | None
     shift: tuple[int, int]
     taps: Tensor
     evidence: float
@@ -58,6 +63,8 @@ class Alignment:
     @property
     def orientation_changes(self) -> tuple[str, ...]:
         """How it is to be turned and scaled, a few words each."""
+        if self.scale is None:
+            return ("of quite another size",)
         found = [] if self.orientation == "as given" else [self.orientation]
         return tuple(found if self.scale == 1.0 else [*found, f"scaled by {self.scale:.3g}"])
 
@@ -119,9 +126,11 @@ def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
                 continue
             misfit, shifts[turn, scale] = _pair_misfit(resized, spectra, windowed[1])
             found[turn, scale] = misfit
-    turn, scale, evidence = _chosen(found)
-    shift = shifts[turn, scale]
-    return Alignment(turn, scale, shift, _moved(scaled(ORIENTATIONS[turn](taps), scale), shift), evidence)
+    turn, chosen, evidence = _chosen(found)
+    if chosen is None:
+        return Alignment("as given", None, (0, 0), taps, evidence)
+    shift = shifts[turn, chosen]
+    return Alignment(turn, chosen, shift, _moved(scaled(ORIENTATIONS[turn](taps), chosen), shift), evidence)
 
 
 def scaled(taps: Tensor, scale: float) -> Tensor:
@@ -151,14 +160,16 @@ def _turns_seen_in_power(taps: Tensor) -> list[str]:
     return list(found)
 
 
-def _chosen(misfits: dict[tuple[str, float], float]) -> tuple[str, float, float]:
-    """Turn a kernel, and scale it, only where that makes it clearly likelier."""
+def _chosen(misfits: dict[tuple[str, float], float]) -> tuple[str, float | None, float]:
+    """Turn a kernel, and scale it, only where that makes it clearly likelier; no scale explains quite another size."""
     best: dict[str, float] = {}
     for (turn, _), misfit in misfits.items():
         best[turn] = min(misfit, best.get(turn, math.inf))
     turn = _unless_as_likely("as given", best)
-    scale = _unless_as_likely(1.0, {s: misfit for (t, s), misfit in misfits.items() if t == turn})
-    return turn, scale, misfits["as given", 1.0] - misfits[turn, scale]
+    of_scales = {s: misfit for (t, s), misfit in misfits.items() if t == turn}
+    scale = _unless_as_likely(1.0, of_scales)
+    is_advised = scale == 1.0 or 1 / LARGEST_SCALE <= scale <= min(LARGEST_SCALE, sorted(of_scales)[-2])
+    return turn, scale if is_advised else None, misfits["as given", 1.0] - misfits[turn, scale]
 
 
 def _unless_as_likely(given: Choice, misfits: Mapping[Choice, float]) -> Choice:
@@ -166,7 +177,9 @@ def _unless_as_likely(given: Choice, misfits: Mapping[Choice, float]) -> Choice:
     return given if misfits.get(given, math.inf) - misfits[likeliest] < LEAST_EVIDENCE else likeliest
 
 
-def _centered(taps: Tensor, turn: str, scale: float, evidence: float) -> Alignment:
+def _centered(taps: Tensor, turn: str, scale: float | None, evidence: float) -> Alignment:
+    if scale is None:
+        return Alignment("as given", None, (0, 0), taps, evidence)
     corrected = scaled(ORIENTATIONS[turn](taps), scale)
     down, across = _centroid(corrected)
     if max(abs(down), abs(across)) < _LEAST_SHIFT:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError, check_type
 from deconv_cli.kernels.bead_average import resized
-from deconv_cli.kernels.bead_psf import holds_points, psf_from_beads
+from deconv_cli.kernels.bead_psf import holds_points, kurtosis, psf_from_beads
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, compare_parts, estimate_family, family_names
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
@@ -231,7 +231,7 @@ def describe_alignment(
     """
     try:
         picture = BlurredPicture.of(_middle(image, _WINDOW), tone_curve=tone_curve, jpeg_table=jpeg_table)
-        if _kurtosis(picture.luminance) > _MAX_KURTOSIS:
+        if kurtosis(picture.luminance) > _MAX_KURTOSIS:
             return ()
         found = align_by_power(kernel, picture.spectrum())
     except DeconvError:  # too small or too flat a picture, or too large a kernel
@@ -239,6 +239,11 @@ def describe_alignment(
     if found.evidence < _MUCH_LIKELIER:
         return ()
     changes = ", ".join(found.orientation_changes)
+    if found.scale is None:
+        return (
+            f"the kernel is {changes} than the blur of the picture; find the blur in the picture with deconv kernel "
+            "estimate",
+        )
     return (
         f"the picture fits the kernel better if it is {changes}: {found.evidence:+.1f} in log-likelihood; deconv "
         "kernel align writes the corrected kernel",
@@ -250,12 +255,6 @@ def _middle(image: Tensor, side: int) -> Tensor:
     height, width = (min(n, side) for n in image.shape[-2:])
     top, left = ((n - kept) // 16 * 8 for n, kept in zip(image.shape[-2:], (height, width), strict=True))
     return image[..., top : top + height, left : left + width]
-
-
-def _kurtosis(samples: Tensor) -> float:
-    """Compute the fourth central moment over the square of the second: large if few bright points hold the light."""
-    squares = (samples.double() - samples.double().mean()).square()
-    return synchronize.as_number(squares.square().mean() / squares.mean().square().clamp_min(1e-300))
 
 
 def align_kernel(
