@@ -39,7 +39,6 @@ from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import limits_of
 from deconv_cli.vocabulary import InputKind, format_percent
 from deconv_cli.workflows.apply_kernel import subtract_bias
-from deconv_cli.workflows.lambda_of_data import count_numbers
 from deconv_cli.workflows.light import caution_light
 from deconv_cli.workflows.noise_of_data import find_noise, model_of
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -341,7 +340,8 @@ def describe_undetermined(operator: LayerConvolution, lam: float) -> tuple[str, 
             f"no output depends on {format_percent(n_unused / n_pixels, 3)} of the pixels of the image, such as "
             f"{where}: the data do not determine them, and they are zero in the estimate"
         )
-    n_outputs, n_numbers = count_numbers(operator)
+    n_numbers = operator.input_shape[0] * synchronize.as_index(touched.sum())
+    n_outputs = operator.output_shape[0] * synchronize.as_index(operator.touched(of_inputs=False).sum())
     if n_outputs < n_numbers:
         rest = "the penalty determines the rest" if lam > 0 else "the rest follows from the image of least norm"
         notes.append(

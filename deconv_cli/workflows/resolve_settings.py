@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.noise_model import NoiseModel
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import Auto, NoiseKindLike, ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
@@ -19,7 +18,6 @@ from deconv_cli.solvers.photo_prior import is_blur
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import (
     InputKind,
-    LambdaRule,
     Light,
     PaddingLike,
     Size,
@@ -244,10 +242,18 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     kernel = kernel.with_layer(layer)
     kind, defaults = settings.defaults, _DEFAULTS[settings.defaults]
     noise = settings.noise if settings.noise is not None else defaults.noise
+    notes = [*metadata.kernel_notes]
     if not layer.is_plain:
-        check_settings_of_layer(settings, layer)
         # The outputs of a stride or of groups are no samples of a scene, whose spectrum separates noise from detail.
+        if settings.noise == "auto":
+            raise UsageError(
+                "the kind of the noise is found only for plain convolutions, but this layer has "
+                f"{layer.describe()}; take white noise."
+            )
         kind, noise = InputKind.TENSOR, settings.noise if settings.noise is not None else "white"
+        if settings.predict:
+            settings = replace(settings, predict=False, seed=None)
+            notes.append(f"the error is predicted only for plain convolutions, but this layer has {layer.describe()}")
     boundary, boundary_reason = settings.boundary, GIVEN
     if boundary == "auto" and recorded is not None:
         boundary, boundary_reason = recorded.boundary, recorded.reason
@@ -282,7 +288,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     if prior == "auto":
         prior = "photo" if is_photograph else settings.objective
     takes_differences = penalty != "identity" if has_lambda else prior == "tv"
-    spacing, notes = settings.spacing, [*metadata.kernel_notes]
+    spacing = settings.spacing
     if spacing is None and takes_differences:
         spacing, spacing_notes = _relative_spacing(metadata.spacing)
         notes += spacing_notes
@@ -317,20 +323,6 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         jpeg_table=metadata.jpeg_table,
         tests_alignment=is_single and kind is InputKind.PICTURE and is_foreign,
     )
-
-
-def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOptions) -> None:
-    """Refuse, by `UsageError`, a choice of λ or of the noise that needs a torus of all pixels."""
-    chooses = settings.lam == "auto" or settings.lambda_rule is not None
-    needed = None
-    if chooses and settings.lambda_rule is LambdaRule.WHITENESS:
-        needed, instead = "λ is chosen by rule whiteness", "use another rule, or give a number for λ"
-    elif settings.noise == "auto":
-        needed, instead = "the kind of the noise is found", "take white noise"
-    elif chooses and isinstance(settings.noise, NoiseModel) and not settings.noise.is_white:
-        needed, instead = "λ is chosen for noise that is not white", "use white noise, or give a number for λ"
-    if needed is not None:
-        raise UsageError(f"{needed} only for plain convolutions, but this layer has {layer.describe()}; {instead}.")
 
 
 def _relative_spacing(spacing: tuple[float, ...] | None) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import deconv_cli
 from deconv_cli.layer_options import LayerOptions
-from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.solvers.choice import build_inverse, choose_method, refusal_of
 from deconv_cli.solvers.inverse import Inverse
@@ -118,15 +117,21 @@ def test_the_report_says_what_no_output_depends_on() -> None:
     assert any("32 outputs determine at most 66.7 % of the 48 numbers" in note for note in wide.notes)
 
 
-COLORED = NoiseModel(sigma=0.1, spectrum=tuple(2.0**-i for i in range(len(FREQUENCIES))))
-
-
 @pytest.mark.parametrize(
-    "options", [{"lambda_rule": "whiteness"}, {"lam": 1e-3, "noise": "auto"}, {"lam": "auto", "noise": COLORED}]
+    "options", [{"lam": "auto"}, {"lambda_rule": "gcv"}, {"lam": 1e-3, "noise": "auto"}, {"prior": "tv"}]
 )
 def test_what_is_for_plain_convolutions_alone_is_refused(options: dict) -> None:
     with pytest.raises(deconv_cli.UsageError, match="only for plain convolutions, but this layer has"):
         deconv_cli.invert(random((2, 4, 4)), random((2, 1, 3, 3)), stride=2, **options)
+
+
+def test_a_truth_is_compared_though_no_error_of_a_layer_is_predicted() -> None:
+    x, kernel = random((1, 8, 8)), random((6, 1, 3, 3))
+    y = deconv_cli.forward(x, kernel, stride=2, padding=1)
+    result = deconv_cli.invert(y, kernel, stride=2, padding=1, lam=0.0, truth=x)
+    assert result.actual_error < 1e-9
+    assert result.predicted_error is None
+    assert any("predicted only for plain convolutions, but this layer has stride 2" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(("boundary", "penalty"), [("zero", "identity"), ("circular", "gradient")])
