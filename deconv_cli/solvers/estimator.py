@@ -21,9 +21,8 @@ from deconv_cli.operators.boundary_rules import as_rule, wrap
 from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.solution import Progress, Solution
-from deconv_cli.solvers.solver import Cost, free_memory
+from deconv_cli.solvers.solver import Choice, Cost, free_memory
 from deconv_cli.vocabulary import COUNTED, Size, format_memory, format_size
 
 # Samples between these sizes have squares, and squares of residuals, that float32 can hold.

@@ -21,7 +21,6 @@ from deconv_cli.kernels.nonnegative_taps import LEAST_NEGATIVE, MOST_NEGATIVE, n
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior, common_unit
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.richardson_lucy_steps import (
@@ -34,7 +33,7 @@ from deconv_cli.solvers.richardson_lucy_steps import (
     run_until,
 )
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
-from deconv_cli.solvers.solver import Cost
+from deconv_cli.solvers.solver import GIVEN, Choice, Cost
 from deconv_cli.vocabulary import Size, counted, format_percent
 
 OBJECTIVE = "the Poisson divergence Σ y·log(y/Ax) − y + Ax over all x ≥ 0"

@@ -22,11 +22,11 @@ from deconv_cli.operators.linear_operator import Function, Linearization, Linear
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import MAX_ITERATIONS
 from deconv_cli.solvers.cgls import RitzValues, iterate
-from deconv_cli.solvers.choice import build_inverse, choose_method
 from deconv_cli.solvers.estimator import check_finite, to_unit
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule, default_tolerance
+from deconv_cli.solvers.solver import build_inverse, choose_method
 
 # The power method ends when σmax changes by less than this part of itself, or after this number of iterations.
 POWER_ACCURACY = 1e-4

@@ -22,8 +22,8 @@ from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.registry import ShownInNotebook
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import clipped, photo_prior
-from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solver import GIVEN, Choice
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import NUMBER, InputKind, PaddingLike, format_lambda
 from deconv_cli.workflows.light import RECORDED

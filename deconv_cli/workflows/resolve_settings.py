@@ -13,8 +13,8 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import Auto, NoiseKindLike, ReconstructionSettings, ResolvedSettings
-from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.photo_prior import is_blur
+from deconv_cli.solvers.solver import GIVEN
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import (
     InputKind,

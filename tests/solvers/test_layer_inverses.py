@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import deconv_cli
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators.layer_convolution import LayerConvolution
-from deconv_cli.solvers.choice import build_inverse, choose_method, refusal_of
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
+from deconv_cli.solvers.solver import build_inverse, choose_method, refusal_of
 
 EXHAUSTIVE = [pytest.param(number, marks=pytest.mark.exhaustive) for number in range(N_QUICK, N_CASES)]
 RULE = StoppingRule(1e-12, 2000)
