@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,30 +23,11 @@ from deconv_cli.registry import ShownInNotebook
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import clipped, photo_prior
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.solver import GIVEN, Choice
+from deconv_cli.solvers.solver import Choice
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import NUMBER, InputKind, PaddingLike, format_lambda
-from deconv_cli.workflows.light import RECORDED
+from deconv_cli.vocabulary import PaddingLike, format_lambda
+from deconv_cli.workflows import trust
 from deconv_cli.workflows.resolve_settings import Reasons, ResolvedInput
-from deconv_cli.workflows.trust import (
-    ROUNDING,
-    UNTRUSTED,
-    WRONG_KERNEL,
-    Clipping,
-    Doubt,
-    DoubtReason,
-    Scale,
-    caution_noise,
-    caution_residual,
-    describe_prior,
-    doubt_clipping,
-    doubt_lambda,
-    doubt_layer,
-    doubt_noise,
-    doubt_residual,
-    doubt_solver,
-    is_flat,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +76,7 @@ class Reconstruction(ShownInNotebook):
     residual: ResidualSummary
     border: tuple[BorderBand, ...]
     spectrum: Spectrum
-    scale: Scale
+    scale: trust.Scale
     well_posedness: WellPosedness | None
     lost_directions: LostDirections | None = None
     lambda_choice: LambdaChoice | None = None
@@ -103,7 +84,7 @@ class Reconstruction(ShownInNotebook):
     residual_tests: ResidualTests | None = None
     noise_ratio: float | None = None
     noise_between: float | None = None
-    clipping: Clipping | None = None
+    clipping: trust.Clipping | None = None
     tone_curve: ToneCurve | None = None
     quadratic: Reconstruction | None = None
     finest: float | None = None
@@ -140,72 +121,14 @@ class Reconstruction(ShownInNotebook):
         return any(part.solution.objective in with_bounds for part in self.channels or (self,))
 
     @property
-    def doubts(self) -> tuple[Doubt, ...]:
+    def doubts(self) -> tuple[trust.Doubt, ...]:
         """Reasons not to trust the result as it is; empty if there are none."""
-        if self.channels:
-            doubts = [(n, doubt) for n, channel in enumerate(self.channels, start=1) for doubt in channel.doubts]
-            reasons = dict.fromkeys(doubt.reason for _, doubt in doubts if doubt.reason is not DoubtReason.ERROR)
-            found = [  # as to the error, other channels may be right
-                Doubt(reason, sentence)
-                for reason in reasons
-                for sentence in _of_channels(
-                    [(n, doubt.sentence) for n, doubt in doubts if doubt.reason is reason], len(self.channels)
-                )
-            ]
-            found += self._doubt_kernel()
-            # What is written may have another range than the data of a channel had.
-            is_of_noise = any(part.noise_between for part in self.channels)
-            is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}
-            if self.clipping is not None and not is_of_noise and not is_known:
-                found += doubt_clipping(self.clipping)
-            return tuple(found or self._doubt_error())
-        found = doubt_solver(self.solution)
-        if self.lambda_choice is not None:
-            found += doubt_lambda(self.lambda_choice, self.residual)
-        if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
-            found += doubt_layer(
-                self.residual,
-                self.scale,
-                self.border,
-                self.settings.noise_sigma or 0.0,
-                penalty=self.settings.penalty,
-            )
-        if self.residual_tests is not None:
-            is_chosen = self.lambda_choice is not None
-            is_recorded = self.reasons.boundary == RECORDED
-            found += doubt_residual(
-                self.residual, self.residual_tests, is_lambda_chosen=is_chosen, is_boundary_recorded=is_recorded
-            )
-        if self.noise_ratio is not None:
-            found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
-        found += self._doubt_kernel()
-        if self.clipping is not None and self.noise_between is None:
-            found += doubt_clipping(self.clipping)
-        if self.quadratic is not None:
-            known = {doubt.reason for doubt in found}
-            wrong = [
-                doubt for doubt in self.quadratic.doubts if doubt.reason in WRONG_KERNEL and doubt.reason not in known
-            ]
-            found += [replace(doubt, sentence=f"with the quadratic prior, {doubt.sentence}") for doubt in wrong]
-        return tuple(found or self._doubt_error())
-
-    def _doubt_kernel(self) -> list[Doubt]:
-        return [] if self.kernel_doubt is None else [Doubt(DoubtReason.KERNEL, self.kernel_doubt)]
-
-    def _doubt_error(self) -> list[Doubt]:
-        """Doubt a picture under a λ that was given if no channel has a trusted pixel, though all have noise."""
-        if self.settings.defaults is InputKind.TENSOR or self.reasons.lam != GIVEN:
-            return []
-        for part in self.channels or (self,):
-            error = part.predicted_error
-            if error is None or error.trusted_share > 0 or part.residual.relative <= ROUNDING:
-                return []
-        return [Doubt(DoubtReason.ERROR, UNTRUSTED)]
+        return tuple(trust.find_doubts(self))
 
     @property
     def prior_sentence(self) -> str | None:
         """The prior that filled in detail the data do not show; `None` for one that learned nothing."""
-        return describe_prior(self.finest) if self.settings.objective == "photo" else None
+        return trust.describe_prior(self.finest) if self.settings.objective == "photo" else None
 
     @property
     def is_trusted(self) -> bool:
@@ -219,28 +142,8 @@ class Reconstruction(ShownInNotebook):
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """Warnings that are no reason to doubt the result, a sentence each; a doubt alone says what to do about λ."""
-        of_channels: list[tuple[int, str]] = []
-        for number, part in enumerate(self.channels or (self,), start=1):
-            choice = part.lambda_choice
-            tests = None if part.doubts or part.noise_between else part.residual_tests
-            of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
-            of_choice = choice and choice.warning
-            # Any λ explains a flat image, so that the rules have nothing to choose by.
-            if choice and of_choice and is_flat(part.image, choice.sigma):
-                of_choice = None
-            for warning in (
-                of_choice,
-                of_residual,
-                part.noise_between and caution_noise(part.noise_between),
-            ):
-                if warning and not any(warning in doubt.sentence for doubt in part.doubts):
-                    of_channels.append((number, warning))
-        found = _of_channels(of_channels, len(self.channels))
-        found += [] if self.light_caution is None else [self.light_caution]
-        if self.well_posedness is not None and self.well_posedness.is_well_posed is False:
-            found.append(self.well_posedness.reason)
-        return tuple(found)
+        """Warnings that are no reason to doubt the result, a sentence each."""
+        return tuple(trust.find_cautions(self))
 
     @property
     def noise(self) -> tuple[NoiseModel, ...]:
@@ -343,7 +246,7 @@ def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_
         well_posedness=min(assessed, key=lambda found: order[found.is_well_posed]) if assessed else None,
         lambda_choice=doubtful.lambda_choice,
         predicted_error=_predicted(parts, n_axes),
-        notes=(*resolution.notes, *_of_channels(of_channels, len(parts))),
+        notes=(*resolution.notes, *trust.name_channels(of_channels, len(parts))),
     )
     return replace(joined, channels=tuple(_views(parts, joined, n_axes)))
 
@@ -358,26 +261,6 @@ def _views(parts: Sequence[Reconstruction], joined: Reconstruction, n_axes: int)
             predicted = replace(predicted, map=errors[c])
         solution = replace(part.solution, value=values[c])
         yield replace(part, image=images[c], solution=solution, predicted_error=predicted)
-
-
-def _of_channels(sentences: Iterable[tuple[int, str]], n_channels: int) -> list[str]:
-    """Name the channels of each sentence, unless it is the same for all of several; an image as a whole has 0.
-
-    Sentences that differ only in numbers become one that lists the numbers.
-    """
-    found: dict[tuple[str, ...], list[list[str]]] = {}
-    for number, sentence in sentences:
-        words, numbers = NUMBER.split(sentence), NUMBER.findall(sentence)
-        found.setdefault(tuple(words), []).append([str(number), *numbers])
-    named = []
-    for (first, *words), rows in found.items():
-        columns = list(zip(*rows, strict=True))
-        channels, *numbers = (", ".join(column if len(set(column)) > 1 else column[:1]) for column in columns)
-        sentence = first + "".join(number + word for number, word in zip(numbers, words, strict=True))
-        is_same = len(rows) == n_channels > 1 and all(len(set(column)) == 1 for column in columns[1:])
-        which = "" if is_same or not n_channels else f"channel{'s' if ',' in channels else ''} {channels}: "
-        named.append(f"{which}{sentence}")
-    return named
 
 
 def _solution(parts: Sequence[Solution], n_axes: int) -> Solution:
