@@ -75,12 +75,12 @@ def choose_lambda_of_data(
     *,
     is_noise_even: bool = True,
 ) -> LambdaChoice:
-    """Choose λ, by the rule of the settings.
+    """Choose λ, by the rule of the settings, whose noise is a model.
 
     Args:
         y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision; detached.
         kernel: what made them.
-        settings: the resolved settings, with a model of the noise of the data.
+        settings: the resolved settings.
         least_sigma: lower bound of the noise estimate, such as the rounding noise.
         is_clipped: which samples are only lower bounds, of the shape of `y`.
         is_noise_even: the noise is as large in dark places as in bright ones.
@@ -164,14 +164,8 @@ def _interval(geometry: Geometry, axis: int, place: tuple[int, tuple[float, ...]
 def find_variation_weight(y: Tensor, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> float:
     """Find w in ½‖Ax − y‖² + w·TV(x), one for all images of a batch, in the unit of the samples.
 
-    Args:
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision; detached.
-        kernel: what made them.
-        image_size: of the images.
-        settings: what was resolved; their noise is a model of the noise of the data.
-
-    Raises:
-        UsageError: the data have no noise.
+    The outputs `(*batch, C_out, *size)` have no bias and no graph; the noise of the settings is a model. Data without
+    noise are a `UsageError`.
     """
     assert isinstance(settings.noise, NoiseModel)
     sigma = settings.noise.sigma or estimate_noise(y, kernel.n_axes)

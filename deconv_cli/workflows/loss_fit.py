@@ -70,11 +70,7 @@ def poisson(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def find_loss(words: str | Loss) -> Loss:
-    """Give the loss of a name, with its number behind a colon (`huber:2.5`), or the function itself.
-
-    Raises:
-        UsageError: no such loss, or a number that it does not take.
-    """
+    """Give the loss of a name, with its number behind a colon (`huber:2.5`), or the function itself."""
     if not isinstance(words, str):
         return words
     name, colon, text = words.partition(":")
@@ -96,8 +92,7 @@ def find_loss(words: str | Loss) -> Loss:
 def mean_loss(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
     """Average a loss over the samples.
 
-    Raises:
-        UsageError: it gives something else than one number, or one for each sample.
+    A loss must give one number, or one for each sample; another one is a `UsageError`.
     """
     values = loss(prediction, target)
     if not isinstance(values, Tensor) or values.shape not in (prediction.shape, ()):
@@ -171,13 +166,9 @@ def minimize_loss(
     and Welsch, Robust regression using iteratively reweighted least-squares, Communications in Statistics 6, 1977). A
     step that leads uphill is halved.
 
-    Returns:
-        The fit, and the relative change of the predicted images in the last round. The taps without the held-out
-        outputs start from the fit and take a few rounds, so they are near their minimum, not at it.
-
-    Raises:
-        GradientFaultError: the gradient of the loss is wrong, or does not arrive.
-        UsageError: the loss does not grow with the distance to the data.
+    Gives the fit, and the relative change of the predicted images in the last round. The taps without the held-out
+    outputs start from the fit and take a few rounds, so they are near their minimum, not at it. A loss that does not
+    grow with the distance to the data is a `UsageError`, one with a wrong gradient a `GradientFaultError`.
     """
     everything, _ = gather(pairs, size)
     ridge, taps = _solved(everything, penalty, partial(misfit, pairs, size), lam, constraint)
@@ -243,10 +234,8 @@ def _as_squares(
 
     To choose λ the weights follow the second derivative of the loss, which depends on the prediction alone, so samples
     that are far off do not count as noise (Huber, Robust Statistics, 1981, section 7.8). Under a given unit they follow
-    the steepness, and the data are the rests of the prediction.
-
-    Returns:
-        The pairs, and the unit of the loss: its median steepness for a weight of 1.
+    the steepness, and the data are the rests of the prediction. Gives the pairs, and the unit of the loss: its median
+    steepness for a weight of 1.
     """
     predicted = [convolve(pair.wide, taps, size) for pair in pairs]
     each, measure = list(zip(predicted, pairs, strict=True)), _steepness if unit else _bend

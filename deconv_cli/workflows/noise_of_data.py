@@ -27,7 +27,7 @@ from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.regularizers import spaced_penalty
-from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import solve_clipped
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -93,10 +93,8 @@ def find_noise(
     """Find the kind of noise of data `(*batch, C_out, *size)` without the bias.
 
     A fit computes its basis once for each `estimator`, and uses `faded`, the data under a window, if given. A share
-    `observed_share` of the data is noisy; the rest is predicted from an estimate.
-
-    Raises:
-        UsageError: several models, but one problem.
+    `observed_share` of the data is noisy; the rest is predicted from an estimate. Several models for one problem are a
+    `UsageError`.
     """
     found = settings.noise
     if isinstance(found, tuple):
@@ -113,12 +111,6 @@ def find_noise(
         found = fit_noise_spectrum(piece, basis, observed_share=observed_share, faded=whole)
     model = found if isinstance(found, NoiseModel) else NoiseModel()
     return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)
-
-
-def model_of(settings: ReconstructionSettings) -> NoiseModel:
-    """Return the noise model of settings whose noise was found."""
-    assert isinstance(settings.noise, NoiseModel)
-    return settings.noise
 
 
 def find_noise_of_channels(
@@ -147,10 +139,8 @@ def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSetti
     """Find the noise of each channel with its size; one model if the kernel mixes channels.
 
     The data have the shape `(*batch, C_out, *size)`, without the bias; tiny images have noise of size 0. A model that
-    was given is taken for every channel, and one for each channel as it is; a size that was not given is estimated.
-
-    Raises:
-        UsageError: models for another number of channels.
+    was given holds for every channel, and one for each channel as it is; other numbers of models are a `UsageError`. A
+    size that was not given is estimated.
     """
     noise = settings.noise
     channels = y.split(1, kernel.channel_axis) if kernel.shared else (y,)
@@ -232,10 +222,8 @@ def fill_clipped(
 ) -> tuple[Tensor, float]:
     """Replace full samples that an estimate exceeds, with λ chosen as for white noise.
 
-    The data `(*batch, C_out, *size)` have no bias and no graph; `is_clipped` has their shape.
-
-    Returns:
-        The data, filled in their middle; and the share of the middle that did not change.
+    The data `(*batch, C_out, *size)` have no bias and no graph; `is_clipped` has their shape. Gives the data, filled in
+    their middle, and the share of the middle that did not change.
     """
     if is_clipped is None or kernel.field is not None:
         return y, 1.0

@@ -79,16 +79,11 @@ def predict_for(
     truth: Tensor | None,
     n_pieces: int,
 ) -> PredictedError:
-    """Predict the error of a reconstruction, and compare it with the truth if there is one.
+    """Predict the error of a reconstruction by probing the inverse that made it; see `predict`.
 
-    Args:
-        inverse: what made it; for a part of a picture, one with the frame of the picture, whose image may be smaller
-            than that of the reconstruction.
-        result: the reconstruction.
-        data: y, less the bias, detached, in the inverse's dtype.
-        least_sigma: lower bound of an estimate of the noise, such as the noise of rounding.
-        truth: of the shape of the estimate.
-        n_pieces: of one picture, whose errors are pooled: fewer images are drawn for each.
+    For a part of a picture, the inverse has the frame of the picture, whose image may be smaller than that of the
+    reconstruction. `least_sigma` is a lower bound of the noise, such as that of rounding. Fewer images are drawn for
+    each of `n_pieces` pieces of one picture, whose errors are pooled.
     """
     assert result.settings.has_lambda
     kernel, sigma = inverse.kernel, result.settings.noise_sigma
@@ -137,19 +132,12 @@ def predict_by_restoring_again(
     least_sigma: float,
     truth: Tensor | None,
 ) -> PredictedError:
-    """Predict the error of a nonlinear estimate, in stored values.
+    """Predict the error of a nonlinear estimate, in stored values; see `predict`.
 
     The estimate is blurred, gets noise like that of the data, and is restored in the same way again. The change is a
     sample of the error (the parametric bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section
-    6.5). Its squares are averaged around each pixel. A factor compensates the detail that the estimate lacks.
-
-    Args:
-        estimator: what made the estimate.
-        result: the reconstruction.
-        data: y, less the bias, shape `(*batch, C_out, *size)`; in light if a tone curve was undone.
-        curve: the tone curve; `None` if none was undone.
-        least_sigma: lower bound of the noise, such as the noise of rounding.
-        truth: of the shape of the estimate; in light if the data are.
+    6.5). Its squares are averaged around each pixel. A factor compensates the detail that the estimate lacks. Data and
+    truth are light if the tone curve `curve` was undone.
     """
     kernel, settings, value = estimator.kernel, estimator.settings, result.solution.value
     n_axes, axis, seed = kernel.n_axes, kernel.channel_axis, settings.seed or 0

@@ -160,14 +160,13 @@ class ResolvedInput:
         notes: notes for the user, a sentence each.
         sample_type: type of the stored samples, by its NumPy name; `None` takes it from the tensor.
         jpeg_table: of a JPEG, the divisors of its luma.
-        ceiling: the value of a full sample, which is only a lower bound, in light if light is restored; `None` if there
-            is no such value.
-        has_bounds: for a part of a picture, whether full samples of the whole are bounds. Then all of them count, and
-            the solve is accurate enough for parts to agree. `None` decides by the data.
+        ceiling: the value of a full sample, a lower bound of its light, on the scale that is restored; `None` for none.
+        has_bounds: for a part of a picture, whether full samples of the whole are bounds, so that parts agree; `None`
+            decides by the data.
         frame: boundary and padding of the whole picture, to predict the error of a part of it; `None` for a whole one.
         n_pieces: number of parts whose predicted errors are pooled.
-        is_tested: whether the residual is tested and the problem assessed; else only the residual's size is measured,
-            as for a block of a large picture, which is judged by other pieces.
+        is_tested: whether the residual is tested and the problem assessed, or only the size of the residual is
+            measured.
         tests_alignment: whether the kernel is compared with itself turned, mirrored and scaled.
         measured: start and size, along each axis, of the data whose residual is measured; `None` measures all.
     """
@@ -224,13 +223,8 @@ def default_noise(kind: InputKind) -> NoiseKindLike:
 def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMetadata = NO_METADATA) -> ResolvedInput:
     """Fill in the open settings from the input's record, or by the kind of input.
 
-    Args:
-        settings: the settings that were given.
-        kernel: canonical kernel, of any dtype.
-        metadata: what is known of the input besides its samples.
-
-    Raises:
-        UsageError: a setting that would change nothing, or an input that no kernel can restore.
+    The kernel is canonical, of any dtype. A setting that would change nothing, or an input that no kernel can restore,
+    is a `UsageError`.
     """
     recorded = metadata.convolution
     if kernel.field is not None and settings.predict:
@@ -352,11 +346,11 @@ def _stacked(kernel: Kernel) -> str:
 
 
 def _lambda(settings: ReconstructionSettings, defaults: _Defaults) -> tuple[float | tuple[float, ...] | str, str]:
-    if settings.lam is not None:
-        return settings.lam, GIVEN if settings.lam != "auto" else "chosen from the data"
-    if settings.lambda_rule is not None:
+    if settings.lam is None and settings.lambda_rule is None:
+        return defaults.lam, defaults.lambda_reason
+    if settings.lam in (None, "auto"):
         return "auto", "chosen from the data"
-    return defaults.lam, defaults.lambda_reason
+    return settings.lam, GIVEN
 
 
 def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:

@@ -47,7 +47,7 @@ EXHAUSTIVE = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("zer
 
 @pytest.mark.parametrize("boundary", ["unknown", *EXHAUSTIVE])
 def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, monkeypatch, boundary):
-    n_tested = count_calls(monkeypatch, measurement, "check_residual_of")
+    n_tested = count_calls(monkeypatch, measurement, "check_residual")
     kernel = deconv_cli.make_kernel("gaussian:1")
     y = blurred(tmp_path, scene(150, 140)[None], kernel, boundary)
     found = invert_blocks(
