@@ -105,17 +105,12 @@ def choose_lambda(
     sigma: float | None = None,
     least_sigma: float = 0.0,
 ) -> LambdaChoice:
-    """Choose λ from a piece of the data.
+    """Choose λ from a piece of data `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
 
-    Args:
-        extension: built for the kernel and the size of the data.
-        y: shape `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
-        is_clipped: which samples are only lower bounds, of the shape of `y`.
-        rule: which rule. `None` is cross-validation, or the whitest residual where that asks for a far larger λ: noise
-            that is not white looks like a part of the picture to cross-validation (Altman, "Kernel smoothing of data
-            with correlated errors", Journal of the American Statistical Association 85, 1990).
-        sigma: standard deviation of the noise in the units of the samples; estimated by default.
-        least_sigma: lower bound of the estimate, such as the noise of rounding.
+    `is_clipped` marks samples that are only lower bounds. Without a rule it is cross-validation, or the whitest
+    residual where that asks for a far larger λ: noise that is not white looks like a part of the picture to
+    cross-validation (Altman, "Kernel smoothing of data with correlated errors", Journal of the American Statistical
+    Association 85, 1990). The noise is estimated by default, and at least `least_sigma`, such as the noise of rounding.
     """
 
     def noise_of(data: SpectralData) -> float:

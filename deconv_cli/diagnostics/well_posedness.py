@@ -196,15 +196,9 @@ def inspect_kernel(
 ) -> KernelProperties:
     """Describe a kernel, and the effect of every boundary on images of one size, without a penalty.
 
-    Args:
-        taps: shape `(*k)` or `(C_out, C_in, *k)`, real and finite.
-        image_size: of the images, one number for each axis of space.
-        padding: how far the kernel reaches outside them.
-        dimensions: axes of space, if those of the taps do not tell (see `Kernel.from_tensor`).
-
-    Raises:
-        ShapeError: another shape, or a kernel that does not fit the size.
-        MalformedInputError: taps that are empty, zero or not finite.
+    The taps have the shape `(*k)` or `(C_out, C_in, *k)`; `dimensions` are the axes of space, if those of the taps do
+    not tell (see `Kernel.from_tensor`). Taps that do not fit the size are a `ShapeError`, and those that are empty,
+    zero or not finite a `MalformedInputError`.
     """
     kernel = Kernel.from_tensor(to_float64(taps), dimensions=dimensions)
     geometry = Geometry.of_image(image_size, kernel.size, padding)

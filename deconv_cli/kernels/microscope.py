@@ -286,17 +286,10 @@ class Objective:
 
 
 def focus_planes(objective: Objective, n_pixels: int, pixel: float, n_planes: int, plane: float) -> Iterator[Tensor]:
-    """Compute the intensity around the focus, of unpolarized light.
+    """Compute the intensity around the focus, of unpolarized light, plane by plane: `(n_pixels, n_pixels)`, float64.
 
-    Args:
-        objective: the optics.
-        n_pixels: samples along each side, odd.
-        pixel: their distance, in µm.
-        n_planes: planes, odd, the middle one in focus; further ones are focused deeper.
-        plane: their distance, in µm.
-
-    Returns:
-        Each plane, shape `(n_pixels, n_pixels)`, float64; the maximum of all is 1 or a little less.
+    Both numbers are odd; `pixel` and `plane` are distances in µm. The middle plane is in focus, and further ones are
+    focused deeper. The maximum of all is 1 or a little less.
     """
     reach = n_pixels * pixel / math.sqrt(2) * objective.numerical_aperture
     reach += n_planes * plane * objective.immersion_index * (1 - math.cos(objective.half_angle))

@@ -86,19 +86,8 @@ def convolve_taps(
 ) -> Tensor:
     """Compute `y[o, m] = Σ φ(x[i, m·stride + d·dilation], kernel[o, i, d])` over all i and d, x with its border.
 
-    NaN and infinite values of the tap are passed on.
-
-    Args:
-        tap: φ.
-        kernel: the weights, shape `(C_out, C_in, *k)`.
-        x: shape `(C_in, *size)`.
-        padding: as torch words it, `same`, `valid`, `full` or whole numbers.
-        boundary: what lies outside the image.
-        stride: steps of the receptive field along each axis, in pixels.
-        dilation: distances of neighboring taps along each axis, in pixels.
-
-    Returns:
-        Shape `(C_out, *output size)`.
+    x has the shape `(C_in, *size)`, the kernel `(C_out, C_in, *k)`, the result `(C_out, *output size)`; stride and
+    dilation are in pixels along each axis. NaN and infinite values of the tap are passed on.
 
     Raises:
         ShapeError: the kernel does not fit the image, or reaches further than the boundary can supply.

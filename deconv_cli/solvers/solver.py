@@ -124,15 +124,10 @@ class Solver(ABC):
 
     @abstractmethod
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
-        """Build the inverse.
+        """Build the inverse of a problem that it covers.
 
-        Args:
-            problem: one that it covers.
-            rule: when iterations end.
-
-        Raises:
-            SingularSystemError: the problem turns out to be singular for this solver; another one takes over.
-            UsageError: the numbers of the kernel leave the problem undetermined.
+        A `SingularSystemError` lets another solver take over; a kernel that leaves the problem undetermined is a
+        `UsageError`.
         """
 
 
@@ -208,11 +203,7 @@ class Choice:
 
 
 def find_solver(method: str) -> Solver:
-    """Return the solver of a name.
-
-    Raises:
-        UsageError: no solver has this name.
-    """
+    """Return the solver of a name; `richardson-lucy` or an unknown name is a `UsageError`."""
     if method == "richardson-lucy":
         raise UsageError(
             "method richardson-lucy is not a linear inverse: it cannot be built ahead or constrained; apply it "
@@ -239,10 +230,7 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
     """Choose a method for a problem: the given one, or for `auto` the cheapest one that fits the memory.
 
     If none fits, solvers whose memory grows with the border are excluded. `max_memory` is in bytes, by default a part
-    of the free memory.
-
-    Raises:
-        UsageError: the method cannot solve this problem, or none can.
+    of the free memory. A method that cannot solve the problem is a `UsageError`.
     """
     if method != "auto":
         refusal = refusal_of(method, problem)
@@ -264,11 +252,7 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
 def build_inverse(problem: TikhonovProblem, rule: StoppingRule, choice: Choice) -> tuple[Inverse, Choice]:
     """Build the chosen inverse; if its system is singular and the method was not given by name, take another.
 
-    Returns:
-        The inverse, and its method.
-
-    Raises:
-        UsageError: the method was given by name, and its system is singular.
+    Gives the inverse and its method. A singular system of a method that was given by name is a `UsageError`.
     """
     method = choice.method
     try:
