@@ -58,6 +58,8 @@ PRIORS: Registry[Any] = Registry(
     },
 )
 """Objectives other than a quadratic one, each with the solver that minimizes it."""
+OWN_SETTINGS = {"nonnegative": "nonnegative=True", "richardson-lucy": 'method="richardson-lucy"'}
+"""Objectives that are no value of the setting `prior`, and the settings that ask for them."""
 
 KERNEL_SOURCES: Registry[Any] = Registry(
     "kernel source",
@@ -134,5 +136,5 @@ def method_names() -> tuple[str, ...]:
 
 
 def prior_names() -> tuple[str, ...]:
-    """List what a prior may be called."""
-    return ("quadratic", *PRIORS)
+    """List what a prior may be called; two objectives have settings of their own instead."""
+    return ("quadratic", *(name for name in PRIORS if name not in OWN_SETTINGS))

@@ -280,7 +280,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         )
     prior = settings.prior
     if prior == "auto":
-        prior = "photo" if is_photograph else settings.objective
+        prior = "photo" if is_photograph or settings.objective == "photo" else "quadratic"
     takes_differences = penalty != "identity" if has_lambda else prior == "tv"
     spacing = settings.spacing
     if spacing is None and takes_differences:

@@ -159,7 +159,7 @@ def test_what_makes_no_sense_is_refused(options, reason):
         ({"light": "stored"}, "quadratic"),
         ({"kernel": torch.tensor([[1.0, -1.0]])}, "quadratic"),
         ({"defaults": "tensor", "light": "linear"}, "quadratic"),
-        ({"stride": 2, "input_size": (64, 64)}, "quadratic"),
+        ({"stride": 2, "input_size": (64, 64), "lam": 1e-3}, "quadratic"),
     ],
 )
 def test_pictures_of_8_bits_with_a_tone_curve_are_photographs_unless_a_setting_says_otherwise(options, prior):
