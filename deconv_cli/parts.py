@@ -90,10 +90,10 @@ TAPS: Registry[Any] = Registry(
 LOSSES: Registry[Any] = Registry(
     "loss",
     {
-        "squared": "deconv_cli.workflows.loss_fit:squared",
-        "l1": "deconv_cli.workflows.loss_fit:l1",
-        "huber": "deconv_cli.workflows.loss_fit:huber",
-        "poisson": "deconv_cli.workflows.loss_fit:poisson",
+        "squared": "deconv_cli.kernels.loss_fit:squared",
+        "l1": "deconv_cli.kernels.loss_fit:l1",
+        "huber": "deconv_cli.kernels.loss_fit:huber",
+        "poisson": "deconv_cli.kernels.loss_fit:poisson",
     },
 )
 """Functions that the fit of a kernel to pairs minimizes."""

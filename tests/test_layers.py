@@ -33,7 +33,7 @@ ALLOWED = {
     "settings": {"errors", "vocabulary", "registry", "parts", "noise_model", "layer_options"},
     "operators": BELOW_OPERATORS,
     "regularizers": BELOW_OPERATORS | {"operators"},
-    "kernels": BELOW_OPERATORS | {"operators", "tone_curve"},
+    "kernels": BELOW_OPERATORS | {"operators", "regularizers", "tone_curve", "gradients"},
     "solvers": BELOW_SOLVERS,
     "diagnostics": BELOW_SOLVERS | {"solvers"},
     "gradients": {"errors", "vocabulary", "registry"},

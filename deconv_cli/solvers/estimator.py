@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from deconv_cli.allocator import free_memory
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
@@ -22,7 +23,7 @@ from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.solution import Progress, Solution
-from deconv_cli.solvers.solver import Choice, Cost, free_memory
+from deconv_cli.solvers.solver import Choice, Cost
 from deconv_cli.vocabulary import COUNTED, Size, format_memory, format_size
 
 # Samples between these sizes have squares, and squares of residuals, that float32 can hold.

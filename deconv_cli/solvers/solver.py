@@ -10,10 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import psutil
-import torch
-
-from deconv_cli.allocator import kept_bytes
+from deconv_cli.allocator import free_memory
 from deconv_cli.errors import UsageError
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import prefers_fft
@@ -175,13 +172,6 @@ def _blurring_bytes(problem: TikhonovProblem) -> int:
     if not prefers_fft(taps, problem.operator.geometry.extended_size):
         return 0
     return 2 * taps.itemsize * _n_pixels(problem) * problem.n_outputs * problem.n_inputs
-
-
-def free_memory(device: torch.device) -> int:
-    """Return how many bytes are free where the arithmetic runs."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available) + kept_bytes()
 
 
 # A solver may take this part of the memory that is free.

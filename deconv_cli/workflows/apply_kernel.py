@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from deconv_cli.allocator import free_memory
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
@@ -23,7 +24,6 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import check_image, check_tensor
 from deconv_cli.operators.tap_convolution import Tap, check_elementwise, convolve_taps
 from deconv_cli.parts import BOUNDARIES, TAPS
-from deconv_cli.solvers.solver import free_memory
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import PaddingLike, check_dimensions, format_memory, format_percent, format_size
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, check_single_kernel, pick_dtype

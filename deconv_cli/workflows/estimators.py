@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from deconv_cli.allocator import free_memory
 from deconv_cli.diagnostics.noise_level import estimate_gain, estimate_noise
 from deconv_cli.diagnostics.stored_samples import estimate_jpeg_noise
 from deconv_cli.errors import TooLargeError
@@ -24,7 +25,6 @@ from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior
 from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution, StoppingRule
-from deconv_cli.solvers.solver import free_memory
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.lambda_of_data import find_variation_weight
