@@ -11,10 +11,6 @@ import ctypes
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 # mallopt(3): the parameters, and values that keep all that is freed.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -72,17 +68,6 @@ def kept_bytes() -> int:
     # What `return_freed_memory` returned still counts as free in glibc, but is no longer resident. Pages of files,
     # such as torch's libraries, are resident and are shared.
     return max(0, min(int(info.fordblks), memory.rss - memory.shared - int(info.uordblks)))
-
-
-def free_memory(device: torch.device) -> int:
-    """Return how many bytes are free where the arithmetic runs."""
-    import psutil
-    import torch
-
-    if device.type == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info(device)[0])
-
-    return int(psutil.virtual_memory().available) + kept_bytes()
 
 
 def return_freed_memory(limit: int = KEPT_BYTES) -> None:

@@ -147,7 +147,7 @@ class Work(ABC):
         """Return the memory in bytes that all inputs in work may take together: half of the free memory."""
         import torch
 
-        from deconv_cli.allocator import free_memory
+        from deconv_cli.operators.synchronize import free_memory
 
         return free_memory(torch.device(self.device_type)) // 2
 

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deconv_cli.allocator import free_memory
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.loss_fit import Loss, find_loss, fit_squares, minimize_loss, squared
 from deconv_cli.kernels.nonnegative_taps import describe_sharpening
@@ -18,6 +17,7 @@ from deconv_cli.kernels.pair_equations import Constraint, Pair, misfit, variance
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.linear_operator import check_image
+from deconv_cli.operators.synchronize import free_memory
 from deconv_cli.registry import ShownInNotebook
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.vocabulary import Size, check_name, format_memory, format_percent, format_size

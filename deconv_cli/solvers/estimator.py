@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deconv_cli.allocator import free_memory
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
@@ -21,6 +20,7 @@ from deconv_cli.operators.axes import image_axes
 from deconv_cli.operators.boundary_rules import as_rule, wrap
 from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.operators.spectrum import Spectrum
+from deconv_cli.operators.synchronize import free_memory
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.solution import Progress, Solution
 from deconv_cli.solvers.solver import Choice, Cost

@@ -10,10 +10,10 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from deconv_cli.allocator import free_memory
 from deconv_cli.errors import UsageError
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import prefers_fft
+from deconv_cli.operators.synchronize import free_memory
 from deconv_cli.parts import SOLVERS
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse

@@ -12,7 +12,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from deconv_cli.allocator import free_memory
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
@@ -22,6 +21,7 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import check_image, check_tensor
+from deconv_cli.operators.synchronize import free_memory
 from deconv_cli.operators.tap_convolution import Tap, check_elementwise, convolve_taps
 from deconv_cli.parts import BOUNDARIES, TAPS
 from deconv_cli.tone_curve import ToneCurve

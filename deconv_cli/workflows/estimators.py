@@ -11,13 +11,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deconv_cli.allocator import free_memory
 from deconv_cli.diagnostics.noise_level import estimate_gain, estimate_noise
 from deconv_cli.diagnostics.stored_samples import estimate_jpeg_noise
 from deconv_cli.errors import TooLargeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.synchronize import free_memory
 from deconv_cli.parts import PRIORS
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -265,15 +264,6 @@ def equivalent_convolution(
     else:
         images = part.take_fine(images)
     return taps[group], outputs, images, left, any(axis.stride > 1 for axis in axes)
-
-
-def join_diagnoses(parts: Sequence[Diagnosis], n_axes: int) -> Diagnosis:
-    """Choose the channel to report of those that were restored one by one, and join the residuals."""
-    numbers = range(len(parts))
-    loudest = max(numbers, key=lambda c: parts[c].conditioning.noise_gain)
-    channel = next((c for c in numbers if parts[c].tests.finding.is_warning), loudest)
-    residual = torch.cat([part.residual for part in parts], dim=-n_axes - 1)
-    return replace(parts[channel], residual=residual, channel=channel)
 
 
 def mode_bands_of(inverse: PseudoInverse) -> ModeBands:

@@ -36,10 +36,11 @@ from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, Size, counted, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
+from deconv_cli.workflows.channels import join_channels, join_diagnoses
 from deconv_cli.workflows.estimators import BuiltInverses, build_estimator, solve
 from deconv_cli.workflows.lambda_of_data import settle_lambda
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
-from deconv_cli.workflows.measurement import Diagnosis, diagnose, examine_picture, join_diagnoses, measure
+from deconv_cli.workflows.measurement import Diagnosis, diagnose, examine_picture, measure
 from deconv_cli.workflows.noise_of_data import (
     Steps,
     find_bounds,
@@ -50,7 +51,7 @@ from deconv_cli.workflows.noise_of_data import (
 )
 from deconv_cli.workflows.predict import error_in_samples, predict
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
-from deconv_cli.workflows.reconstruction import Reconstruction, join_channels
+from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolve_settings import (
     NO_METADATA,
     InputMetadata,

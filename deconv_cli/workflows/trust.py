@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.noise_level import LEAST_SIDE, estimate_noise
-from deconv_cli.diagnostics.residual_tests import (
-    CLEARLY_IMPLAUSIBLE,
-    EXCESS,
-    MORE_THAN_LEFT,
-    ResidualFinding,
-)
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import accumulation_dtype
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.solver import GIVEN
-from deconv_cli.vocabulary import NUMBER, InputKind, format_percent
-from deconv_cli.workflows.light import RECORDED
-
-if TYPE_CHECKING:
-    from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.vocabulary import NUMBER, format_percent
 
 MAX_RELATIVE_RESIDUAL = 0.05
 """Residual of a tensor, in parts of the data, that no noise of a layer explains."""
@@ -172,127 +160,10 @@ def measure_clipping(
     return Clipping(lowest, highest, n_beyond / n_inside if n_inside else 0.0, side)
 
 
-def find_doubts(result: Reconstruction) -> list[Doubt]:
-    """List the reasons not to trust a result; those of channels that were restored one by one name the channels."""
-    channels, found = result.channels, doubt_solver(result.solution)
-    if channels:
-        of_channels = [(n, doubt) for n, channel in enumerate(channels, start=1) for doubt in channel.doubts]
-        # As to the error, other channels may be right.
-        reasons = dict.fromkeys(doubt.reason for _, doubt in of_channels if doubt.reason is not DoubtReason.ERROR)
-        found = []
-        for reason in reasons:
-            sentences = [(n, doubt.sentence) for n, doubt in of_channels if doubt.reason is reason]
-            found += [Doubt(reason, sentence) for sentence in name_channels(sentences, len(channels))]
-    else:
-        found += [*_doubt_lambda(result), *_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
-    if result.kernel_doubt is not None:
-        found.append(Doubt(DoubtReason.KERNEL, result.kernel_doubt))
-    # What is written may have another range than the data of a channel had.
-    is_of_noise = any(part.noise_between for part in channels or (result,))
-    is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}
-    if result.clipping is not None and not is_of_noise and not is_known:
-        found += doubt_clipping(result.clipping)
-    if result.quadratic is not None and not channels:
-        known = {doubt.reason for doubt in found}
-        wrong = [doubt for doubt in result.quadratic.doubts if doubt.reason in WRONG_KERNEL]
-        found += [
-            replace(doubt, sentence=f"with the quadratic prior, {doubt.sentence}")
-            for doubt in wrong
-            if doubt.reason not in known
-        ]
-    return found or _doubt_error(result)
-
-
 def doubt_solver(solution: Solution) -> list[Doubt]:
     """Doubt a solve that did not reach its tolerance."""
     sentence = f"the solver did not finish: {solution.ending}"
     return [] if solution.status.is_success else [Doubt(DoubtReason.SOLVER, sentence)]
-
-
-def _doubt_lambda(result: Reconstruction) -> list[Doubt]:
-    """Doubt a λ if the rule found no minimum, unless the estimate explains the data up to rounding."""
-    choice = result.lambda_choice
-    if choice is None or choice.failure is None or result.residual.relative <= ROUNDING:
-        return []
-    return [Doubt(DoubtReason.LAMBDA, choice.failure)]
-
-
-def _doubt_layer(result: Reconstruction) -> list[Doubt]:
-    """Doubt that a layer is the right one."""
-    settings, residual, scale, border = result.settings, result.residual, result.scale, result.border
-    if settings.defaults is not InputKind.TENSOR or not settings.has_lambda:
-        return []
-    # A penalty on differences fills in pixels that no output depends on, with larger values than usual.
-    is_identity = settings.penalty == "identity"
-    is_at_edges = bool(border) and border[0].residual_rms > EDGES_STAND_OUT * border[-1].residual_rms
-    is_missing = is_identity and scale.missing > MAX_MISSING and (is_at_edges or not scale.has_more_data)
-    allowed = max(MAX_SHRINKAGE * scale.shrinkage, COARSE_ROUNDING if is_missing else MAX_RELATIVE_RESIDUAL)
-    if residual.relative > allowed and residual.root_mean_square > EXCESS * (settings.noise_sigma or 0.0):
-        part = f"{format_percent(residual.relative)} of the data"
-        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {_CAUSES}")]
-    is_large = is_identity and scale.amplification > SUSPICIOUS_AMPLIFICATION
-    is_large = is_large and residual.relative > SUSPICIOUS_RESIDUAL
-    if not is_large and scale.amplification <= MAX_AMPLIFICATION:
-        return []
-    found = f"the estimate is {scale.amplification:.3g} times larger than expected for these data and this kernel"
-    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {_CAUSES}; or noise was amplified, which a larger λ prevents")]
-
-
-_CAUSES = (
-    'padding or boundary may differ (try padding="valid"); the layer may have a stride, a dilation, groups or '
-    "transposed weights, which you must give, as in stride=2, groups=4 or transposed=True; its bias may not be undone; "
-    "the data may hold noise, or be the output of an activation such as ReLU; they may be a picture (try "
-    'defaults="picture")'
-)
-
-
-def _doubt_residual(result: Reconstruction) -> list[Doubt]:
-    """Doubt an estimate if the tests of its residual reject it.
-
-    A chosen λ is not the reason of a large residual, and a boundary that was recorded with the blur is not wrong.
-    """
-    residual, tests, is_lambda_chosen = result.residual, result.residual_tests, result.lambda_choice is not None
-    if tests is None:
-        return []
-    if residual.relative < NEGLIGIBLE_RESIDUAL:
-        is_noise = tests.interior_rms <= MORE_THAN_LEFT * tests.rms_of_noise
-        if residual.relative <= ROUNDING or is_noise or tests.implausible_share <= CLEARLY_IMPLAUSIBLE:
-            return []
-        return [Doubt(DoubtReason.RESIDUAL_TESTS, ResidualFinding.WRONG_KERNEL.sentence)]
-    noise = tests.noise or 0.0
-    is_far = tests.interior_rms > FAR_ABOVE_NOISE * noise
-    is_of_boundary = tests.finding is ResidualFinding.WRONG_BOUNDARY
-    # A large λ leaves a residual with edges of its own, as at the seam of a scene that does not repeat.
-    is_of_lambda = is_of_boundary and is_far and not is_lambda_chosen
-    if tests.finding.is_rejection and not is_of_lambda:
-        is_recorded = is_of_boundary and result.reasons.boundary == RECORDED
-        return [Doubt(DoubtReason.RESIDUAL_TESTS, WRONG_THOUGH_RECORDED if is_recorded else tests.finding.sentence)]
-    if not (tests.finding is ResidualFinding.OVER_SMOOTHED and is_far and is_lambda_chosen):
-        return []
-    found = f"the residual is {tests.interior_rms / noise:.2g} times as large as the noise"
-    return [Doubt(DoubtReason.RESIDUAL, f"{found}: the kernel is probably wrong for these data")]
-
-
-def _doubt_noise(result: Reconstruction) -> list[Doubt]:
-    """Doubt an estimate that shows mostly noise."""
-    if result.noise_ratio is None:
-        return []
-    ratio = f"{result.noise_ratio:.2g} times as strong as the contrast of most of the data"
-    advice = 'a larger λ; lam="auto" chooses it from the data'
-    if result.lambda_choice is not None:
-        advice = 'a larger λ, another kernel, or, for counts of light, such as stars, method="richardson-lucy"'
-    return [Doubt(DoubtReason.NOISE, f"the estimate shows mostly noise, {ratio}: use {advice}")]
-
-
-def _doubt_error(result: Reconstruction) -> list[Doubt]:
-    """Doubt a picture under a λ that was given if no channel has a trusted pixel, though all have noise."""
-    if result.settings.defaults is InputKind.TENSOR or result.reasons.lam != GIVEN:
-        return []
-    for part in result.channels or (result,):
-        error = part.predicted_error
-        if error is None or error.trusted_share > 0 or part.residual.relative <= ROUNDING:
-            return []
-    return [Doubt(DoubtReason.ERROR, UNTRUSTED)]
 
 
 def doubt_clipping(clipping: Clipping) -> list[Doubt]:
@@ -307,35 +178,6 @@ def doubt_clipping(clipping: Clipping) -> list[Doubt]:
         "kernel"
     )
     return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]
-
-
-def find_cautions(result: Reconstruction) -> list[str]:
-    """List warnings that are no reason to doubt a result, a sentence each; a doubt alone says what to do about λ."""
-    of_channels: list[tuple[int, str]] = []
-    for number, part in enumerate(result.channels or (result,), start=1):
-        choice, tests, warnings = part.lambda_choice, part.residual_tests, []
-        # Any λ explains a flat image, so that the rules have nothing to choose by.
-        if choice is not None and choice.warning is not None and not is_flat(part.image, choice.sigma):
-            warnings.append(choice.warning)
-        if tests is not None and not part.doubts and not part.noise_between:
-            # Of 40 blurred channels of photographs one looked over-smoothed under the λ that was chosen from the data,
-            # though no other restored it better; under three to thirty times that λ all that looked so were worse.
-            is_smoothed = tests.finding is ResidualFinding.OVER_SMOOTHED and choice is None
-            is_at_odds = is_smoothed or tests.finding is ResidualFinding.NOISE_FITTED
-            if is_at_odds and part.residual.relative >= NEGLIGIBLE_RESIDUAL:
-                warnings.append(tests.finding.sentence)
-        if part.noise_between:
-            warnings.append(
-                f"the noise between bright points is {part.noise_between:.2g} times as strong as in the data: for "
-                'counts of light, such as stars, method="richardson-lucy" amplifies it less'
-            )
-        told = [doubt.sentence for doubt in part.doubts]
-        of_channels += [(number, said) for said in warnings if not any(said in sentence for sentence in told)]
-    found = name_channels(of_channels, len(result.channels))
-    found += [] if result.light_caution is None else [result.light_caution]
-    if result.well_posedness is not None and result.well_posedness.is_well_posed is False:
-        found.append(result.well_posedness.reason)
-    return found
 
 
 def is_flat(image: Tensor, noise: float) -> bool:
