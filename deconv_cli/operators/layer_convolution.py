@@ -217,19 +217,12 @@ class LayerConvolution(Convolution):
             gains = gains.unflatten(-1, (self.kernel.shape[1], -1)).sum(dim=-1)
         return torch.block_diag(*gains)
 
-    def touched(self, *, of_inputs: bool = True) -> Tensor:
-        """Find the pixels that some output depends on, or the outputs that depend on some pixel.
-
-        Returns:
-            By the places of the taps, for all channels alike: booleans, shape `input_shape[1:]` or `output_shape[1:]`.
-        """
+    def touched(self) -> Tensor:
+        """Find the pixels that some output depends on, by the places of the taps: booleans, shape `input_shape[1:]`."""
         found = self.kernel.new_ones((), dtype=torch.bool)
         for at in range(len(self.geometry.kernel_size)):
             along = self._along(at)
-            if of_inputs:
-                seen = along.adjoint(self.kernel.new_ones(along.output_shape))
-            else:
-                seen = along.forward(self.kernel.new_ones(along.input_shape))
+            seen = along.adjoint(self.kernel.new_ones(along.output_shape))
             found = found[..., None] & (seen[0] != 0)
         return found
 

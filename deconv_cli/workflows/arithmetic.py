@@ -45,19 +45,10 @@ def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor,
     return dtype
 
 
-def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype, dimensions: int | None = None) -> Kernel:
-    """Bring a kernel `(*k)` or `(C_out, C_in, *k)` to the device and precision of the arithmetic, and check it.
-
-    `dimensions` are the axes of space of the images, if the kernel's own do not tell (see `Kernel.from_tensor`).
-    """
-    check_single_kernel(kernel)
-    return Kernel.from_tensor(kernel.to(device), dtype, dimensions=dimensions)
-
-
 def as_any_kernel(
     kernel: Tensor | KernelField, device: torch.device, dtype: torch.dtype, dimensions: int | None = None
 ) -> Kernel:
-    """Do the same for kernels that may be one for each channel, shape `(C, *k)`, or vary over the frame."""
+    """Bring a kernel of any shape, or a field, to the device and precision of the arithmetic, and check it."""
     check_kernel(kernel)
     return Kernel.of_any(kernel.to(device), dtype, dimensions=dimensions)
 

@@ -141,7 +141,7 @@ def _notes(estimator: Estimator, settings: ResolvedSettings, bounds: Tensor | No
     if isinstance(estimator, RichardsonLucyEstimator) and settings.gain == "auto" and estimator.gain is None:
         notes += ("the data do not show a gain, so held-out samples stop the iteration; if you know the gain, give it",)
     if isinstance(estimator.operator, LayerConvolution):
-        notes += describe_undetermined(estimator.operator, settings.lam)
+        notes += describe_undetermined(estimator.operator)
     return notes
 
 
@@ -279,23 +279,14 @@ def _as_filter(inverse: PseudoInverse) -> InverseFilter:
     return InverseFilter(problem.weight, problem.penalty, default_rcond(problem.operator.kernel.dtype))
 
 
-def describe_undetermined(operator: LayerConvolution, lam: float) -> tuple[str, ...]:
-    """Note which parts of the input the outputs of a layer do not determine, a sentence each."""
-    touched, notes = operator.touched(), []
-    in_frame = operator.crop_to_frame(touched)
-    n_pixels, n_unused = in_frame.numel(), synchronize.as_index((~in_frame).sum())
-    if n_unused:
-        where = tuple(int(at) for at in (~in_frame).nonzero()[0])
-        notes.append(
-            f"no output depends on {format_percent(n_unused / n_pixels, 3)} of the pixels of the image, such as "
-            f"{where}: the data do not determine them, and they are zero in the estimate"
-        )
-    n_numbers = operator.input_shape[0] * synchronize.as_index(touched.sum())
-    n_outputs = operator.output_shape[0] * synchronize.as_index(operator.touched(of_inputs=False).sum())
-    if n_outputs < n_numbers:
-        rest = "the penalty determines the rest" if lam > 0 else "the rest follows from the image of least norm"
-        notes.append(
-            f"{n_outputs} outputs determine at most {format_percent(n_outputs / n_numbers, 3)} of the {n_numbers} "
-            f"numbers of the image that they depend on; {rest}"
-        )
-    return tuple(notes)
+def describe_undetermined(operator: LayerConvolution) -> tuple[str, ...]:
+    """Note the pixels of the image that no output of a layer depends on; `LostDirections` counts all that is lost."""
+    in_frame = operator.crop_to_frame(operator.touched())
+    n_unused = synchronize.as_index((~in_frame).sum())
+    if not n_unused:
+        return ()
+    where = tuple(int(at) for at in (~in_frame).nonzero()[0])
+    return (
+        f"no output depends on {format_percent(n_unused / in_frame.numel(), 3)} of the pixels of the image, such as "
+        f"{where}: the data do not determine them, and they are zero in the estimate",
+    )
