@@ -43,10 +43,8 @@ class Pair:
     def of(cls, sharp: Tensor, blurred: Tensor, size: Size, boundary: BoundaryRule) -> Pair:
         """Lay out a pair of `(C_in, *size)` and `(C_out, *output size)`; its padding follows from the sizes.
 
-        Under boundary `unknown` only outputs count that do not depend on pixels outside of the sharp image.
-
-        Raises:
-            ShapeError: neither padding `same`, nor `valid`, nor `full` leads from one size to the other.
+        Under boundary `unknown` only outputs count that do not depend on pixels outside of the sharp image. Sizes that
+        neither padding `same`, nor `valid`, nor `full` relates are a `ShapeError`.
         """
         n_axes = len(size)
         sizes = tuple(sharp.shape[-n_axes:]), tuple(blurred.shape[-n_axes:])

@@ -133,11 +133,7 @@ class Estimator(ABC):
         return math.prod(arranged.shape[: arranged.ndim - self.n_dims])
 
     def check_memory(self, cost: Cost, n_images: int | None = None) -> None:
-        """Refuse to build, or to apply to `n_images` images, if that does not fit the memory.
-
-        Raises:
-            TooLargeError: it does not fit.
-        """
+        """Refuse, by `TooLargeError`, to build, or to apply to `n_images` images, if that does not fit the memory."""
         method, taps, max_memory = self.choice.method, self.kernel.taps, self.settings.max_memory
         is_built, is_batch = n_images is not None, n_images not in (None, 1)
         needed = cost.n_bytes(1 if n_images is None else n_images)

@@ -119,11 +119,7 @@ def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_input
 
 
 def full_rank_inverse(symbol: Tensor) -> Tensor:
-    """Compute K⁺ at every frequency, for a symbol of full rank, shape `(*plane, C_out, C_in)`.
-
-    Raises:
-        SingularSystemError: some block has not full rank.
-    """
+    """Compute K⁺ at every frequency, shape `(*plane, C_out, C_in)`; less than full rank is a `SingularSystemError`."""
     blocks = symbol.flatten(0, -3)
     rcond = default_rcond(symbol.real.dtype)
     # A rank need not be known to the last digit where a lost one is an error anyway.
