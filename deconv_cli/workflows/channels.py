@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from deconv_cli.diagnostics.predicted_error import PredictedError, pool_errors
-from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
+from deconv_cli.diagnostics.residual import ResidualSummary
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.solver import Choice
 from deconv_cli.workflows import trust
@@ -29,15 +29,19 @@ def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_
     lam = (
         first.reasons.lam if first.lambda_choice is None else f"each channel separately, the first {first.reasons.lam}"
     )
+    methods = [part.choice.method for part in parts]
     joined = replace(
         worst,
         image=torch.cat([part.image for part in parts], dim=-n_axes - 1),
         solution=_solution([part.solution for part in parts], n_axes),
         settings=replace(resolution.settings, lam=first.settings.lam),
         reasons=replace(first.reasons, lam=lam),
-        choice=_choice([part.choice for part in parts]),
+        choice=first.choice if len(set(methods)) == 1 else Choice("auto", f"channels differ: {', '.join(methods)}"),
         residual=_residual([part.residual for part in parts]),
-        border=tuple(_band(bands) for bands in zip(*(part.border for part in parts), strict=True)),
+        border=tuple(
+            replace(bands[0], residual_rms=math.hypot(*(band.residual_rms for band in bands)) / math.sqrt(len(bands)))
+            for bands in zip(*(part.border for part in parts), strict=True)
+        ),
         spectrum=max((part.spectrum for part in parts), key=lambda spectrum: spectrum.condition),
         well_posedness=min(assessed, key=lambda found: order[found.is_well_posed]) if assessed else None,
         lambda_choice=doubtful.lambda_choice,
@@ -76,13 +80,6 @@ def _solution(parts: Sequence[Solution], n_axes: int) -> Solution:
     )
 
 
-def _choice(parts: Sequence[Choice]) -> Choice:
-    methods = [part.method for part in parts]
-    if len(set(methods)) == 1:
-        return parts[0]
-    return Choice("auto", f"channels differ: {', '.join(methods)}")
-
-
 def _residual(parts: Sequence[ResidualSummary]) -> ResidualSummary:
     """Pool residuals of equally many samples."""
     absolute = math.hypot(*(part.absolute for part in parts))
@@ -93,11 +90,6 @@ def _residual(parts: Sequence[ResidualSummary]) -> ResidualSummary:
         root_mean_square=math.hypot(*(part.root_mean_square for part in parts)) / math.sqrt(len(parts)),
         per_channel=tuple(value for part in parts for value in part.per_channel),
     )
-
-
-def _band(bands: Sequence[BorderBand]) -> BorderBand:
-    pooled = math.hypot(*(band.residual_rms for band in bands)) / math.sqrt(len(bands))
-    return replace(bands[0], residual_rms=pooled)
 
 
 def _predicted(parts: Sequence[Reconstruction], n_axes: int) -> PredictedError | None:

@@ -239,7 +239,11 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
             sentences = [(n, doubt.sentence) for n, doubt in of_channels if doubt.reason is reason]
             found += [Doubt(reason, sentence) for sentence in trust.name_channels(sentences, len(channels))]
     else:
-        found += [*_doubt_lambda(result), *_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
+        choice = result.lambda_choice
+        # If the estimate explains the data up to rounding, any λ will do.
+        if choice is not None and choice.failure is not None and result.residual.relative > trust.ROUNDING:
+            found.append(Doubt(DoubtReason.LAMBDA, choice.failure))
+        found += [*_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
     if result.kernel_doubt is not None:
         found.append(Doubt(DoubtReason.KERNEL, result.kernel_doubt))
     # What is written may have another range than the data of a channel had.
@@ -256,14 +260,6 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
             if doubt.reason not in known
         ]
     return found or _doubt_error(result)
-
-
-def _doubt_lambda(result: Reconstruction) -> list[Doubt]:
-    """Doubt a λ if the rule found no minimum, unless the estimate explains the data up to rounding."""
-    choice = result.lambda_choice
-    if choice is None or choice.failure is None or result.residual.relative <= trust.ROUNDING:
-        return []
-    return [Doubt(DoubtReason.LAMBDA, choice.failure)]
 
 
 def _doubt_layer(result: Reconstruction) -> list[Doubt]:

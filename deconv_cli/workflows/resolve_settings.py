@@ -270,8 +270,11 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     is_per_channel = kernel.is_per_channel or is_stacked
     has_lambda = settings.has_lambda and not is_photograph
     lam, lambda_reason = _lambda(settings, defaults) if has_lambda else (1.0, "of no use")
-    if has_lambda and not isinstance(lam, str):
-        check_noise_is_used(settings, f"λ is {format_lambda(lam)} here ({lambda_reason})")
+    if has_lambda and not isinstance(lam, str) and settings.noise_sigma is not None and not settings.predict:
+        raise UsageError(
+            f"noise_sigma helps to choose λ or to predict the error, but λ is {format_lambda(lam)} here "
+            f"({lambda_reason}) and predict is not set; leave it out, or choose λ auto."
+        )
     lams = lam if isinstance(lam, tuple) else ()
     if lams and not (kernel.shared or is_per_channel):
         raise UsageError(
@@ -351,12 +354,3 @@ def _lambda(settings: ReconstructionSettings, defaults: _Defaults) -> tuple[floa
     if settings.lam in (None, "auto"):
         return "auto", "chosen from the data"
     return settings.lam, GIVEN
-
-
-def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
-    """Refuse, by `UsageError`, a size of the noise that is not used; `what` says why it chooses no λ."""
-    if settings.noise_sigma is not None and not settings.predict:
-        raise UsageError(
-            f"noise_sigma helps to choose λ or to predict the error, but {what} and predict is not set; leave "
-            "it out, or choose λ auto."
-        )
