@@ -79,15 +79,9 @@ class StridedCorrelation(LinearOperator):
 class LayerConvolution(Convolution):
     """`torch.nn.Conv1d`, `Conv2d`, `Conv3d` or their transposed counterparts, under any boundary.
 
-    It takes `(*batch, C_in, *image_size)` to `(*batch, C_out, *output_size)`.
-
-    Args:
-        kernel: taps of shape `(C_out, C_in / groups, *k)`, or `(C_in, C_out / groups, *k)` of a transposed layer.
-        image_size: pixels of the image along each axis.
-        options: stride, dilation, groups, and whether it is transposed.
-        padding: `same`, `valid`, `full`, a whole number, one for each axis, or `Pads`; a transposed layer cuts it off
-            its output.
-        boundary: the rule for pixels outside the image, or its name; zeros for a transposed layer.
+    It takes `(*batch, C_in, *image_size)` to `(*batch, C_out, *output_size)`. The kernel has the shape `(C_out, C_in /
+    groups, *k)`, or `(C_in, C_out / groups, *k)` for a transposed layer, which cuts the padding off its output and has
+    zeros outside.
 
     Raises:
         ShapeError: the kernel does not fit the image or the groups, or reaches too far outside the image.

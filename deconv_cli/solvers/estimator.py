@@ -31,12 +31,10 @@ ORDINARY = (1e-8, 1e8)
 
 
 class Estimator(ABC):
-    """A map from outputs of a convolution back to images: built once, applied to many outputs.
+    """A map from outputs of a convolution back to images of one size: built once, applied to many outputs.
 
-    Args:
-        kernel: canonical kernel, in the dtype and on the device of the arithmetic.
-        image_size: size of the images to estimate.
-        settings: how to invert.
+    The kernel is canonical, in the dtype and on the device of the arithmetic. One that does not fit the size, or
+    reaches too far outside it, is a `ShapeError`.
 
     Attributes:
         geometry: the sizes.
@@ -46,9 +44,6 @@ class Estimator(ABC):
         tolerance: the certificate at which an iteration stops.
         lam: λ of the penalty λσ²max‖Lx‖²; `None` without such a penalty.
         penalty: which L; `None` without one.
-
-    Raises:
-        ShapeError: the kernel does not fit the size, or reaches too far outside it.
     """
 
     choice: Choice
@@ -208,8 +203,6 @@ class Prior(ABC):
     ) -> Estimator:
         """Build the estimator; `estimate` is the number that `needs` names, `None` if the data do not show it.
 
-        Raises:
-            ShapeError: the kernel does not fit the size.
-            UsageError: settings that the prior cannot follow.
-            TooLargeError: it does not fit the memory.
+        A kernel that does not fit the size is a `ShapeError`, settings that the prior cannot follow are a `UsageError`,
+        and a lack of memory is a `TooLargeError`.
         """

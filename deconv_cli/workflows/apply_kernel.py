@@ -273,14 +273,10 @@ class Noise:
         return noise
 
     def kernel_for(self, kernel: Taps, n_axes: int) -> tuple[Taps, tuple[str, ...]]:
-        """Return the kernel to blur by before the noise is added: counts need one without negative taps.
+        """Return the kernel to blur by before the noise is added, and a note: counts need one without negative taps.
 
-        Args:
-            kernel: taps `(*, *k)`, or those of a field.
-            n_axes: axes of space, `k`.
-
-        Returns:
-            The kernel, or the nearest one without negative taps if those are small, and a note about it.
+        Small negative taps of a kernel `(*, *k)`, or of a field, with `n_axes` axes of space are replaced by the
+        nearest kernel without them.
         """
         taps = kernel.taps if isinstance(kernel, KernelField) else kernel
         share = negative_share(taps, n_axes) if self.kind is NoiseKind.POISSON else 0.0

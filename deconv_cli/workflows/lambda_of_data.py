@@ -77,16 +77,10 @@ def choose_lambda_of_data(
 ) -> LambdaChoice:
     """Choose λ, by the rule of the settings, whose noise is a model.
 
-    Args:
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision; detached.
-        kernel: what made them.
-        settings: the resolved settings.
-        least_sigma: lower bound of the noise estimate, such as the rounding noise.
-        is_clipped: which samples are only lower bounds, of the shape of `y`.
-        is_noise_even: the noise is as large in dark places as in bright ones.
-
-    Raises:
-        UsageError: the kernel is larger than the data along every axis, or that of a layer with a stride.
+    The data `(*batch, C_out, *size)` have no bias and no graph; `is_clipped` marks samples that are only lower bounds,
+    and `least_sigma` bounds an estimate of the noise, as rounding does. The noise is even if it is as large in dark
+    places as in bright ones. A kernel that is larger than the data along every axis, or that of a layer with a stride,
+    is a `UsageError`.
     """
     if kernel.field is not None:
         choose = partial(choose_lambda_of_data, least_sigma=least_sigma, is_noise_even=is_noise_even)
