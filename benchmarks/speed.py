@@ -281,7 +281,7 @@ WORKLOADS: dict[str, Callable[[bool], Work]] = {
     "jpeg-640": _jpeg((430, 640), [], 0.9),
     "jpeg-640-saturated": _jpeg((430, 640), [], 1.6),
     "tv-2048": _variation,
-    "nonnegative-3d": _stack(prior="nonnegative"),
+    "nonnegative-3d": _stack(nonnegative=True),
     "richardson-lucy-3d": _stack(method="richardson-lucy"),
     "circular-build": _layer("circular", 1.3, is_built=True),
     "layer-build": _layer("zero", 2, is_built=True),

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from deconv_cli.kernels.bead_psf import BeadPsf, psf_from_beads
     from deconv_cli.kernels.blind.blur_map import map_blur
     from deconv_cli.kernels.blind.blurred_picture import align_kernel, estimate_free_kernel, estimate_kernel
+    from deconv_cli.kernels.fit_kernel import KernelFit, fit_kernel
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.kernels.microscope import Microscope, microscope_psf
@@ -77,7 +78,6 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.solve import solve
     from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.apply_kernel import forward, forward_taps
-    from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.progress_listener import ProgressListener
     from deconv_cli.workflows.reconstruction import Reconstruction
@@ -201,7 +201,7 @@ _NAMES = {
     "kernels.blind.blurred_picture": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
     "kernels.blind.blur_map": ("map_blur",),
     "chains.chain_inversion": ("ChainInversion", "invert_chain"),
-    "workflows.fit_kernel": ("KernelFit", "fit_kernel"),
+    "kernels.fit_kernel": ("KernelFit", "fit_kernel"),
     "workflows.library": ("invert", "pseudo_inverse"),
     "workflows.progress_listener": ("ProgressListener",),
     "workflows.reconstruction": ("Reconstruction",),

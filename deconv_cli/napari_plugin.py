@@ -25,13 +25,13 @@ PRIORS: dict[str, tuple[dict[str, Any], str, str]] = {
     "chosen for the image": ({}, "", ""),
     "photograph": ({"prior": "photo"}, "strength", "Strength (1 is usual)"),
     "small differences": ({"prior": "quadratic"}, "lam", "λ"),
-    "small differences, nothing below zero": ({"prior": "nonnegative"}, "lam", "λ"),
+    "small differences, nothing below zero": ({"nonnegative": True}, "lam", "λ"),
     "flat regions, sharp edges": ({"prior": "tv"}, "weight", "Weight"),
-    "counts of light (Richardson–Lucy)": ({"prior": "richardson-lucy"}, "iterations", "Iterations"),
+    "counts of light (Richardson–Lucy)": ({"method": "richardson-lucy"}, "iterations", "Iterations"),
 }
 """What is known of the scene: the settings, the setting of its strength, and how that is labeled."""
-PREDICTED = ("quadratic", "photo")
-"""Priors under which the error is predicted."""
+PREDICTED: tuple[dict[str, Any], ...] = ({}, {"prior": "quadratic"}, {"prior": "photo"})
+"""Settings under which the error is predicted."""
 ERROR, TRUST, NEITHER = "the expected error", "where to trust it", "nothing"
 WHITES = {"uint8": 255.0, "uint16": 65535.0}
 WIDER = {"bool": "uint8", "uint16": "int32", "uint32": "int64", "float16": "float32"}
@@ -259,7 +259,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
                 settings[name] = int(text) if name == "iterations" else float(text)
             except ValueError:
                 raise UsageError(f"{label} must be a number, but is '{text}'.") from None
-        predicts = self.error.value != NEITHER and settings.get("prior", "photo") in PREDICTED
+        predicts = self.error.value != NEITHER and PRIORS[self.prior.value][0] in PREDICTED
         return settings | {"predict": predicts}
 
     def _kernel(self, *, is_compact: bool) -> MakeKernel:
@@ -291,7 +291,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
             if layer is None:
                 raise UsageError("there is no image layer; open an image first.")
             settings = self._settings()
-            kernel = self._kernel(is_compact=settings.get("prior") != "richardson-lucy")
+            kernel = self._kernel(is_compact=settings.get("method") != "richardson-lucy")
         except DeconvError as error:
             self.status.value = str(error)
             return

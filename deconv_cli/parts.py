@@ -141,6 +141,8 @@ PRIORS: Registry[Any] = Registry(
     },
 )
 """Objectives other than a quadratic one, each with the solver that minimizes it."""
+OWN_SETTINGS = {"nonnegative": "nonnegative=True", "richardson-lucy": 'method="richardson-lucy"'}
+"""Objectives that are no value of the setting `prior`, and the settings that ask for them."""
 
 KERNEL_SOURCES: Registry[Any] = Registry(
     "kernel source",
@@ -164,10 +166,10 @@ TAPS: Registry[Any] = Registry(
 LOSSES: Registry[Any] = Registry(
     "loss",
     {
-        "squared": "deconv_cli.kernels.loss_functions:squared",
-        "l1": "deconv_cli.kernels.loss_functions:l1",
-        "huber": "deconv_cli.kernels.loss_functions:huber",
-        "poisson": "deconv_cli.kernels.loss_functions:poisson",
+        "squared": "deconv_cli.kernels.loss_fit:squared",
+        "l1": "deconv_cli.kernels.loss_fit:l1",
+        "huber": "deconv_cli.kernels.loss_fit:huber",
+        "poisson": "deconv_cli.kernels.loss_fit:poisson",
     },
 )
 """Functions that the fit of a kernel to pairs minimizes."""
@@ -203,5 +205,5 @@ def method_names() -> tuple[str, ...]:
 
 
 def prior_names() -> tuple[str, ...]:
-    """List what a prior may be called."""
-    return ("quadratic", *PRIORS)
+    """List what a prior may be called; two objectives have settings of their own instead."""
+    return ("quadratic", *(name for name in PRIORS if name not in OWN_SETTINGS))

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import PLAIN, TRANSPOSED, LayerOptions, PerAxis
 from deconv_cli.noise_model import NoiseModel
-from deconv_cli.parts import BOUNDARIES, PENALTIES, ShownInNotebook, method_names, prior_names
+from deconv_cli.parts import BOUNDARIES, OWN_SETTINGS, PENALTIES, ShownInNotebook, method_names, prior_names
 from deconv_cli.vocabulary import (
     MAX_SEED,
     ArithmeticDType,
@@ -76,7 +76,7 @@ class ReconstructionSettings(ShownInNotebook):
         penalty: the operator L; `None` means `gradient` for a picture, if the kernel allows it, and else `identity`.
         spacing: distances of neighboring pixels along each axis of space, in any unit: differences in the penalty and
             in the total variation are divided by them, the smallest being 1. `None` means equal distances.
-        nonnegative: no pixel of the estimate is below zero; the same as prior `nonnegative`.
+        nonnegative: no pixel of the estimate is below zero.
         prior: `quadratic` for the penalty above, or another objective; `auto` means `photo` for 8-bit pictures with a
             tone curve, unless a setting of the quadratic prior such as `lam` is given, and else `quadratic`.
         weight: of the total variation or of another prior, in units of the samples; `auto` or `None` follows the noise.
@@ -246,6 +246,8 @@ class ReconstructionSettings(ShownInNotebook):
         if self.dtype is not None:
             word = str(self.dtype).removeprefix("torch.")
             self._set("dtype", parse_word(ArithmeticDType, word, "dtype"))
+        if (instead := OWN_SETTINGS.get(str(self.prior))) is not None:
+            raise UsageError(f"prior={self.prior} does not exist; use {instead} instead.")
         self._set("prior", check_name((*left_open, *prior_names()), self.prior, "prior"))
         self._set("method", check_name(method_names(), self.method, "method"))
         if self.padding is not None:
@@ -332,12 +334,12 @@ class ReconstructionSettings(ShownInNotebook):
                 'iterations is for method="richardson-lucy" without gain, or for prior="tv"; use one of them, or '
                 "leave iterations out."
             )
-        if is_rl and (self.nonnegative or self.prior not in ("auto", "quadratic", "richardson-lucy")):
+        if is_rl and (self.nonnegative or self.prior not in ("auto", "quadratic")):
             what = (
                 "nonnegative=True, which always holds for its estimates," if self.nonnegative else f"prior={self.prior}"
             )
             raise UsageError(f"method richardson-lucy takes no prior, but {what} was given; leave it out.")
-        if self.nonnegative and self.prior not in ("auto", "quadratic", "nonnegative"):
+        if self.nonnegative and self.prior not in ("auto", "quadratic"):
             raise UsageError(f"prior={self.prior} and nonnegative=True do not go together; leave one of them out.")
         if self.noise_sigma is not None and (objective == "richardson-lucy" or isinstance(self.weight, float)):
             raise UsageError(

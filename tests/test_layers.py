@@ -32,7 +32,7 @@ ALLOWED = {
     "settings": {"errors", "vocabulary", "parts", "noise_model", "layer_options"},
     "operators": BELOW_OPERATORS,
     "regularizers": BELOW_OPERATORS | {"operators"},
-    "kernels": BELOW_OPERATORS | {"operators", "tone_curve"},
+    "kernels": BELOW_OPERATORS | {"operators", "regularizers", "tone_curve", "gradients"},
     "solvers": BELOW_SOLVERS,
     "diagnostics": BELOW_SOLVERS | {"solvers"},
     "gradients": {"errors", "vocabulary", "parts"},
@@ -343,7 +343,7 @@ def long_signatures(folder: Path) -> list[str]:
             arguments = node.args
             names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
             n_parameters = len([name for name in names if name not in ("self", "cls")])
-            is_entry = module.layer == "workflows" and node.name in ENTRY_POINTS
+            is_entry = module.layer in ("workflows", "kernels") and node.name in ENTRY_POINTS
             is_free = module.layer == "commands" or is_entry or (module.name in LAYERS and node.name == "__init__")
             if n_parameters > MAX_PARAMETERS and not is_free:
                 found.append(f"{module.place}:{node.lineno}: {node.name} takes {n_parameters} parameters.")

@@ -43,7 +43,6 @@ ACCEPTED = [
     {"penalty": "gradient", "spacing": (2.0, 1.0), "lam": 1e-2},
     {"prior": "tv", "weight": 0.05, "spacing": (1.0, 3.0)},
     {"nonnegative": True, "lam": 1e-2},
-    {"prior": "nonnegative", "lam": 1e-2},
     {"prior": "tv", "weight": 0.05},
     {"prior": "tv", "weight": "auto", "noise_sigma": 0.1},
     {"prior": "tv", "weight": 0.05, "iterations": 4},

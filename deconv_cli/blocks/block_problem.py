@@ -23,10 +23,9 @@ from deconv_cli.operators.geometry import Geometry, resolve_padding
 from deconv_cli.parts import BOUNDARIES, PRIORS
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
-from deconv_cli.solvers.choice import choose_method, find_solver
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solver import Cost
+from deconv_cli.solvers.solver import Cost, choose_method, find_solver
 from deconv_cli.tone_curve import WHITES
 from deconv_cli.vocabulary import Size, format_memory
 from deconv_cli.workflows.arithmetic import pick_dtype

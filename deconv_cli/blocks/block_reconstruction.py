@@ -13,7 +13,7 @@ from deconv_cli.blocks.block_problem import advise_whole
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.halo_depth import SEAM_TOLERANCE
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import GIVEN
+from deconv_cli.solvers.solver import GIVEN
 from deconv_cli.vocabulary import format_padding
 from deconv_cli.workflows.trust import UNTRUSTED, describe_prior
 

@@ -160,9 +160,9 @@ class _Reader:
         }
 
     def _describe_kernel(self, path: Path, entry: Entry) -> dict[str, Any]:
+        from deconv_cli.diagnostics.well_posedness import inspect_kernel
         from deconv_cli.models.kernel_files import read_kernel
         from deconv_cli.report.reconstruction_record import describe_kernel_properties
-        from deconv_cli.workflows.inspection import inspect_kernel
 
         read = read_kernel(
             path,

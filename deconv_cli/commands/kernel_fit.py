@@ -30,7 +30,7 @@ from deconv_cli.vocabulary import counted, format_percent, format_size, parse_nu
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deconv_cli.workflows.fit_kernel import KernelFit
+    from deconv_cli.kernels.fit_kernel import KernelFit
 
 EXAMPLE = (
     "Example: deconv kernel fit sample_images/camera.png sample_images/camera_blurred.png --size 19,19 -o fitted.npy"
@@ -118,7 +118,7 @@ def fit(
     ] = "squared",
 ) -> None:
     """Fit the kernel that blurred sharp pictures, with an error bar for every tap."""
-    from deconv_cli.workflows.fit_kernel import fit_kernel
+    from deconv_cli.kernels.fit_kernel import fit_kernel
 
     named, taps_size = _list_pairs(pairs), parse_size(size)
     n_axes, choices = len(taps_size), options.choices()

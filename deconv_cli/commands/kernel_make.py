@@ -65,8 +65,7 @@ def make(
     output: OutputFile = None,
 ) -> None:
     """Make a kernel of sum 1 from a formula."""
-    from deconv_cli.kernels.sources.formula import make_kernel, read_formula
-    from deconv_cli.kernels.sources.kernel_source import transform_error
+    from deconv_cli.kernels.sources.formula import make_kernel, read_formula, transform_error
 
     check_kernel_output(output, Path.cwd(), force=printed.force, is_picture=not signal)
     dimensions = 1 if signal else None

@@ -130,7 +130,7 @@ class Work(ABC):
 
     def memory(self) -> int:
         """Return the memory in bytes that all inputs in work may take together: half of the free memory."""
-        from deconv_cli.solvers.solver import free_memory
+        from deconv_cli.operators.synchronize import free_memory
 
         return free_memory(self.place) // 2
 

@@ -20,10 +20,10 @@ from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.diagnostics.periodic_extension import affordable_window, lambda_of_size
 from deconv_cli.diagnostics.predicted_error import ErrorBand, ErrorProfile, PredictedError, smoothed_energy
-from deconv_cli.diagnostics.probing import roomy_torus
 from deconv_cli.diagnostics.residual import EdgeBands
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, space_axes, squared_gradient
+from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Size
@@ -137,11 +137,10 @@ class ErrorPredictor:
         _, *size = operator.input_shape
         # An image on a torus has no seam; any other is cropped from a larger one.
         is_periodic = operator.boundary.is_periodic
-        torus = tuple(size) if is_periodic else roomy_torus(tuple(size))
+        torus = tuple(n if is_periodic else next_fast_size(n + n // 4) for n in size)
         images = model.draw(self.n_probes, torus, self.seed, self._probed.kernel.taps.dtype)
         seen = without_lost(images, model, self._probed.kernel.taps) if model.is_lossy else images
-        mean = estimate.mean() if model.mean is None else model.mean.reshape(-1, *[1] * len(size))
-        cut, kept = (crop(drawn, (0,) * len(size), tuple(size)) + mean for drawn in (images, seen))
+        cut, kept = (crop(drawn, (0,) * len(size), tuple(size)) + estimate.mean() for drawn in (images, seen))
         return cut, kept
 
     def _restored(self, outputs: Tensor) -> Tensor:
@@ -161,11 +160,8 @@ def without_lost(images: Tensor, model: ImageModel, taps: Tensor) -> Tensor:
 def _with_smaller_frame(inverse: PseudoInverse, depth: int) -> PseudoInverse:
     """Build the same inverse for a smaller frame, if one is much smaller.
 
-    Its pixels have the errors of those of the large frame at the same distance from the edge. The inverse of a layer
-    stays as it is, since its errors differ from phase to phase.
+    Its pixels have the errors of those of the large frame at the same distance from the edge.
     """
-    if inverse.operator.is_layer:
-        return inverse
     size, least = inverse.geometry.image_size, 2 * depth + _LEAST_INSIDE
     if inverse.penalty == "identity" and min(size) < least:
         return inverse  # it suppresses long waves, of which a shorter thin frame has fewer

@@ -58,26 +58,12 @@ class ImageModel:
         channels: a matrix G with C = GGᵀ, shape `(C_in, C_in)`.
         sigma: standard deviation of the noise, in units of the samples.
         noise: the kind of noise.
-        mean: of each channel, shape `(C_in,)`; `None` if that of the estimate is that of the image.
     """
 
     coefficients: Tensor
     channels: Tensor
     sigma: float
     noise: NoiseModel = WHITE
-    mean: Tensor | None = None
-
-    @classmethod
-    def isotropic(cls, exponent: float, channels: Tensor, size: Size) -> ImageModel:
-        """Make an isotropic model without noise, with amplitudes 1 / θᵖ, the factor G, and pixels of unit variance.
-
-        The variance is the mean over images of `size`.
-        """
-        coefficients = channels.new_zeros(_basis((2,) * len(size), channels).shape[1])
-        coefficients[-1] = -exponent
-        power = cls(coefficients, channels, 0.0).power(size)
-        coefficients[0] = -math.log(synchronize.as_number(power.mean()))
-        return cls(coefficients, channels, 0.0)
 
     @property
     def exponent(self) -> float:
@@ -129,7 +115,7 @@ def fit_image_model(
     units of the samples, if it is known; if not, it is at least `least_sigma`.
     """
     kernel = extension.kernel
-    channels = common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1], kernel.n_axes)
+    channels = _common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1], kernel.n_axes)
     data = extension.continued(y, lam)
     components = _Components.of(data, channels, lam)
     share = data.observed_share  # the noise is only there
@@ -265,7 +251,7 @@ def _fit_to_what_is_left(
     return coefficients
 
 
-def common_factor(estimate: Tensor, n_channels: int, n_axes: int) -> Tensor:
+def _common_factor(estimate: Tensor, n_channels: int, n_axes: int) -> Tensor:
     """Find G with GGᵀ the covariance of the gradients of the channels, of trace C_in."""
     images = to_float64(estimate)
     if n_channels == 1:

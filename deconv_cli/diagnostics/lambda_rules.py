@@ -210,21 +210,20 @@ class LambdaCurve:
         return not self.lams[0] * 1.001 < self.chosen < self.lams[-1] / 1.001
 
 
-def choose_by_rule(rule: LambdaRule, data: SpectralData | PowerByGain, sigma: float) -> LambdaCurve:
-    """Choose λ by one rule from power by frequency, or by gain, which `whiteness` cannot use.
+def choose_by_rule(rule: LambdaRule, data: SpectralData, sigma: float) -> LambdaCurve:
+    """Choose λ by one rule from power by frequency.
 
     Only `upre` and `discrepancy` use the standard deviation of the noise, in the units of the samples.
     """
     n = round(math.log10(LARGEST / SMALLEST) * _PER_DECADE) + 1
     lams = [10.0 ** (math.log10(SMALLEST) + k / _PER_DECADE) for k in range(n)]
-    by_gain = data.by_gain if isinstance(data, SpectralData) else data
+    by_gain = data.by_gain
     # The continued part has no noise, and nearly no residual.
     sigma = sigma * by_gain.observed_share**0.5
 
     def criteria(lams: list[float]) -> list[float]:
         column = by_gain.ratio.new_tensor(lams)[:, None]  # a row for each λ, beside the gains
         if rule is LambdaRule.WHITENESS:
-            assert isinstance(data, SpectralData)
             return synchronize.as_numbers(_whiteness(data, column))
         return synchronize.as_numbers(_CRITERIA[rule](by_gain, column, sigma))
 
@@ -281,18 +280,9 @@ def _ml(data: PowerByGain, lam: Tensor, _sigma: float) -> Tensor:
     is_penalized = torch.isfinite(data.count_ratio)
     n = data.n_data - synchronize.as_number((data.count * ~is_penalized).sum())
     explained = torch.where(is_penalized, 1 + data.count_ratio / lam, 1.0)
-    return 0.5 * (likeliest_noise(data, lam).square().log() + (data.count * explained.log()).sum(dim=-1) / n)
-
-
-def likeliest_noise(data: PowerByGain, lam: Tensor | float) -> Tensor:
-    """Compute the standard deviation of the noise that makes the data likeliest for images of the prior exp(−λ‖Lx‖²).
-
-    It is in the units of the samples.
-    """
-    is_penalized = torch.isfinite(data.ratio)
-    n = data.n_data - synchronize.as_number((data.count * ~torch.isfinite(data.count_ratio)).sum())
-    quadratic = torch.where(is_penalized, data.power / (1 + data.ratio / lam), 0.0).sum(dim=-1) + data.outside
-    return (quadratic / n).sqrt()
+    noise = torch.where(torch.isfinite(data.ratio), data.power / (1 + data.ratio / lam), 0.0).sum(dim=-1)
+    likeliest = (noise + data.outside) / n
+    return 0.5 * (likeliest.log() + (data.count * explained.log()).sum(dim=-1) / n)
 
 
 def _upre(data: PowerByGain, lam: Tensor, sigma: float) -> Tensor:

@@ -21,13 +21,13 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.choice import build_inverse, choose_method
 from deconv_cli.solvers.clipped import solve_clipped
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iterative import TorusPreconditioner
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
+from deconv_cli.solvers.solver import build_inverse, choose_method
 from deconv_cli.vocabulary import Size
 
 MAX_SIDE = 768

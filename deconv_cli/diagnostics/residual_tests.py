@@ -166,15 +166,9 @@ def check_residual(
     everywhere, or so large that everything is smoothed alike. A kernel that removes less, or is the true one turned by
     half a circle, leaves no trace in any residual.
 
-    Args:
-        residual: y − Ax̂.
-        data: y.
-        bands: modes of the kernel on the torus of the data, and the filter that made the estimate.
-        kernel_size: taps along each axis of space.
-        border: `border_profile` of the residual, if it is known.
-        noise: the kind of noise, and its size if it is known.
-        least_noise: a residual up to this size does not show a wrong kernel: lossy compression leaves colored noise.
-        is_boundary_free: nothing was assumed about the outside, so the boundary cannot be wrong.
+    The border profile of the residual is computed if it is not given. A residual up to the size `least_noise` does not
+    show a wrong kernel: lossy compression leaves colored noise. If `is_boundary_free`, nothing was assumed about the
+    outside, so the boundary cannot be wrong.
     """
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
     interior_rms, by_mode = _rms(_inside(residual, kernel_size)), noise_by_mode(noise, bands.modes)

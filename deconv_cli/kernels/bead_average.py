@@ -121,19 +121,13 @@ def fit_beads(
     """Fit the light around a bead to all of an image at once, so that beads may lie within each other's tails.
 
     The image `(*n)` without its background is `Σ a·T(x − s)`, linear in `T`: least squares by conjugate gradients
-    (Björck, Numerical methods for least squares problems, 1996, algorithm 7.4.1). Outside of the window `T` is smooth,
-    and takes up little noise.
+    (Björck, Numerical methods for least squares problems, 1996, algorithm 7.4.1), for beads of heights a `(n_beads,)`
+    at the places s `(n_beads, n_axes)`, by parts of a sample. The weights `(*n)` are 0 for samples that are not looked
+    at. Outside of the window of `start` `T` is smooth, and takes up little noise; tails are found there, so that no
+    bead counts as a tail.
 
-    Args:
-        image: without its background, shape `(*n)`.
-        places: of the beads, by parts of a sample, shape `(n_beads, n_axes)`.
-        heights: of the beads, shape `(n_beads,)`.
-        weights: 1 for samples that are explained, 0 for those that are not looked at, shape `(*n)`.
-        size: of the template, odd.
-        start: the template within a window; tails are found outside of it, so that no bead counts as a tail.
-
-    Returns:
-        The template, its center on the middle sample, and the standard deviation of its samples, `inf` if unseen.
+    Gives the template, of an odd `size`, its center on the middle sample, and the standard deviation of its samples,
+    `inf` if unseen.
     """
     axes = space_axes(image.ndim)
     wide = tuple(next_fast_size(n + k - 1) for n, k in zip(image.shape, size, strict=True))

@@ -329,10 +329,8 @@ def count_axes(kernel: Tensor, dimensions: int | None = None) -> int:
     """Count the axes of space that a kernel of shape `(*k)`, `(C, *k)` or `(C_out, C_in, *k)` spans.
 
     A kernel with fewer axes than the `dimensions` of the images spans the last of them. With `None`, one axis means a
-    signal, five axes a layer of three dimensions, and two to four axes pictures.
-
-    Raises:
-        ShapeError: the number of axes fits no kernel.
+    signal, five axes a layer of three dimensions, and two to four axes pictures. Another number of axes is a
+    `ShapeError`.
     """
     n_axes = AXES_BY_SHAPE.get(kernel.ndim) if dimensions is None else min(dimensions, kernel.ndim)
     if not n_axes or kernel.ndim > n_axes + 2:

@@ -1,6 +1,6 @@
 """The nearest kernel without negative taps, for methods that count light.
 
-Formulas with sharp edges (`kernels/sources/kernel_source.py`) and kernels that were fitted under noise have small
+Formulas with sharp edges (`kernels/sources/formula.py`) and kernels that were fitted under noise have small
 negative taps. Where none may be, among kernels of the same sum the one is taken that changes the blur of pictures the
 least, in the mean square over pictures of power 1/f² (Field, Relations between the statistics of natural images and the
 response properties of cortical cells, Journal of the Optical Society of America A 4, 1987).

@@ -43,10 +43,8 @@ class Pair:
     def of(cls, sharp: Tensor, blurred: Tensor, size: Size, boundary: BoundaryRule) -> Pair:
         """Lay out a pair of `(C_in, *size)` and `(C_out, *output size)`; its padding follows from the sizes.
 
-        Under boundary `unknown` only outputs count that do not depend on pixels outside of the sharp image.
-
-        Raises:
-            ShapeError: neither padding `same`, nor `valid`, nor `full` leads from one size to the other.
+        Under boundary `unknown` only outputs count that do not depend on pixels outside of the sharp image. Sizes that
+        neither padding `same`, nor `valid`, nor `full` relates are a `ShapeError`.
         """
         n_axes = len(size)
         sizes = tuple(sharp.shape[-n_axes:]), tuple(blurred.shape[-n_axes:])
@@ -195,15 +193,10 @@ def solve_ridge(
     """Solve for the taps, with an error bar for every tap.
 
     The prior of the taps is Gaussian with the precision λLᵀL/σ²; the noise is white with the standard deviation σ. λ
-    and σ are the values that make the data most likely (MacKay, Bayesian interpolation, Neural Computation 4, 1992,
-    section 4). The error bars are the standard deviations of the taps given the data. In coordinates in which both
-    quadratic forms are diagonal, all of these are sums over taps.
-
-    Args:
-        equations: of the data.
-        penalty: LᵀL, positive definite, shape `(N, N)`.
-        look: computes the misfit of taps directly from the data, so that squaring loses no digits.
-        lam: λ; `None` chooses it by the evidence.
+    and σ are the values that make the data most likely, unless λ is given (MacKay, Bayesian interpolation, Neural
+    Computation 4, 1992, section 4). The error bars are the standard deviations of the taps given the data. In
+    coordinates in which both quadratic forms are diagonal, all of these are sums over taps. `penalty` is LᵀL, positive
+    definite, `(N, N)`; `look` computes the misfit of taps directly from the data, so that squaring loses no digits.
     """
     root = torch.linalg.cholesky(penalty, upper=True)
     half = torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=True)

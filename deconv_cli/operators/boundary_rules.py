@@ -84,11 +84,7 @@ class BoundaryRule:
 
 
 def as_rule(boundary: str | BoundaryRule) -> BoundaryRule:
-    """Return a boundary rule, given itself or its name.
-
-    Raises:
-        UsageError: no rule has this name.
-    """
+    """Return a boundary rule, given itself or its name; an unknown name is a `UsageError`."""
     if isinstance(boundary, BoundaryRule):
         return boundary
     rule: BoundaryRule = BOUNDARIES[boundary]
@@ -211,11 +207,7 @@ class WrappedBoundary(BoundaryRule):
 
 
 def wrap(rule: BoundaryRule, wraps: tuple[bool, ...]) -> BoundaryRule:
-    """Let images go around along some axes, empty for none, and apply a rule at their ends along the others.
-
-    Raises:
-        UsageError: the rule is mixed already.
-    """
+    """Let images go around along some axes, empty for none, and apply a rule at their ends along the others."""
     if rule.is_mixed:
         raise UsageError("images already repeat along some axes; give the rule for the others.")
     if all(wraps) and wraps:

@@ -208,19 +208,12 @@ def channels_first(blocks: Tensor) -> Tensor:
 
 
 def torus_symbol(kernel: Tensor, torus: Size, origin: Size | None = None) -> Tensor:
-    """Evaluate the symbol of a cross-correlation at the frequencies of `torch.fft.rfftn` on a torus.
+    """Evaluate the symbol of a cross-correlation `(C_out, C_in, *k)` at the frequencies of `rfftn` on a torus.
 
-    For `y[m] = Σ_d K[d] x[m + d − origin]` the symbol is `Σ_d K[d] exp(iθ·(d − origin))`. A kernel larger than the
-    torus wraps around and its taps add up; `torch.fft` with a smaller size would cut them off in silence.
-
-    Args:
-        kernel: real, shape `(C_out, C_in, *k)`.
-        torus: pixels along each axis.
-        origin: the tap that meets the output pixel; by default the first.
-
-    Returns:
-        Complex, shape `(*torus[:-1], torus[-1] // 2 + 1, C_out, C_in)`, in memory as `FrequencyBlocks` multiplies with
-        it: plane by plane for few channels, else block by block.
+    For `y[m] = Σ_d K[d] x[m + d − origin]` the symbol is `Σ_d K[d] exp(iθ·(d − origin))`; the origin is the first tap
+    by default. A kernel larger than the torus wraps around and its taps add up; `torch.fft` with a smaller size would
+    cut them off in silence. The result has the shape `(*torus[:-1], torus[-1] // 2 + 1, C_out, C_in)`, in memory as
+    `FrequencyBlocks` multiplies with it: plane by plane for few channels, else block by block.
     """
     start = (0,) * len(torus) if origin is None else origin
     is_thin = kernel.shape[0] * kernel.shape[1] <= MAX_PAIRS_AS_PLANES

@@ -124,11 +124,7 @@ class Geometry:
         return cls.of_image(image_size, kernel_size, pads)
 
     def check_boundary(self, boundary: BoundaryRule) -> None:
-        """Refuse a boundary that reaches further than the image can supply, as torch does.
-
-        Raises:
-            ShapeError: a mirrored or periodic border is wider than the image allows.
-        """
+        """Refuse, by `ShapeError`, a boundary that reaches further than the image can supply, as torch does."""
         widths = tuple(max(sides) for sides in zip(self.pads.before, self.pads.after, strict=True))
         limits = [boundary.along(axis).reach(n) for axis, n in enumerate(self.image_size)]
         if all(limit is None or width <= limit for width, limit in zip(widths, limits, strict=True)):
@@ -209,12 +205,7 @@ class LayerGeometry(Geometry):
         return tuple(GridAxis(*numbers) for numbers in zip(*values, strict=True))
 
     def check_boundary(self, boundary: BoundaryRule) -> None:
-        """Refuse a boundary that reaches further than the image can supply, or any but zeros for a transposed layer.
-
-        Raises:
-            ShapeError: a mirrored or periodic border is wider than the image allows.
-            UsageError: another boundary than zeros for a transposed convolution.
-        """
+        """Do so, and refuse, by `UsageError`, any boundary but zeros for a transposed layer."""
         if not self.options.transposed:
             super().check_boundary(boundary)
         elif not boundary.is_zero:
@@ -249,12 +240,7 @@ def reach_of(kernel_size: Size, options: LayerOptions) -> Size:
 
 
 def input_sizes(output_size: Size, kernel_size: Size, padding: Padding, options: LayerOptions) -> tuple[range, ...]:
-    """List the possible sizes of an image along each axis for an output of a known size.
-
-    Raises:
-        ShapeError: there is none.
-        UsageError: no such padding is known.
-    """
+    """List the possible sizes of an image along each axis for an output of a known size; none is a `ShapeError`."""
     reach, steps = reach_of(kernel_size, options), options.over_axes(len(kernel_size))
     pads = resolve_padding(padding, reach).total
     found = []

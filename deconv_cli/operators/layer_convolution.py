@@ -89,15 +89,9 @@ class StridedCorrelation(LinearOperator):
 class LayerConvolution(Convolution):
     """`torch.nn.Conv1d`, `Conv2d`, `Conv3d` or their transposed counterparts, under any boundary.
 
-    It takes `(*batch, C_in, *image_size)` to `(*batch, C_out, *output_size)`.
-
-    Args:
-        kernel: taps of shape `(C_out, C_in / groups, *k)`, or `(C_in, C_out / groups, *k)` of a transposed layer.
-        image_size: pixels of the image along each axis.
-        options: stride, dilation, groups, and whether it is transposed.
-        padding: `same`, `valid`, `full`, a whole number, one for each axis, or `Pads`; a transposed layer cuts it off
-            its output.
-        boundary: the rule for pixels outside the image, or its name; zeros for a transposed layer.
+    It takes `(*batch, C_in, *image_size)` to `(*batch, C_out, *output_size)`. The kernel has the shape `(C_out, C_in /
+    groups, *k)`, or `(C_in, C_out / groups, *k)` for a transposed layer, which cuts the padding off its output and has
+    zeros outside.
 
     Raises:
         ShapeError: the kernel does not fit the image or the groups, or reaches too far outside the image.
@@ -227,19 +221,12 @@ class LayerConvolution(Convolution):
             gains = gains.unflatten(-1, (self.kernel.shape[1], -1)).sum(dim=-1)
         return torch.block_diag(*gains)
 
-    def touched(self, *, of_inputs: bool = True) -> Tensor:
-        """Find the pixels that some output depends on, or the outputs that depend on some pixel.
-
-        Returns:
-            By the places of the taps, for all channels alike: booleans, shape `input_shape[1:]` or `output_shape[1:]`.
-        """
+    def touched(self) -> Tensor:
+        """Find the pixels that some output depends on, by the places of the taps: booleans, shape `input_shape[1:]`."""
         found = self.kernel.new_ones((), dtype=torch.bool)
         for at in range(len(self.geometry.kernel_size)):
             along = self._along(at)
-            if of_inputs:
-                seen = along.adjoint(self.kernel.new_ones(along.output_shape))
-            else:
-                seen = along.forward(self.kernel.new_ones(along.input_shape))
+            seen = along.adjoint(self.kernel.new_ones(along.output_shape))
             found = found[..., None] & (seen[0] != 0)
         return found
 

@@ -225,11 +225,7 @@ class Identity(SymmetricOperator):
 
 
 def check_tensor(found: object, role: str) -> None:
-    """Refuse anything but a dense tensor of torch with values; `role` names it in the message.
-
-    Raises:
-        UsageError: it is something else.
-    """
+    """Refuse, by `UsageError`, anything but a dense tensor of torch with values; `role` names it in the message."""
     if not isinstance(found, Tensor):
         what = f"a {type(found).__name__}; torch.as_tensor makes one."
     elif found.layout != torch.strided:
@@ -246,12 +242,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def check_image(image: Tensor, role: str) -> None:
-    """Refuse tensors that are no images; `role` is the name in the message.
-
-    Raises:
-        UsageError: it is no tensor.
-        MalformedInputError: the tensor is complex, or holds NaN or infinite values.
-    """
+    """Refuse anything but a real, finite tensor, by `UsageError` or `MalformedInputError`; `role` names it."""
     check_tensor(image, role)
     if image.is_complex():
         raise MalformedInputError(f"{role} must be real, but is {image.dtype}.")

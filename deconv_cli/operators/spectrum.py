@@ -100,13 +100,8 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
     type, Bulletin of the American Mathematical Society 43, 1937). So the search evaluates blocks of frequencies in
     their middle, and halves those that may hold a larger value.
 
-    Args:
-        taps: shape `(C_out, C_in, *k)`.
-        torus: pixels along each axis.
-
-    Returns:
-        The value and its frequency, coordinates on the half spectrum. If the symbol is so flat that one step would
-        evaluate more than `MAX_FREQUENCIES` (for wide blocks `MAX_BLOCK_OPERATIONS`), the largest value so far.
+    Gives the value and its frequency, coordinates on the half spectrum. If the symbol is so flat that one step would
+    evaluate more than `MAX_FREQUENCIES` (for wide blocks `MAX_BLOCK_OPERATIONS`), that is the largest value so far.
     """
     wide = to_float64(taps.detach())
     if has_one_sign(wide):
@@ -201,13 +196,10 @@ def _tables(taps: Tensor, torus: Size, frequencies: Tensor) -> list[Tensor]:
 
 
 def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
-    """Compute σmax as a differentiable function of the taps, at the frequency where it is attained.
+    """Compute σmax as a differentiable function of the taps of a spectrum, at the frequency where it is attained.
 
-    The derivative of a singular value of K(θ) is Re(uᴴ dK(θ) v), with its singular vectors u and v.
-
-    Args:
-        taps: the taps of `spectrum`, shape `(C_out, C_in, *k)` or as its `arrange` takes them.
-        spectrum: the spectrum from `kernel_spectrum`.
+    The derivative of a singular value of K(θ) is Re(uᴴ dK(θ) v), with its singular vectors u and v. The taps have the
+    shape `(C_out, C_in, *k)`, or one that the spectrum's `arrange` takes.
     """
     wide = to_float64(spectrum.arrange(taps))
     waves = wide

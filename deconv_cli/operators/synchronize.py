@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
+
+from deconv_cli.allocator import kept_bytes
 
 
 def holds_anywhere(mask: Tensor) -> bool:
@@ -80,3 +83,10 @@ def normal_numbers(like: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes are free where the arithmetic runs."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available) + kept_bytes()

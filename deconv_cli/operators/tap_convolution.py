@@ -32,12 +32,9 @@ def name_of(tap: Tap) -> str:
 
 
 def evaluate(tap: Tap, pixels: Tensor, weights: Tensor) -> Tensor:
-    """Compute φ for all pairs of channels: shape `(C_out, C_in, *size)`.
+    """Compute φ for all pairs of channels: shape `(C_out, C_in, *size)`; a tap that fails is a `UsageError`.
 
     The pixels have the shape `(C_in, *size)`, the weights `(C_out, C_in)`.
-
-    Raises:
-        UsageError: the tap fails, or gives no floating-point number for each pair.
     """
     pixels = pixels.expand(weights.shape[0], *pixels.shape)
     shaped = weights.reshape(*weights.shape, *[1] * (pixels.ndim - 2))
@@ -66,11 +63,7 @@ def first_line(error: Exception) -> str:
 
 
 def check_elementwise(tap: Tap, pixels: Tensor, weights: Tensor) -> None:
-    """Refuse a tap that depends on more than one pixel and one weight; shapes as in `evaluate`.
-
-    Raises:
-        UsageError: its value for some pixels changes with the others, or from call to call.
-    """
+    """Refuse, by `UsageError`, a tap that depends on more than one pixel and one weight; shapes as in `evaluate`."""
     whole = evaluate(tap, pixels, weights)
     part = max(1, pixels.shape[-1] // _PROBE_PARTS)
     alone = evaluate(tap, pixels[..., :part], weights)
@@ -86,19 +79,8 @@ def convolve_taps(
 ) -> Tensor:
     """Compute `y[o, m] = Σ φ(x[i, m·stride + d·dilation], kernel[o, i, d])` over all i and d, x with its border.
 
-    NaN and infinite values of the tap are passed on.
-
-    Args:
-        tap: φ.
-        kernel: the weights, shape `(C_out, C_in, *k)`.
-        x: shape `(C_in, *size)`.
-        padding: as torch words it, `same`, `valid`, `full` or whole numbers.
-        boundary: what lies outside the image.
-        stride: steps of the receptive field along each axis, in pixels.
-        dilation: distances of neighboring taps along each axis, in pixels.
-
-    Returns:
-        Shape `(C_out, *output size)`.
+    x has the shape `(C_in, *size)`, the kernel `(C_out, C_in, *k)`, the result `(C_out, *output size)`; stride and
+    dilation are in pixels along each axis. NaN and infinite values of the tap are passed on.
 
     Raises:
         ShapeError: the kernel does not fit the image, or reaches further than the boundary can supply.

@@ -31,11 +31,7 @@ from deconv_cli.vocabulary import Size, shortened
 
 
 def as_places(places: Sequence[float], name: str) -> tuple[float, ...]:
-    """Return the places of a field's rows or columns as plain numbers.
-
-    Raises:
-        UsageError: they are no numbers.
-    """
+    """Return the places of a field's rows or columns as plain numbers; anything else is a `UsageError`."""
     try:
         return tuple(float(place) for place in places)
     except (TypeError, ValueError) as error:

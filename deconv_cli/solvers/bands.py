@@ -183,18 +183,11 @@ def solve_lines(inverse: Tensor, lines: Tensor, *, transposed: bool = False) -> 
 
 
 def coupling(rows: Band, columns: Band, values: Tensor, down: Tensor, across: Tensor, axis: int) -> Tensor:
-    """Compute what a block-circulant operator does from one band, of w' lines, to another, of w lines.
+    """Compute what a block-circulant operator does from a band `columns` of w' lines to a band `rows` of w.
 
-    Args:
-        rows: the band of the result.
-        columns: the band of the argument.
-        values: the operator's blocks, shape `(N1, N2 // 2 + 1, a, b)`.
-        down: a factor for each row of frequencies, shape `(N1, 1)`.
-        across: a factor for each column of frequencies, shape `(N2 // 2 + 1,)`.
-        axis: the axis across the bands.
-
-    Returns:
-        At each frequency along the bands, shape `(frequencies, w·a, w'·b)`.
+    The operator has the blocks `values`, shape `(N1, N2 // 2 + 1, a, b)`, times a factor for each row of frequencies,
+    `down` `(N1, 1)`, and for each column, `across` `(N2 // 2 + 1,)`. The bands lie across `axis`. Gives a matrix at
+    each frequency along them: shape `(frequencies, w·a, w'·b)`.
     """
     length = rows.length
     lags, signs = [], []

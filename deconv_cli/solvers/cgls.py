@@ -64,18 +64,11 @@ def iterate(
     bounds_distance: bool = False,
     ritz: RitzValues | None = None,
 ) -> Solution:
-    """Solve normal equations.
+    """Solve normal equations from a start, by default zero; see `refine_equations`.
 
     A zero start without a preconditioner stays in the range of Aᴴ: for μ = 0 it leads to the solution of least norm.
-
-    Args:
-        equations: the equations.
-        rule: when to stop.
-        start: first estimate, shape `(*batch, *operator.input_shape)`; zero if not given.
-        preconditioner: symmetric positive definite, close to the inverse of AᴴA + μLᴴL.
-        progress: called after every iteration.
-        bounds_distance: also bound, or estimate, the distance to the minimizer, and iterate until it is small.
-        ritz: prior knowledge of the eigenvalues.
+    The preconditioner is symmetric positive definite, and close to the inverse of AᴴA + μLᴴL. With `bounds_distance`
+    the distance to the minimizer is also bounded or estimated, by what `ritz` knows, and iterated until it is small.
     """
     ritz = ritz or RitzValues(preconditioner)
 

@@ -131,12 +131,9 @@ MAX_ENTRIES_AT_ONCE = 2**18
 class ClosedSlab:
     """The approximate inverse of a convolution that is cut to the closed slab across an axis: positive definite.
 
-    Args:
-        symbol: Hermitian and positive definite, `(C, C, *half spectrum)`, real for C = 1.
-        torus: pixels along each axis, at least two axes.
-        axis: the axis that the slab lies across.
-        width: planes of the slab, which ends where the torus does.
-        max_numbers: entries of all matrices together, at most.
+    The slab has `width` planes across `axis` and ends where the torus does, which has two axes or more. The symbol `(C,
+    C, *half spectrum)` is Hermitian and positive definite, real for C = 1. All matrices together have at most
+    `max_numbers` entries.
     """
 
     def __init__(self, symbol: Tensor, torus: Size, axis: int, width: int, max_numbers: int) -> None:

@@ -29,7 +29,7 @@ from deconv_cli.solvers.normal_equations import NormalEquations, refine_equation
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
-from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem
+from deconv_cli.solvers.square_border import SquareBorderSystem
 from deconv_cli.vocabulary import Size
 
 BYTES_PER_NUMBER = 8
@@ -38,6 +38,8 @@ FACTORIZATION_SPEED = 4.0
 # Finding the place of an entry of its matrices takes about as long as this many operations (measured).
 OPERATIONS_PER_PLACE = 60
 N_CALLS = 40
+# Largest relative error of a known image that is found again; above it the factors are given up.
+MAX_PROBE_ERROR = 1e-3
 # Copies of a matrix that are alive while it is written out.
 N_COPIES = 3
 

@@ -20,10 +20,10 @@ from deconv_cli.operators.axes import image_axes
 from deconv_cli.operators.boundary_rules import as_rule, wrap
 from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.operators.spectrum import Spectrum
+from deconv_cli.operators.synchronize import free_memory
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.solution import Progress, Solution
-from deconv_cli.solvers.solver import Cost, free_memory
+from deconv_cli.solvers.solver import Choice, Cost
 from deconv_cli.vocabulary import COUNTED, Size, format_memory, format_size
 
 # Samples between these sizes have squares, and squares of residuals, that float32 can hold.
@@ -31,12 +31,10 @@ ORDINARY = (1e-8, 1e8)
 
 
 class Estimator(ABC):
-    """A map from outputs of a convolution back to images: built once, applied to many outputs.
+    """A map from outputs of a convolution back to images of one size: built once, applied to many outputs.
 
-    Args:
-        kernel: canonical kernel, in the dtype and on the device of the arithmetic.
-        image_size: size of the images to estimate.
-        settings: how to invert.
+    The kernel is canonical, in the dtype and on the device of the arithmetic. One that does not fit the size, or
+    reaches too far outside it, is a `ShapeError`.
 
     Attributes:
         geometry: the sizes.
@@ -46,9 +44,6 @@ class Estimator(ABC):
         tolerance: the certificate at which an iteration stops.
         lam: λ of the penalty λσ²max‖Lx‖²; `None` without such a penalty.
         penalty: which L; `None` without one.
-
-    Raises:
-        ShapeError: the kernel does not fit the size, or reaches too far outside it.
     """
 
     choice: Choice
@@ -133,11 +128,7 @@ class Estimator(ABC):
         return math.prod(arranged.shape[: arranged.ndim - self.n_dims])
 
     def check_memory(self, cost: Cost, n_images: int | None = None) -> None:
-        """Refuse to build, or to apply to `n_images` images, if that does not fit the memory.
-
-        Raises:
-            TooLargeError: it does not fit.
-        """
+        """Refuse, by `TooLargeError`, to build, or to apply to `n_images` images, if that does not fit the memory."""
         method, taps, max_memory = self.choice.method, self.kernel.taps, self.settings.max_memory
         is_built, is_batch = n_images is not None, n_images not in (None, 1)
         needed = cost.n_bytes(1 if n_images is None else n_images)
@@ -212,8 +203,6 @@ class Prior(ABC):
     ) -> Estimator:
         """Build the estimator; `estimate` is the number that `needs` names, `None` if the data do not show it.
 
-        Raises:
-            ShapeError: the kernel does not fit the size.
-            UsageError: settings that the prior cannot follow.
-            TooLargeError: it does not fit the memory.
+        A kernel that does not fit the size is a `ShapeError`, settings that the prior cannot follow are a `UsageError`,
+        and a lack of memory is a `TooLargeError`.
         """

@@ -37,18 +37,12 @@ def inverse_blocks(
     *,
     overwrite: bool = False,
 ) -> Tensor:
-    """Invert every block of a symbol.
+    """Invert every block of a symbol `(*plane, C_out, C_in)` of double precision: shape `(*plane, C_in, C_out)`.
 
-    Args:
-        symbol: complex, shape `(*plane, C_out, C_in)`; give it in double precision.
-        weight: μ = λ·σ²max; 0 for the pseudo-inverse.
-        penalty: |l(θ)|², real, shape `(*plane,)`.
-        rcond: for weight 0, singular values up to `rcond` times the largest of the whole symbol count as zero.
-        sigma_max: finds that largest one faster than by all singular values; called only if a rank is in doubt.
-        overwrite: a symbol of one channel may give its memory to the inverse.
-
-    Returns:
-        Complex, shape `(*plane, C_in, C_out)`.
+    The weight is μ = λ·σ²max, and the penalty |l(θ)|², shape `(*plane,)`. For weight 0, the pseudo-inverse, singular
+    values up to `rcond` times the largest of the whole symbol count as zero; `sigma_max` finds that one faster than by
+    all singular values, and is called only if a rank is in doubt. To `overwrite` lets a symbol of one channel give its
+    memory to the inverse.
     """
     blocks, diagonal = symbol.flatten(0, -3), weight * penalty.flatten()
     find_largest = sigma_max or (lambda: synchronize.as_number(singular_values(symbol).max()))
@@ -125,11 +119,7 @@ def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_input
 
 
 def full_rank_inverse(symbol: Tensor) -> Tensor:
-    """Compute K⁺ at every frequency, for a symbol of full rank, shape `(*plane, C_out, C_in)`.
-
-    Raises:
-        SingularSystemError: some block has not full rank.
-    """
+    """Compute K⁺ at every frequency, shape `(*plane, C_out, C_in)`; less than full rank is a `SingularSystemError`."""
     blocks = symbol.flatten(0, -3)
     rcond = default_rcond(symbol.real.dtype)
     # A rank need not be known to the last digit where a lost one is an error anyway.

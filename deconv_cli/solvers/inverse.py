@@ -20,7 +20,8 @@ from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status,
 class Inverse(ABC):
     """The inverse of one problem, built once and ready for many outputs.
 
-    With H = AᴴA + μLᴴL an inverse computes x = H⁺Aᴴy. Its derivatives need H⁺ alone (`pseudo_inverse.py`).
+    With H = AᴴA + μLᴴL an inverse computes x = H⁺Aᴴy. Its derivatives need H⁺ alone (`pseudo_inverse.py`). An iteration
+    that does not reach the tolerance warns by a `RuntimeWarning`, except in `solve`, which returns its status.
 
     Attributes:
         problem: the problem.
@@ -37,20 +38,12 @@ class Inverse(ABC):
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`; `progress` is called after every iteration."""
 
     def apply(self, y: Tensor) -> Tensor:
-        """Compute the estimate alone, for data of shape `(*batch, C_out, *output_size)`.
-
-        Warns:
-            RuntimeWarning: an iteration did not reach the tolerance.
-        """
+        """Compute the estimate alone, for data of shape `(*batch, C_out, *output_size)`."""
         return self.solve(y).warn_for_status(stacklevel=4).value
 
     @abstractmethod
     def solve_normal(self, g: Tensor) -> Tensor:
-        """Compute H⁺g for any `g` of shape `(*batch, C_in, *size)`.
-
-        Warns:
-            RuntimeWarning: an iteration did not reach the tolerance.
-        """
+        """Compute H⁺g for any `g` of shape `(*batch, C_in, *size)`."""
 
     def approximate_normal(self, g: Tensor) -> Tensor:
         """Compute about H⁺g, for an outer iteration that corrects the rest itself; by default `solve_normal`."""
@@ -58,11 +51,7 @@ class Inverse(ABC):
             return self.solve_normal(g)
 
     def solve_transposed(self, g: Tensor) -> Tensor:
-        """Compute AH⁺g, shape `(*batch, C_out, *output_size)`, for `g` of shape `(*batch, C_in, *size)`.
-
-        Warns:
-            RuntimeWarning: an iteration did not reach the tolerance.
-        """
+        """Compute AH⁺g, shape `(*batch, C_out, *output_size)`, for `g` of shape `(*batch, C_in, *size)`."""
         return self.problem.operator.forward(self.solve_normal(g))
 
 

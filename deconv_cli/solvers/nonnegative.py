@@ -65,13 +65,8 @@ class NonnegativeEstimator(Estimator):
 
     The certificate is ‖min(σ²x, g)‖ / ‖Aᴴy‖, pixel by pixel, with the gradient g = Aᴴ(Ax − y) + λσ²max·LᴴLx and σ² =
     σ²max(1 + λ‖L‖²) to give a pixel the unit of a gradient. It is zero if and only if the Karush–Kuhn–Tucker conditions
-    hold: x ≥ 0, g ≥ 0, and one of the two is zero at every pixel.
-
-    Args:
-        inverse: of the same problem without the constraint.
-
-    Raises:
-        UsageError: λ = 0, or constants that neither kernel nor penalty determines: many images may fit equally well.
+    hold: x ≥ 0, g ≥ 0, and one of the two is zero at every pixel. It is built from the inverse without the constraint.
+    If many images may fit equally well, since λ = 0 or nothing determines constants, that is a `UsageError`.
     """
 
     def __init__(self, inverse: PseudoInverse) -> None:

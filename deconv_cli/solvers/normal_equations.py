@@ -173,13 +173,8 @@ def refine_equations(
 ) -> Solution:
     """Call `improve` until the certificate is reached, the iterations are spent, or nothing is gained.
 
-    Args:
-        equations: the equations.
-        start: first estimate, shape `(*batch, *operator.input_shape)`; `None` for zero, which costs nothing to check.
-        rule: when to stop.
-        improve: gives a better estimate.
-        progress: called after every iteration.
-        distance: bounds or estimates the distance from the minimizer; `None` if nothing is known.
+    The start has the shape `(*batch, *operator.input_shape)`; `None` is zero, which costs nothing to check. `distance`
+    bounds or estimates the distance from the minimizer, if anything is known.
     """
     dtype = equations.y.dtype
     if equations.needs_float64:

@@ -29,13 +29,12 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import Choice, choose_method, find_solver
 from deconv_cli.solvers.denoiser import CHANNELS, Denoiser, Tile, local_mean
 from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Progress, Solution, Status
-from deconv_cli.solvers.solver import Cost
+from deconv_cli.solvers.solver import Choice, Cost, choose_method, find_solver
 from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "a fixed number of steps that alternate between the data and a denoiser trained on photographs"

@@ -235,12 +235,9 @@ class TikhonovProblem:
 
 
 def check_constants(problem: TikhonovProblem) -> None:
-    """Refuse a torus that leaves constants undetermined although the true problem determines them.
+    """Refuse a torus that leaves constants undetermined, by `SingularSystemError`, where the true problem does not.
 
     With zeros outside, A need not annihilate constants even if the taps sum to zero, but the torus does.
-
-    Raises:
-        SingularSystemError: the sum of the taps is singular under such a boundary.
     """
     sees_constants = find_penalty(problem.penalty).penalizes_constants
     if problem.lam == 0 or sees_constants or problem.operator.boundary.keeps_constants:
@@ -251,11 +248,7 @@ def check_constants(problem: TikhonovProblem) -> None:
 
 
 def check_ramps(problem: TikhonovProblem) -> None:
-    """Refuse a penalty on curvature with a kernel that annihilates constants: it may annihilate ramps as well.
-
-    Raises:
-        UsageError: images that change at a constant rate are undetermined.
-    """
+    """Refuse, by `UsageError`, a penalty on curvature with a kernel that annihilates constants, and perhaps ramps."""
     operator = problem.operator
     keeps_constants = operator.boundary.keeps_constants or not any(operator.geometry.pads.total)
     if problem.lam == 0 or find_penalty(problem.penalty).penalizes_ramps or not keeps_constants:
@@ -270,11 +263,7 @@ def check_ramps(problem: TikhonovProblem) -> None:
 
 
 def check_weight(problem: TikhonovProblem) -> None:
-    """Refuse a λ so large that squares of λ·σ²max, or of its inverse, are beyond the range of the arithmetic.
-
-    Raises:
-        UsageError: λ is too large.
-    """
+    """Refuse, by `UsageError`, a λ so large that squares of λ·σ²max or of its inverse leave the arithmetic's range."""
     taps = problem.operator.kernel
     largest = torch.finfo(taps.dtype).max ** 0.25 / max(problem.sigma_max, 1.0) ** 2
     if problem.lam > largest:

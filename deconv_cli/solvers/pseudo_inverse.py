@@ -30,11 +30,11 @@ from deconv_cli.operators.spectrum import Spectrum, peak_gain
 from deconv_cli.parts import ShownInNotebook
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import build_inverse, choose_method, find_solver
 from deconv_cli.solvers.estimator import Estimator, check_finite, to_unit
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import Progress, Solution, StoppingRule, default_tolerance
+from deconv_cli.solvers.solver import build_inverse, choose_method, find_solver
 from deconv_cli.vocabulary import Size, format_size
 
 

@@ -16,11 +16,19 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.phases import Part, plain_pads, split_layer
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.choice import Choice, build_inverse, choose_method, find_solver
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Progress, Solution, Status, StoppingRule
-from deconv_cli.solvers.solver import Cost, Solver, general_refusal, transform_operations
+from deconv_cli.solvers.solver import (
+    Choice,
+    Cost,
+    Solver,
+    build_inverse,
+    choose_method,
+    find_solver,
+    general_refusal,
+    transform_operations,
+)
 
 # Setting up one plain problem takes as long as this many operations, however small it is.
 OPERATIONS_PER_PROBLEM = 2e7

@@ -21,7 +21,6 @@ from deconv_cli.kernels.nonnegative_taps import LEAST_NEGATIVE, MOST_NEGATIVE, n
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior, common_unit
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.richardson_lucy_steps import (
@@ -34,7 +33,7 @@ from deconv_cli.solvers.richardson_lucy_steps import (
     run_until,
 )
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
-from deconv_cli.solvers.solver import Cost
+from deconv_cli.solvers.solver import GIVEN, Choice, Cost
 from deconv_cli.vocabulary import Size, counted, format_percent
 
 OBJECTIVE = "the Poisson divergence Σ y·log(y/Ax) − y + Ax over all x ≥ 0"
@@ -77,26 +76,15 @@ class RichardsonLucyEstimator(Estimator):
 
     Without a gain one sample in nineteen is held out, which asks for noise that is independent from sample to sample.
     The number of steps that predicts those samples best is found, within half of the allowed iterations, and taken on
-    all samples. With a gain the iteration ends, image by image, when the divergence has fallen to that of Poisson noise
-    (the discrepancy principle). At 30 to 30000 counts the first way came within 1.2 times the least error of any number
-    of steps; the second within 1.2 times on photographs and 1.7 times on stars.
+    all samples. With a gain, units of the samples a count, the iteration ends, image by image, when the divergence has
+    fallen to that of Poisson noise (the discrepancy principle). At 30 to 30000 counts the first way came within 1.2
+    times the least error of any number of steps; the second within 1.2 times on photographs and 1.7 times on stars. If
+    `sigma` is given, the noise of neighbors is alike, and the iteration ends when the residual is as large. Small
+    negative taps of the kernel are removed, and larger ones are a `UsageError`.
 
     The certificate is Σ w·|Aᴴ1 − Aᴴ(y/Ax)| / Σy, where w is x, but at least the mean brightness at pixels that should
     grow: about the part of all light that has yet to move. It is zero if and only if x minimizes the divergence, and
     not small if the noise ended the iteration before.
-
-    Args:
-        kernel: canonical kernel, in the dtype and on the device of the arithmetic; small negative taps are removed.
-        image_size: size of the images to estimate.
-        settings: padding, boundary, tolerance (by default 1e-5), iterations and memory.
-        gain: units of the samples a count; `None` to hold samples out instead.
-        sigma: standard deviation of noise whose neighbors are alike: the iteration ends when the residual is as large.
-        origin: the source of the gain, or the reason for having none, for the report alone.
-
-    Raises:
-        UsageError: a kernel with large negative taps, or a gain that is not positive.
-        ShapeError: the kernel does not fit the size.
-        TooLargeError: it does not fit the memory.
     """
 
     def __init__(

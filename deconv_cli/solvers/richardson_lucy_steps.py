@@ -97,15 +97,12 @@ GROWTH = 0.75
 class RichardsonLucySteps:
     """The steps, for a batch whose images have their own momentum and end at their own time.
 
-    Args:
-        operator: A.
-        y: counts, shape `(B, *inner, C_out, *output_size)`.
-        used: which samples are used, shape `(C_out, *output_size)`; `None` for all.
-        are_local: decide nothing over the whole image.
+    The mask `used`, shape `(C_out, *output_size)`, says which samples are used; steps that `are_local` decide nothing
+    over the whole image.
 
     Attributes:
         x: the estimate, shape `(B, *inner, C_in, *size)`.
-        y: the counts.
+        y: counts, shape `(B, *inner, C_out, *output_size)`.
         blurred: Ax.
         divergence: of the samples that are used, shape `(B,)`.
         is_moving: whether an image changed in the last step, shape `(B,)`.

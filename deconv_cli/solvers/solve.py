@@ -22,11 +22,11 @@ from deconv_cli.operators.linear_operator import Function, Linearization, Linear
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import MAX_ITERATIONS
 from deconv_cli.solvers.cgls import RitzValues, iterate
-from deconv_cli.solvers.choice import build_inverse, choose_method
 from deconv_cli.solvers.estimator import check_finite, to_unit
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule, default_tolerance
+from deconv_cli.solvers.solver import build_inverse, choose_method
 
 # The power method ends when σmax changes by less than this part of itself, or after this number of iterations.
 POWER_ACCURACY = 1e-4
@@ -132,13 +132,9 @@ def _kind(value: object) -> str:
 
 
 def largest_singular_value_of(A: LinearOperator, like: Tensor) -> float:
-    """Estimate σmax of any operator from below by the power method on AᴴA.
+    """Estimate σmax of any operator from below by the power method on AᴴA, in the dtype and on the device of `like`.
 
     Golub and Van Loan, Matrix Computations, 2013, section 8.2.1.
-
-    Args:
-        A: the operator.
-        like: a tensor of the dtype and on the device of the arithmetic.
     """
     n_dims, found = len(A.input_shape), 0.0
     x = synchronize.normal_numbers(like, tuple(A.input_shape), seed=0)
@@ -214,13 +210,9 @@ def solve_nonlinear(
 ) -> Solution:
     """Minimize from a start, an image without a batch axis at which F is finite.
 
-    The certificate is ‖Jᵀ(y − F(x)) − μLᵀLx‖ / ‖Jᵀy‖ with the derivative J at x: 0 at a local minimum.
-
-    Args:
-        problem: the problem.
-        start: first estimate. From zero and with μ = 0, a linear F is solved with least norm.
-        rule: when to stop; the iterations of conjugate gradients and the steps count together.
-        progress: called after every step.
+    The certificate is ‖Jᵀ(y − F(x)) − μLᵀLx‖ / ‖Jᵀy‖ with the derivative J at x: 0 at a local minimum. From zero and
+    with μ = 0, a linear F is solved with least norm. The iterations of conjugate gradients and the steps count
+    together.
     """
     log, point = IterationLog(rule, progress), _Point.at(problem, start)
     while True:

@@ -1,4 +1,4 @@
-"""The base of all solvers of quadratic problems: what one covers, what it costs, and how its inverse is built.
+"""The base of all solvers of quadratic problems, and which one runs: the one that covers a problem at the least cost.
 
 To add a solver, write one subclass and `deconv_cli.SOLVERS.register("name", MySolver())`: it can then be given as
 `method`, and competes under method `auto`.
@@ -10,15 +10,16 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import psutil
-import torch
-
-from deconv_cli.allocator import kept_bytes
+from deconv_cli.errors import UsageError
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import prefers_fft
+from deconv_cli.operators.synchronize import free_memory
+from deconv_cli.parts import SOLVERS
+from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
+from deconv_cli.vocabulary import format_memory
 
 # The memory estimates count arrays of the size of the symbol and of the images. The counts were fitted to peaks
 # measured in processes of their own, and a test keeps them within a factor of two.
@@ -120,15 +121,10 @@ class Solver(ABC):
 
     @abstractmethod
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
-        """Build the inverse.
+        """Build the inverse of a problem that it covers.
 
-        Args:
-            problem: one that it covers.
-            rule: when iterations end.
-
-        Raises:
-            SingularSystemError: the problem turns out to be singular for this solver; another one takes over.
-            UsageError: the numbers of the kernel leave the problem undetermined.
+        A `SingularSystemError` lets another solver take over; a kernel that leaves the problem undetermined is a
+        `UsageError`.
         """
 
 
@@ -178,8 +174,98 @@ def _blurring_bytes(problem: TikhonovProblem) -> int:
     return 2 * taps.itemsize * _n_pixels(problem) * problem.n_outputs * problem.n_inputs
 
 
-def free_memory(device: torch.device) -> int:
-    """Return how many bytes are free where the arithmetic runs."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available) + kept_bytes()
+# A solver may take this part of the memory that is free.
+MEMORY_SHARE = 0.5
+GIVEN = "given by the user"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method, and the sentence that says why it was taken."""
+
+    method: str
+    reason: str
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user gave the method."""
+        return self.reason == GIVEN
+
+
+def find_solver(method: str) -> Solver:
+    """Return the solver of a name; `richardson-lucy` or an unknown name is a `UsageError`."""
+    if method == "richardson-lucy":
+        raise UsageError(
+            "method richardson-lucy is not a linear inverse: it cannot be built ahead or constrained; apply it "
+            "to data with their kernel, or use method auto."
+        )
+    solver: Solver = SOLVERS[method]
+    return solver
+
+
+def refusal_of(method: str, problem: TikhonovProblem) -> str | None:
+    """Return why a method does not cover a problem, as the words after "method NAME"; `None` if it does."""
+    solver = find_solver(method)
+    operator = problem.operator
+    if operator.is_varying and not solver.takes_varying:
+        return "inverts a single kernel, but this one varies over the frame"
+    if operator.is_layer and not solver.takes_layers:
+        return "inverts plain convolutions, but this layer has a stride, a dilation or groups, or is transposed"
+    if operator.boundary.is_mixed and not solver.takes_mixed:
+        return "inverts images that repeat along all axes or along none, but this one repeats along some"
+    return solver.covers(problem)
+
+
+def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: int | None = None) -> Choice:
+    """Choose a method for a problem: the given one, or for `auto` the cheapest one that fits the memory.
+
+    If none fits, solvers whose memory grows with the border are excluded. `max_memory` is in bytes, by default a part
+    of the free memory. A method that cannot solve the problem is a `UsageError`.
+    """
+    if method != "auto":
+        refusal = refusal_of(method, problem)
+        if refusal is not None:
+            raise UsageError(f"method {method} {refusal}; use method auto, or other settings.")
+        return Choice(method, GIVEN)
+    costs = {name: find_solver(name).cost(problem) for name in SOLVERS if refusal_of(name, problem) is None}
+    if not costs:
+        raise UsageError(f"method auto {general_refusal(problem) or 'finds no solver for this problem'}.")
+    budget = MEMORY_SHARE * free_memory(problem.operator.kernel.device) if max_memory is None else max_memory
+    fitting = _within(costs, budget)
+    best, chosen = _cheapest(costs), _cheapest(fitting)
+    if chosen == best:
+        return Choice(chosen, find_solver(chosen).reason(problem))
+    need = f"method {best} would need {format_memory(costs[best].n_bytes())}, but the limit is {format_memory(budget)}"
+    return Choice(chosen, need)
+
+
+def build_inverse(problem: TikhonovProblem, rule: StoppingRule, choice: Choice) -> tuple[Inverse, Choice]:
+    """Build the chosen inverse; if its system is singular and the method was not given by name, take another.
+
+    Gives the inverse and its method. A singular system of a method that was given by name is a `UsageError`.
+    """
+    method = choice.method
+    try:
+        return find_solver(method).build(problem, rule), choice
+    except SingularSystemError as error:
+        if choice.is_given:
+            raise UsageError(f"method {method} fails, since {error}; use a larger λ or method auto.") from error
+        instead = Choice(_most_general(problem), f"method {method}, the cheapest, fails here: {error}")
+    return find_solver(instead.method).build(problem, rule), instead
+
+
+def _within(costs: dict[str, Cost], budget: float) -> dict[str, Cost]:
+    """Keep the methods that fit the memory; if none fits, those whose memory grows only with the image."""
+    fitting = {name: cost for name, cost in costs.items() if cost.n_bytes() <= budget}
+    frugal = {name: cost for name, cost in costs.items() if not find_solver(name).memory_grows_with_border}
+    return fitting or frugal or costs
+
+
+def _most_general(problem: TikhonovProblem) -> str:
+    names = [name for name in SOLVERS if find_solver(name).takes_singular and refusal_of(name, problem) is None]
+    budget = MEMORY_SHARE * free_memory(problem.operator.kernel.device)
+    return _cheapest(_within({name: find_solver(name).cost(problem) for name in names}, budget))
+
+
+def _cheapest(costs: dict[str, Cost]) -> str:
+    return min(costs, key=lambda name: costs[name].n_operations)

@@ -27,8 +27,6 @@ from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
 from deconv_cli.vocabulary import Size
 
-# Largest error of a trial solution; above it the elimination is given up.
-MAX_PROBE_ERROR = 1e-3
 # A solution is corrected if the ties of border pixels are off by more units in the last place: that saves a round.
 MAX_TIE_ULPS, MAX_CORRECTIONS = 2**17, 2
 
@@ -54,7 +52,7 @@ class SquareBorderSystem:
         if outputs.rows.width and outputs.columns.width:
             _subtract_elimination(schur, outputs, ties, estimate, self._rows)
         self._factors, self._pivots, info = torch.linalg.lu_factor_ex(schur)
-        if synchronize.holds_anywhere(info) or not self._is_sound():
+        if synchronize.holds_anywhere(info):
             raise SingularSystemError("the system on the border is singular")
 
     def estimate(self, y: Tensor) -> Tensor:
@@ -120,21 +118,6 @@ class SquareBorderSystem:
         solved = torch.linalg.lu_solve(self._factors, self._pivots, flat.T, adjoint=transposed).T
         n_channels, height, width = columns.shape[-3:]
         return solved.unflatten(-1, (width, n_channels, height)).movedim(-3, -1)
-
-    def _is_sound(self) -> bool:
-        """Solve a system whose solution is known, and of no special direction."""
-        group, like = self._outputs, self._factors
-
-        def draw(first: int, *shape: int) -> Tensor:
-            n = torch.arange(first, first + math.prod(shape), dtype=like.dtype, device=like.device)
-            return n.square().cos().reshape(1, *shape)
-
-        rows = draw(1, group.n_channels, group.rows.width, group.torus[1])
-        columns = draw(1 + rows.numel(), group.n_channels, group.rows.first, group.columns.width)
-        found = self.solve(*self._ties.read(self._apply(rows, columns)))
-        error = sum(synchronize.as_number((a - b).square().sum()) for a, b in zip(found, (rows, columns), strict=True))
-        size = synchronize.as_number(rows.square().sum() + columns.square().sum())
-        return error <= MAX_PROBE_ERROR**2 * size
 
 
 def _norm(bands: tuple[Tensor, Tensor]) -> Tensor:

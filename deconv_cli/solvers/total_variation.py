@@ -20,13 +20,13 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.regularizers import is_determined, spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.admm import Admm, MaskedAdmm
-from deconv_cli.solvers.choice import Choice, find_solver, refusal_of
 from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior, common_unit
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
+from deconv_cli.solvers.solver import Choice, find_solver, refusal_of
 from deconv_cli.vocabulary import Size
 
 # Accuracy of an inverse in one step, relative to the remaining residual, and its largest number of iterations.

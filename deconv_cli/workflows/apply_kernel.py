@@ -21,9 +21,9 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import check_image, check_tensor
+from deconv_cli.operators.synchronize import free_memory
 from deconv_cli.operators.tap_convolution import Tap, check_elementwise, convolve_taps
 from deconv_cli.parts import BOUNDARIES, TAPS
-from deconv_cli.solvers.solver import free_memory
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import PaddingLike, check_dimensions, format_memory, format_percent, format_size
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, check_single_kernel, pick_dtype
@@ -273,14 +273,10 @@ class Noise:
         return noise
 
     def kernel_for(self, kernel: Taps, n_axes: int) -> tuple[Taps, tuple[str, ...]]:
-        """Return the kernel to blur by before the noise is added: counts need one without negative taps.
+        """Return the kernel to blur by before the noise is added, and a note: counts need one without negative taps.
 
-        Args:
-            kernel: taps `(*, *k)`, or those of a field.
-            n_axes: axes of space, `k`.
-
-        Returns:
-            The kernel, or the nearest one without negative taps if those are small, and a note about it.
+        Small negative taps of a kernel `(*, *k)`, or of a field, with `n_axes` axes of space are replaced by the
+        nearest kernel without them.
         """
         taps = kernel.taps if isinstance(kernel, KernelField) else kernel
         share = negative_share(taps, n_axes) if self.kind is NoiseKind.POISSON else 0.0

@@ -15,11 +15,7 @@ from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, is_whole,
 
 
 def pick_device(choice: DeviceChoice | str) -> torch.device:
-    """Find the device of a word: `auto` takes CUDA if there is one, else the CPU, but not MPS, which has no float64.
-
-    Raises:
-        UsageError: the device is missing.
-    """
+    """Find the device of a word: `auto` takes CUDA if there is one, else the CPU, but not MPS, which has no float64."""
     choice = DeviceChoice(choice)
     if choice is DeviceChoice.AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,8 +29,7 @@ def pick_device(choice: DeviceChoice | str) -> torch.device:
 def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor, device: torch.device) -> torch.dtype:
     """Find the precision of the arithmetic: the given one, else float64 for float64 data and float32 for all others.
 
-    Raises:
-        UsageError: the precision is unknown, or the device does not have it.
+    An unknown precision, or one that the device does not have, is a `UsageError`.
     """
     if choice is None:
         dtype = torch.float64 if data.dtype == torch.float64 and device.type != "mps" else torch.float32
@@ -50,28 +45,10 @@ def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor,
     return dtype
 
 
-def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype, dimensions: int | None = None) -> Kernel:
-    """Bring a kernel to the device and into the precision of the arithmetic, and check it.
-
-    Args:
-        kernel: of shape `(*k)` or `(C_out, C_in, *k)`.
-        device: of the arithmetic.
-        dtype: of the arithmetic.
-        dimensions: axes of space of the images, if the kernel's own do not tell (see `Kernel.from_tensor`).
-
-    Raises:
-        UsageError: it is no tensor, or varies over the frame.
-        ShapeError: it has another number of axes.
-        MalformedInputError: it is complex, empty, zero or not finite.
-    """
-    check_single_kernel(kernel)
-    return Kernel.from_tensor(kernel.to(device), dtype, dimensions=dimensions)
-
-
 def as_any_kernel(
     kernel: Tensor | KernelField, device: torch.device, dtype: torch.dtype, dimensions: int | None = None
 ) -> Kernel:
-    """Do the same for kernels that may be one for each channel, shape `(C, *k)`, or vary over the frame."""
+    """Bring a kernel of any shape, or a field, to the device and precision of the arithmetic, and check it."""
     check_kernel(kernel)
     return Kernel.of_any(kernel.to(device), dtype, dimensions=dimensions)
 
@@ -127,15 +104,10 @@ class Planes:
 
     @classmethod
     def of(cls, images: Tensor, kernel: Kernel, dimensions: int | None) -> Planes | None:
-        """Return how images are split; `None` if the kernel spans all their axes.
+        """Return how images `(C, *size)` or `(B, C, *size)` are split; `None` if the kernel spans all their axes.
 
-        Args:
-            images: shape `(C, *size)` or `(B, C, *size)`.
-            kernel: the kernel that is applied to them.
-            dimensions: axes of space of the images; `None` for those of the kernel.
-
-        Raises:
-            ShapeError: the images have other axes.
+        `dimensions` are the axes of space of the images; `None` for those of the kernel. Images with other axes are a
+        `ShapeError`.
         """
         n_axes = kernel.n_axes
         n_numbered = 0 if dimensions is None else dimensions - n_axes

@@ -17,6 +17,7 @@ from deconv_cli.errors import TooLargeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.synchronize import free_memory
 from deconv_cli.parts import PRIORS
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped
@@ -24,7 +25,6 @@ from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior
 from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution, StoppingRule
-from deconv_cli.solvers.solver import free_memory
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.lambda_of_data import find_variation_weight
@@ -45,10 +45,6 @@ def build_estimator(
     """Build the estimator of another objective than the quadratic one, from outputs `(*batch, C_out, *size)`.
 
     The outputs have no bias; the noise of the settings is a model; `curve` was undone on the outputs.
-
-    Raises:
-        UsageError: settings that the prior cannot follow.
-        TooLargeError: it does not fit the memory.
     """
     prior: Prior = PRIORS[settings.objective]
     needed = prior.needs(settings)
@@ -94,25 +90,18 @@ def _settled_noise(
     """Find the noise of every sample, and keep its models and levels; a block has the levels of its picture."""
     if settings.origin:
         if not settings.noise_levels:
-            settings = find_noise_levels(y, kernel, settings, curve)
+            settings, _ = find_noise_levels(y, kernel, settings, curve)
         levels = y.new_tensor(settings.noise_levels).reshape(-1, *[1] * kernel.n_axes)
         return settings, levels * _stored_and_slope(y, kernel, curve)[1]
     if y.ndim == kernel.n_axes + 1:  # each picture of a batch has noise of its own
         settings = replace(settings, noise=measure_noise_of_channels(y, kernel, settings))
-    return _with_noise_map(y, kernel, settings, curve)
+    return find_noise_levels(y, kernel, settings, curve)
 
 
 def find_noise_levels(
     y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
-) -> ResolvedSettings:
-    """Find the noise of each channel of a picture, or of a piece of it, in stored values; see `build_estimator`."""
-    return _with_noise_map(y, kernel, settings, curve)[0]
-
-
-def _with_noise_map(
-    y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
 ) -> tuple[ResolvedSettings, Tensor]:
-    """Find the noise of every sample, and average that of each channel in stored values."""
+    """Find the noise of every sample, and its average in each channel, in stored values, for the settings."""
     stored, slope = _stored_and_slope(y, kernel, curve)
     noise = _noise_map(y, stored, slope, kernel, settings, curve)
     axes = tuple(axis for axis in range(-y.ndim, 0) if axis != kernel.channel_axis)

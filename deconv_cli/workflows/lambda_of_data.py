@@ -1,6 +1,6 @@
 """λ, or the weight of the total variation, chosen from data.
 
-A picture gives λ by frequency, a layer by probing (`diagnostics/lambda_choice.py`). A kernel that varies gives one λ at
+`diagnostics/lambda_choice.py` chooses λ of one kernel. A kernel that varies gives one λ at
 each of several places; the median of those costs 1 % of the least error, and at most 13 %, where the middle kernel on
 all data costs 134 % (160 × 160 pixels of five photographs, strokes and Gaussians at nine places, noise of 0.7 and 4).
 
@@ -20,26 +20,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda, choose_lambda_by_probing
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.diagnostics.noise_spectrum import passed_sigma
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
-from deconv_cli.diagnostics.probing import RandomImages, constant_part, fit_probed_image_model
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.operators.layer_convolution import LayerConvolution
-from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.cgls import iterate
-from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.total_variation import check_noise
 from deconv_cli.vocabulary import LONG, ROUNDING_NOISE, LambdaRule, Size, format_size
 from deconv_cli.workflows.resolve_settings import ResolvedInput
@@ -50,8 +44,6 @@ WINDOW = 0.25
 """Size of a piece of the data, relative to the distance between a place's neighbors, in which its kernel applies."""
 MIN_SIDE, MIN_KERNELS = 32, 3
 """Least size of a piece, in samples, and relative to the kernel."""
-ROUGH_LAMBDA, ROUGH_RULE = 1e-3, StoppingRule(tolerance=1e-2, max_iterations=30)
-"""Of an estimate that shows the covariance of the channels."""
 _EDGES_TOLERANCE = 1e-3
 """Of the quadratic estimate whose edges give the weight of the total variation."""
 EIGHT_BITS = 255
@@ -83,18 +75,12 @@ def choose_lambda_of_data(
     *,
     is_noise_even: bool = True,
 ) -> LambdaChoice:
-    """Choose λ, by the rule of the settings.
+    """Choose λ, by the rule of the settings, whose noise is a model.
 
-    Args:
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision; detached.
-        kernel: what made them.
-        settings: the resolved settings, with a model of the noise of the data.
-        least_sigma: lower bound of the noise estimate, such as the rounding noise.
-        is_clipped: which samples are only lower bounds, of the shape of `y`; ignored for a layer.
-        is_noise_even: the noise is as large in dark places as in bright ones.
-
-    Raises:
-        UsageError: the kernel is larger than the data along every axis.
+    The data `(*batch, C_out, *size)` have no bias and no graph; `is_clipped` marks samples that are only lower bounds,
+    and `least_sigma` bounds an estimate of the noise, as rounding does. The noise is even if it is as large in dark
+    places as in bright ones. A kernel that is larger than the data along every axis, or that of a layer with a stride,
+    is a `UsageError`.
     """
     if kernel.field is not None:
         choose = partial(choose_lambda_of_data, least_sigma=least_sigma, is_noise_even=is_noise_even)
@@ -114,7 +100,10 @@ def choose_lambda_of_data(
         choices.sort(key=lambda choice: choice.lam)
         return replace(choices[(len(choices) - 1) // 2], n_places=len(choices))
     if not kernel.layer.is_plain:
-        return _choose_lambda_of_layer(y, kernel, settings, least_sigma)
+        raise UsageError(
+            "λ, or the weight of the total variation, is chosen from data only for plain convolutions, but this layer "
+            f"has {kernel.layer.describe()}; give a number, such as lam=1e-3."
+        )
     size = tuple(y.shape[-kernel.n_axes :])
     if all(n_taps > max(n, LONG) for n_taps, n in zip(kernel.size, size, strict=True)):
         raise UsageError(
@@ -165,57 +154,12 @@ def _interval(geometry: Geometry, axis: int, place: tuple[int, tuple[float, ...]
     return min(max(start, 0), n - size), size
 
 
-def _choose_lambda_of_layer(y: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float) -> LambdaChoice:
-    """Choose λ from the data of a layer with a stride, a dilation or groups."""
-    outputs = kernel.split(y, are_outputs=True)
-    geometry = kernel.geometry_of_output(tuple(y.shape[-kernel.n_axes :]), settings.padding, settings.input_size)
-    operator = kernel.detached().convolution(geometry, settings.boundary)
-    assert isinstance(operator, LayerConvolution)
-    penalty = spaced_penalty(settings.penalty, settings.spacing)
-    probed: LinearOperator = operator
-    data = outputs
-    if penalty.takes_differences:
-        # What the penalty leaves free, above all constants, contains nothing about λ.
-        probed = operator @ RandomImages.of_penalty(penalty, operator.input_shape, outputs)
-        data = outputs - constant_part(operator, outputs)[1]
-    n_outputs, n_numbers = count_numbers(operator)
-    return choose_lambda_by_probing(
-        probed,
-        data,
-        operator.spectrum.sigma_max,
-        rule=settings.lambda_rule,
-        sigma=settings.noise_sigma,
-        modeled_sigma=partial(_modeled_sigma, operator, outputs) if n_outputs < n_numbers else None,
-        least_sigma=least_sigma,
-    )
-
-
-def count_numbers(operator: LayerConvolution) -> tuple[int, int]:
-    """Count the outputs, and the numbers of the image that they depend on."""
-    n_numbers = operator.input_shape[0] * synchronize.as_index(operator.touched().sum())
-    return operator.output_shape[0] * synchronize.as_index(operator.touched(of_inputs=False).sum()), n_numbers
-
-
-def _modeled_sigma(operator: LayerConvolution, outputs: Tensor) -> float:
-    """Estimate the noise of the first image of a batch by a model of the image."""
-    y = outputs.reshape(-1, *operator.output_shape)[0]
-    weight = ROUGH_LAMBDA * operator.spectrum.sigma_max**2
-    equations = NormalEquations(operator, y, Identity(operator.input_shape), weight)
-    return fit_probed_image_model(operator, y, iterate(equations, ROUGH_RULE).value).sigma
-
-
 @torch.no_grad()
 def find_variation_weight(y: Tensor, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> float:
     """Find w in ½‖Ax − y‖² + w·TV(x), one for all images of a batch, in the unit of the samples.
 
-    Args:
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision; detached.
-        kernel: what made them.
-        image_size: of the images.
-        settings: what was resolved; their noise is a model of the noise of the data.
-
-    Raises:
-        UsageError: the data have no noise.
+    The outputs `(*batch, C_out, *size)` have no bias and no graph; the noise of the settings is a model. Data without
+    noise are a `UsageError`.
     """
     assert isinstance(settings.noise, NoiseModel)
     sigma = settings.noise.sigma or estimate_noise(y, kernel.n_axes)

@@ -73,19 +73,10 @@ def vary_smoothing(
 ) -> tuple[LambdaView, ...]:
     """Restore the detail of the first image with the most contrast, once for each of `RATIOS` or `STRENGTHS`.
 
-    The detail is cut out with a margin beyond which nothing is assumed, so that the cost does not depend on the size of
-    the picture. The noise for prior photo is that of the whole picture.
-
-    Args:
-        kernel: what the result was made with.
-        result: what was reconstructed.
-        y: its data, shape `(C, *output_size)` or `(B, C, *output_size)`.
-        restore: restores a part of the data.
-        sample_type: type of the stored samples; `None` takes it from the tensor.
-
-    Returns:
-        Nothing without a λ above 0 or a strength, or if the kernel mixes channels, varies over the frame, spans a
-        single axis, or is that of a layer with a stride, a dilation or groups.
+    The detail is cut out of the data `y` with a margin beyond which nothing is assumed, so that the cost does not
+    depend on the size of the picture. The noise for prior photo is that of the whole picture. There are no views
+    without a λ above 0 or a strength, or if the kernel mixes channels, varies over the frame, spans a single axis, or
+    is that of a layer with a stride, a dilation or groups.
     """
     settings, n_axes, is_photo = result.settings, kernel.n_axes, result.settings.objective == "photo"
     lams = tuple(part.settings.lam for part in result.channels) or (settings.lam,)

@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_kernel, check_single_kernel, pick_dtype
+from deconv_cli.workflows.arithmetic import as_size, check_kernel, check_single_kernel, pick_dtype
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolve_settings import NO_METADATA, InputMetadata, RecordedConvolution
@@ -92,7 +93,7 @@ def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> Pseud
     settings = ResolvedSettings.of(**options)
     check_single_kernel(kernel)
     dtype = pick_dtype(settings.dtype, kernel, kernel.device)
-    canonical = as_kernel(kernel, kernel.device, dtype, settings.dimensions).with_layer(settings.layer)
+    canonical = Kernel.from_tensor(kernel, dtype, dimensions=settings.dimensions).with_layer(settings.layer)
     n_axes = canonical.n_axes
     if settings.dimensions not in (None, n_axes):
         raise UsageError(

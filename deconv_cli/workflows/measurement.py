@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -17,14 +16,14 @@ from deconv_cli.diagnostics.conditioning import (
     measure_resolution,
 )
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.diagnostics.residual import BorderBand, border_profile, summarize_residual
+from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual, measure_noise_ratio
 from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.kernels.blind.blurred_picture import describe_alignment
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.noise_model import WHITE, NoiseModel
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.convolution import Convolution
@@ -39,14 +38,14 @@ from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import limits_of
 from deconv_cli.vocabulary import InputKind, format_percent
 from deconv_cli.workflows.apply_kernel import subtract_bias
-from deconv_cli.workflows.lambda_of_data import count_numbers
 from deconv_cli.workflows.light import caution_light
-from deconv_cli.workflows.noise_of_data import find_noise, model_of
+from deconv_cli.workflows.noise_of_data import find_noise
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolve_settings import ResolvedInput
 from deconv_cli.workflows.trust import measure_clipping, measure_scale
 
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
+_BANDS: WeakKeyDictionary[PseudoInverse, ModeBands] = WeakKeyDictionary()
 
 
 def measure(
@@ -114,9 +113,17 @@ def measure(
     if operator.is_layer:  # whose modes are no frequencies
         return result
     if is_picture or settings.predict:
-        least = max(step, 0.0 if choice is None else choice.sigma)
-        noise = model_of(settings)
-        tests = check_residual_of(estimator, unexplained, faded, border=border, noise=noise, least_noise=least)
+        assert isinstance(settings.noise, NoiseModel)
+        tests = check_residual(
+            unexplained,
+            faded,
+            mode_bands_of(estimator),
+            kernel_size=kernel.size,
+            border=border,
+            noise=settings.noise,
+            least_noise=max(step, 0.0 if choice is None else choice.sigma),
+            is_boundary_free=operator.boundary.is_unknown,
+        )
         result = replace(result, residual_tests=tests)
     model = settings.noise if isinstance(settings.noise, NoiseModel) else NoiseModel(settings.noise_sigma)
     ratio, drowns = measure_noise_ratio(unexplained, faded, mode_bands_of(estimator), solution.value.detach(), model)
@@ -134,31 +141,19 @@ def _notes(estimator: Estimator, settings: ResolvedSettings, bounds: Tensor | No
     if isinstance(estimator, RichardsonLucyEstimator) and settings.gain == "auto" and estimator.gain is None:
         notes += ("the data do not show a gain, so held-out samples stop the iteration; if you know the gain, give it",)
     if isinstance(estimator.operator, LayerConvolution):
-        notes += describe_undetermined(estimator.operator, settings.lam)
+        notes += describe_undetermined(estimator.operator)
     return notes
 
 
 def _assess(estimator: Estimator) -> WellPosedness | None:
-    """Assess the quadratic problem behind an estimate, if there is one."""
+    """Assess the quadratic problem behind an estimate, if there is one; once for each inverse."""
     inverse = getattr(estimator, "inverse", estimator)
     if not isinstance(inverse, PseudoInverse) or inverse.kernel.field is not None or inverse.operator.is_layer:
         return None
-    return assess_well_posedness(inverse)
-
-
-def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
-    """Assess the problem that an inverse solves; once for each inverse, however many outputs it is applied to."""
-    found = _ASSESSED.get(inverse)
-    if found is None:
-        problem = inverse.problem
-        found = _ASSESSED[inverse] = assess(
-            problem.operator.kernel,
-            inverse.geometry,
-            problem.operator.boundary,
-            lam=problem.lam,
-            spectrum=inverse.spectrum,
-        )
-    return found
+    if inverse not in _ASSESSED:
+        kernel, boundary, lam = inverse.operator.kernel, inverse.operator.boundary, inverse.problem.lam
+        _ASSESSED[inverse] = assess(kernel, inverse.geometry, boundary, lam=lam, spectrum=inverse.spectrum)
+    return _ASSESSED[inverse]
 
 
 def examine_picture(
@@ -181,9 +176,6 @@ def examine_picture(
     return result
 
 
-_BANDS: WeakKeyDictionary[PseudoInverse, ModeBands] = WeakKeyDictionary()
-
-
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
     """The diagnosis of a restoration.
@@ -191,13 +183,13 @@ class Diagnosis:
     Attributes:
         residual: y − Ax̂, shape `(*batch, C_out, *output_size)`, in the units of the samples.
         conditioning: what the kernel passes on the torus of the image, and how strongly noise is amplified.
-        null_share_of_data: the part of the energy of the data that no image explains on a torus; unless they are
-            periodic, they are faded out towards the edges first.
+        null_share_of_data: the part of the energy of the data, faded out unless they are periodic, that no image
+            explains.
         null_share_of_estimate: the part of the energy of the estimate that the kernel removes.
         resolution: how wide a single bright pixel becomes; `None` where pixels are phases of different gains.
         tests: what the residual shows.
-        channel: if channels were restored one by one, the channel that was examined: the first whose residual shows a
-            fault, or else the one with the most noise. The residual is that of all channels.
+        channel: if channels were restored one by one, the one that was examined: the first with a fault, or the
+            noisiest.
     """
 
     residual: Tensor
@@ -212,17 +204,11 @@ class Diagnosis:
 def diagnose(
     inverse: PseudoInverse, result: Reconstruction, y: Tensor, *, bias: Tensor | None = None, noise: float | None = None
 ) -> Diagnosis:
-    """Examine the result of `reconstruct`.
+    """Examine the result of `reconstruct` for outputs `(C_out, *output_size)`, or a batch of them, with their bias.
 
     Singular values are those of the kernel on a torus, whatever the border, and at a part of the frequencies for
-    photographs or many channels. For a layer they are those of one group (see `equivalent_convolution`).
-
-    Args:
-        inverse: the one that was applied.
-        result: its result.
-        y: its data, shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
-        bias: of each output channel, shape `(C_out,)`.
-        noise: standard deviation of the noise in the data, if it is known.
+    photographs or many channels. For a layer they are those of one group (see `equivalent_convolution`). `noise` is the
+    standard deviation of the noise in the data, if it is known.
     """
     problem, n_axes = inverse.problem, inverse.kernel.n_axes
     data = inverse.arrange(subtract_bias(y, bias, n_axes).detach())
@@ -280,44 +266,12 @@ def equivalent_convolution(
     return taps[group], outputs, images, left, any(axis.stride > 1 for axis in axes)
 
 
-def join_diagnoses(parts: Sequence[Diagnosis], n_axes: int) -> Diagnosis:
-    """Choose the channel to report of those that were restored one by one, and join the residuals."""
-    numbers = range(len(parts))
-    loudest = max(numbers, key=lambda c: parts[c].conditioning.noise_gain)
-    channel = next((c for c in numbers if parts[c].tests.finding.is_warning), loudest)
-    residual = torch.cat([part.residual for part in parts], dim=-n_axes - 1)
-    return replace(parts[channel], residual=residual, channel=channel)
-
-
-def check_residual_of(
-    inverse: PseudoInverse,
-    residual: Tensor,
-    data: FadedImages,
-    *,
-    border: Sequence[BorderBand] | None = None,
-    noise: NoiseModel = WHITE,
-    least_noise: float = 0.0,
-) -> ResidualTests:
-    """Test the residual y − Ax̂ of an inverse, arranged for its operator as the data are; see `check_residual`."""
-    return check_residual(
-        residual,
-        data,
-        mode_bands_of(inverse),
-        kernel_size=inverse.kernel.size,
-        border=border,
-        noise=noise,
-        least_noise=least_noise,
-        is_boundary_free=inverse.problem.operator.boundary.is_unknown,
-    )
-
-
 def mode_bands_of(inverse: PseudoInverse) -> ModeBands:
     """Compute the modes of the kernel on the torus of the data, once for each inverse."""
-    found = _BANDS.get(inverse)
-    if found is None:
+    if inverse not in _BANDS:
         modes = torus_modes(inverse.problem.operator.kernel, inverse.geometry.output_size)
-        found = _BANDS[inverse] = ModeBands(modes, _as_filter(inverse))
-    return found
+        _BANDS[inverse] = ModeBands(modes, _as_filter(inverse))
+    return _BANDS[inverse]
 
 
 def _as_filter(inverse: PseudoInverse) -> InverseFilter:
@@ -325,27 +279,14 @@ def _as_filter(inverse: PseudoInverse) -> InverseFilter:
     return InverseFilter(problem.weight, problem.penalty, default_rcond(problem.operator.kernel.dtype))
 
 
-def describe_undetermined(operator: LayerConvolution, lam: float) -> tuple[str, ...]:
-    """Note which parts of the input the outputs of a layer do not determine, a sentence each.
-
-    Args:
-        operator: the layer.
-        lam: λ.
-    """
-    touched, notes = operator.touched(), []
-    in_frame = operator.crop_to_frame(touched)
-    n_pixels, n_unused = in_frame.numel(), synchronize.as_index((~in_frame).sum())
-    if n_unused:
-        where = tuple(int(at) for at in (~in_frame).nonzero()[0])
-        notes.append(
-            f"no output depends on {format_percent(n_unused / n_pixels, 3)} of the pixels of the image, such as "
-            f"{where}: the data do not determine them, and they are zero in the estimate"
-        )
-    n_outputs, n_numbers = count_numbers(operator)
-    if n_outputs < n_numbers:
-        rest = "the penalty determines the rest" if lam > 0 else "the rest follows from the image of least norm"
-        notes.append(
-            f"{n_outputs} outputs determine at most {format_percent(n_outputs / n_numbers, 3)} of the {n_numbers} "
-            f"numbers of the image that they depend on; {rest}"
-        )
-    return tuple(notes)
+def describe_undetermined(operator: LayerConvolution) -> tuple[str, ...]:
+    """Note the pixels of the image that no output of a layer depends on; `LostDirections` counts all that is lost."""
+    in_frame = operator.crop_to_frame(operator.touched())
+    n_unused = synchronize.as_index((~in_frame).sum())
+    if not n_unused:
+        return ()
+    where = tuple(int(at) for at in (~in_frame).nonzero()[0])
+    return (
+        f"no output depends on {format_percent(n_unused / in_frame.numel(), 3)} of the pixels of the image, such as "
+        f"{where}: the data do not determine them, and they are zero in the estimate",
+    )

@@ -37,15 +37,22 @@ from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, Size, counted, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
-from deconv_cli.workflows.clipped_filling import find_bounds, with_ceiling
+from deconv_cli.workflows.channels import join_channels, join_diagnoses
 from deconv_cli.workflows.estimators import BuiltInverses, build_estimator, solve
 from deconv_cli.workflows.lambda_of_data import settle_lambda
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
-from deconv_cli.workflows.measurement import Diagnosis, diagnose, examine_picture, join_diagnoses, measure
-from deconv_cli.workflows.noise_of_data import Steps, find_noise_of_picture, settle_noise, steps_of
+from deconv_cli.workflows.measurement import Diagnosis, diagnose, examine_picture, measure
+from deconv_cli.workflows.noise_of_data import (
+    Steps,
+    find_bounds,
+    find_noise_of_picture,
+    settle_noise,
+    steps_of,
+    with_ceiling,
+)
 from deconv_cli.workflows.predict import error_in_samples, predict
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
-from deconv_cli.workflows.reconstruction import Reconstruction, join_channels
+from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolve_settings import (
     NO_METADATA,
     InputMetadata,
@@ -67,19 +74,13 @@ _SPARSE = "a few bright points hold most of the contrast: on such data the real 
 class Pipeline:
     """Reconstructs one batch of data after another, all made by one kernel.
 
-    Args:
-        kernel: the taps as `forward` takes them, of any device and floating dtype: for all channels alike, one for each
-            channel, or one that mixes them; or a field of kernels, for all channels alike.
-        settings: the settings; open ones are resolved for each input.
-        bias: subtracted from each output channel first, shape `(C_out,)`.
+    The kernel is as `forward` takes it: for all channels alike, one for each channel, one that mixes them, or a field
+    for all channels alike. Open settings are resolved for each input. A bias `(C_out,)` is subtracted from each output
+    channel first.
 
     Attributes:
         settings: the settings that were given.
         inverse: the linear inverse that was applied last to all channels, if any.
-
-    Raises:
-        ShapeError: the kernel has other axes than such kernels have.
-        MalformedInputError: the kernel is complex, empty, zero or not finite.
     """
 
     def __init__(
@@ -97,11 +98,7 @@ class Pipeline:
         self._adding = threading.Lock()
 
     def resolve(self, metadata: InputMetadata = NO_METADATA) -> ResolvedInput:
-        """Fill in the open settings for an input; nothing is computed yet.
-
-        Raises:
-            UsageError: a setting that would change nothing, or an input that no kernel can restore.
-        """
+        """Fill in the open settings for an input; nothing is computed yet. See `resolve`."""
         return resolve(self.settings, self._canonical, metadata)
 
     def reconstruct(
@@ -119,12 +116,6 @@ class Pipeline:
             resolution: the result of `resolve`; by default that for no metadata.
             truth: the true images, of the shape of the estimate, to compare the estimate and its predicted error with.
             progress: called after every iteration.
-
-        Raises:
-            ShapeError: kernel, bias, data and truth do not fit one another.
-            UsageError: settings that contradict the data.
-            TooLargeError: the inverse does not fit the memory.
-            MalformedInputError: data or kernels that are not finite.
         """
         resolution = self.resolve() if resolution is None else resolution
         check_image(y, "the output to invert")
@@ -176,7 +167,11 @@ class Pipeline:
         Data and truth have the shape `(*batch, C, *size)`, and are light if the blur acted there.
         """
         return_freed_memory()
-        data, kernel, image_size, resolution = self._arrange(y, resolution)
+        data, kernel, image_size = self._arrange(y, resolution.settings)
+        if kernel.size != self._canonical.size:
+            whole, middle = format_size(self._canonical.size), format_size(kernel.size)
+            note = f"only the middle {middle} of the kernel's {whole} taps were used: the others are nearly zero"
+            resolution = replace(resolution, notes=(*resolution.notes, note))
         step = math.hypot(*steps) / math.sqrt(len(steps))
         if truth is not None:
             _check_truth(truth, kernel, data, image_size)
@@ -302,13 +297,13 @@ class Pipeline:
         data, inverse, quadratic = y.to(result.image.dtype), self.inverse, result.quadratic
         return_freed_memory()
         if inverse is None and result.settings.is_linear:
-            _, kernel, size = self._arranged(y, result.settings)
+            _, kernel, size = self._arrange(y, result.settings)
             inverse = PseudoInverse(kernel, size, replace(result.settings, noise=None))
         elif inverse is None:
             lam = LEAST_LAMBDA if quadratic is None else quadratic.settings.lam
             settings = replace(result.settings, prior="quadratic", strength=None, predict=False, seed=None, lam=lam)
             settings = settings if settings.method != "richardson-lucy" else replace(settings, method="auto")
-            _, kernel, size = self._arranged(y, settings)
+            _, kernel, size = self._arrange(y, settings)
             inverse = self._built.find(kernel, size, settings)
         found = diagnose(inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
         tests = None if quadratic is None else quadratic.residual_tests
@@ -343,19 +338,7 @@ class Pipeline:
         n_axes = self._canonical.n_axes
         return curve.to_light(stored.to(pick_dtype(self.settings.dtype, stored, stored.device)), n_axes)
 
-    def _arrange(self, y: Tensor, resolution: ResolvedInput) -> tuple[Tensor, Kernel, Size, ResolvedInput]:
-        """Convert data and kernel to the precision of the arithmetic; note taps that are left out.
-
-        Gives the data, the kernel, the size of the images, and the resolution with its notes.
-        """
-        data, kernel, image_size = self._arranged(y, resolution.settings)
-        if kernel.size != self._canonical.size:
-            whole, middle = format_size(self._canonical.size), format_size(kernel.size)
-            note = f"only the middle {middle} of the kernel's {whole} taps were used: the others are nearly zero"
-            resolution = replace(resolution, notes=(*resolution.notes, note))
-        return data, kernel, image_size, resolution
-
-    def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
+    def _arrange(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
         """Convert data and kernel to the precision of the arithmetic; return the size of the images too."""
         dtype = pick_dtype(settings.dtype, y, y.device)
         kernel = as_any_kernel(self._kernel, y.device, dtype, self.settings.dimensions).with_layer(settings.layer)

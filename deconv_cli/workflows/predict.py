@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import removed_share
 from deconv_cli.diagnostics.error_prediction import ErrorPredictor, contrast_of, describe_bands, edge_bands_of
-from deconv_cli.diagnostics.image_model import ImageModel, fit_image_model
+from deconv_cli.diagnostics.image_model import fit_image_model
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.diagnostics.predicted_error import ErrorProfile, PredictedError, pool_errors, smoothed, smoothed_energy
-from deconv_cli.diagnostics.probing import fit_probed_image_model
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import accumulation_dtype, crop, squared_gradient
 from deconv_cli.operators.geometry import resolve_padding
-from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -83,16 +79,11 @@ def predict_for(
     truth: Tensor | None,
     n_pieces: int,
 ) -> PredictedError:
-    """Predict the error of a reconstruction, and compare it with the truth if there is one.
+    """Predict the error of a reconstruction by probing the inverse that made it; see `predict`.
 
-    Args:
-        inverse: what made it; for a part of a picture, one with the frame of the picture, whose image may be smaller
-            than that of the reconstruction.
-        result: the reconstruction.
-        data: y, less the bias, detached, in the inverse's dtype.
-        least_sigma: lower bound of an estimate of the noise, such as the noise of rounding.
-        truth: of the shape of the estimate.
-        n_pieces: of one picture, whose errors are pooled: fewer images are drawn for each.
+    For a part of a picture, the inverse has the frame of the picture, whose image may be smaller than that of the
+    reconstruction. `least_sigma` is a lower bound of the noise, such as that of rounding. Fewer images are drawn for
+    each of `n_pieces` pieces of one picture, whose errors are pooled.
     """
     assert result.settings.has_lambda
     kernel, sigma = inverse.kernel, result.settings.noise_sigma
@@ -100,7 +91,14 @@ def predict_for(
     outputs, estimates = _one_by_one(kernel, data, are_outputs=True), _one_by_one(kernel, image)
     known = None if truth is None else _one_by_one(kernel, truth.to(result.image))
     predictor = ErrorPredictor(inverse, n_images=len(outputs), n_pieces=n_pieces, seed=result.settings.seed or 0)
-    fit = _fit_of(inverse, result)
+    extension = PeriodicExtension(
+        kernel,
+        inverse.geometry.output_size,
+        boundary=result.boundary,
+        penalty=spaced_penalty(result.settings.penalty, result.settings.spacing),
+        max_memory=inverse.settings.max_memory,
+        noise=result.settings.noise if isinstance(result.settings.noise, NoiseModel) else None,
+    )
     # If image and data differ in size, the same energy is spread over another number of values.
     gain = result.spectrum.sigma_max * (estimates[0].numel() / outputs[0].numel()) ** 0.5
     parts, units = [], []
@@ -110,9 +108,11 @@ def predict_for(
     # Images, and their noise, differ.
     for i, (output, estimate) in enumerate(zip(outputs, estimates, strict=True)):
         unit = common_unit(output)
-        model = fit(
+        model = fit_image_model(
+            extension,
             output / unit,
             estimate / unit,
+            lam=result.settings.lam,
             sigma=None if sigma is None else sigma / unit,
             least_sigma=least_sigma / unit,
         )
@@ -126,12 +126,7 @@ def predict_for(
         )
         parts.append(found)
         units.append(unit)
-    pooled = pool_errors(parts, units, tuple(image.shape))
-    operator = inverse.operator
-    if not isinstance(operator, LayerConvolution):
-        return pooled
-    # Pixels that no output depends on are never trusted.
-    return replace(pooled, trusted=pooled.trusted & operator.crop_to_frame(operator.touched()))
+    return pool_errors(parts, units, tuple(image.shape))
 
 
 def predict_by_restoring_again(
@@ -142,19 +137,12 @@ def predict_by_restoring_again(
     least_sigma: float,
     truth: Tensor | None,
 ) -> PredictedError:
-    """Predict the error of a nonlinear estimate, in stored values.
+    """Predict the error of a nonlinear estimate, in stored values; see `predict`.
 
     The estimate is blurred, gets noise like that of the data, and is restored in the same way again. The change is a
     sample of the error (the parametric bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section
-    6.5). Its squares are averaged around each pixel. A factor compensates the detail that the estimate lacks.
-
-    Args:
-        estimator: what made the estimate.
-        result: the reconstruction.
-        data: y, less the bias, shape `(*batch, C_out, *size)`; in light if a tone curve was undone.
-        curve: the tone curve; `None` if none was undone.
-        least_sigma: lower bound of the noise, such as the noise of rounding.
-        truth: of the shape of the estimate; in light if the data are.
+    6.5). Its squares are averaged around each pixel. A factor compensates the detail that the estimate lacks. Data and
+    truth are light if the tone curve `curve` was undone.
     """
     kernel, settings, value = estimator.kernel, estimator.settings, result.solution.value
     n_axes, axis, seed = kernel.n_axes, kernel.channel_axis, settings.seed or 0
@@ -222,28 +210,11 @@ def _unseen(estimator: Estimator, image: Tensor, again: Tensor) -> float:
 def _within_frame(inverse: PseudoInverse, result: Reconstruction) -> Tensor:
     """Crop an estimate to the image of an inverse of the same data."""
     image, geometry = result.image.detach(), inverse.geometry
-    if inverse.operator.is_layer or tuple(image.shape[-len(geometry.image_size) :]) == geometry.image_size:
+    if tuple(image.shape[-len(geometry.image_size) :]) == geometry.image_size:
         return image
     before = resolve_padding(result.padding, inverse.kernel.size).before
     start = tuple(whole - part for whole, part in zip(geometry.pads.before, before, strict=True))
     return crop(image, start, geometry.image_size)
-
-
-def _fit_of(inverse: PseudoInverse, result: Reconstruction) -> Callable[..., ImageModel]:
-    """Give the function that fits a model to the data of one image: by probing for a layer, else by frequency."""
-    settings = result.settings
-    if inverse.operator.is_layer:
-        return partial(fit_probed_image_model, inverse.operator, seed=settings.seed or 0)
-    assert result.penalty is not None
-    extension = PeriodicExtension(
-        inverse.kernel,
-        inverse.geometry.output_size,
-        boundary=result.boundary,
-        penalty=spaced_penalty(result.penalty, settings.spacing),
-        max_memory=inverse.settings.max_memory,
-        noise=settings.noise if isinstance(settings.noise, NoiseModel) else None,
-    )
-    return partial(fit_image_model, extension, lam=settings.lam)
 
 
 def _one_by_one(kernel: Kernel, images: Tensor, *, are_outputs: bool = False) -> Tensor:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import LostDirections
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.diagnostics.predicted_error import PredictedError, pool_errors
+from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
-from deconv_cli.diagnostics.residual_tests import ResidualTests
+from deconv_cli.diagnostics.residual_tests import (
+    CLEARLY_IMPLAUSIBLE,
+    EXCESS,
+    MORE_THAN_LEFT,
+    ResidualFinding,
+    ResidualTests,
+)
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.noise_model import NoiseModel
@@ -22,32 +25,14 @@ from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.parts import ShownInNotebook
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import clipped, photo_prior
-from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solver import GIVEN, Choice
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import NUMBER, InputKind, PaddingLike, format_lambda
+from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda, format_percent
+from deconv_cli.workflows import trust
 from deconv_cli.workflows.light import RECORDED
-from deconv_cli.workflows.resolve_settings import Reasons, ResolvedInput
-from deconv_cli.workflows.trust import (
-    ROUNDING,
-    SMOOTHER,
-    UNTRUSTED,
-    WRONG_KERNEL,
-    Clipping,
-    Doubt,
-    DoubtReason,
-    Scale,
-    caution_noise,
-    caution_residual,
-    describe_prior,
-    doubt_clipping,
-    doubt_lambda,
-    doubt_layer,
-    doubt_noise,
-    doubt_residual,
-    doubt_solver,
-    is_flat,
-)
+from deconv_cli.workflows.resolve_settings import Reasons
+from deconv_cli.workflows.trust import Doubt, DoubtReason
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +81,7 @@ class Reconstruction(ShownInNotebook):
     residual: ResidualSummary
     border: tuple[BorderBand, ...]
     spectrum: Spectrum
-    scale: Scale
+    scale: trust.Scale
     well_posedness: WellPosedness | None
     lost_directions: LostDirections | None = None
     lambda_choice: LambdaChoice | None = None
@@ -104,7 +89,7 @@ class Reconstruction(ShownInNotebook):
     residual_tests: ResidualTests | None = None
     noise_ratio: float | None = None
     noise_between: float | None = None
-    clipping: Clipping | None = None
+    clipping: trust.Clipping | None = None
     tone_curve: ToneCurve | None = None
     quadratic: Reconstruction | None = None
     finest: float | None = None
@@ -143,71 +128,12 @@ class Reconstruction(ShownInNotebook):
     @property
     def doubts(self) -> tuple[Doubt, ...]:
         """Reasons not to trust the result as it is; empty if there are none."""
-        if self.channels:
-            doubts = [(n, doubt) for n, channel in enumerate(self.channels, start=1) for doubt in channel.doubts]
-            reasons = dict.fromkeys(doubt.reason for _, doubt in doubts if doubt.reason is not DoubtReason.ERROR)
-            found = [  # as to the error, other channels may be right
-                Doubt(reason, sentence)
-                for reason in reasons
-                for sentence in _of_channels(
-                    [(n, doubt.sentence) for n, doubt in doubts if doubt.reason is reason], len(self.channels)
-                )
-            ]
-            found += self._doubt_kernel()
-            # What is written may have another range than the data of a channel had.
-            is_of_noise = any(part.noise_between for part in self.channels)
-            is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}
-            if self.clipping is not None and not is_of_noise and not is_known:
-                found += doubt_clipping(self.clipping, self.settings.objective)
-            return tuple(found or self._doubt_error())
-        found = doubt_solver(self.solution)
-        if self.lambda_choice is not None:
-            found += doubt_lambda(self.lambda_choice, self.residual)
-        if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
-            found += doubt_layer(
-                self.residual,
-                self.scale,
-                self.border,
-                self.settings.noise_sigma or 0.0,
-                penalty=self.settings.penalty,
-            )
-        if self.residual_tests is not None:
-            is_chosen = self.lambda_choice is not None
-            is_recorded = self.reasons.boundary == RECORDED
-            found += doubt_residual(
-                self.residual, self.residual_tests, is_lambda_chosen=is_chosen, is_boundary_recorded=is_recorded
-            )
-        if self.noise_ratio is not None:
-            found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
-        found += self._doubt_kernel()
-        if self.clipping is not None and self.noise_between is None:
-            found += doubt_clipping(self.clipping, self.settings.objective)
-        if self.quadratic is not None:
-            known = {doubt.reason for doubt in found}
-            wrong = [
-                doubt for doubt in self.quadratic.doubts if doubt.reason in WRONG_KERNEL and doubt.reason not in known
-            ]
-            own = [doubt.sentence.replace(SMOOTHER["quadratic"], SMOOTHER["photo"]) for doubt in wrong]
-            found += [Doubt(d.reason, f"with the quadratic prior, {text}") for d, text in zip(wrong, own, strict=True)]
-        return tuple(found or self._doubt_error())
-
-    def _doubt_kernel(self) -> list[Doubt]:
-        return [] if self.kernel_doubt is None else [Doubt(DoubtReason.KERNEL, self.kernel_doubt)]
-
-    def _doubt_error(self) -> list[Doubt]:
-        """Doubt a picture under a λ that was given if no channel has a trusted pixel, though all have noise."""
-        if self.settings.defaults is InputKind.TENSOR or self.reasons.lam != GIVEN:
-            return []
-        for part in self.channels or (self,):
-            error = part.predicted_error
-            if error is None or error.trusted_share > 0 or part.residual.relative <= ROUNDING:
-                return []
-        return [Doubt(DoubtReason.ERROR, UNTRUSTED)]
+        return tuple(_find_doubts(self))
 
     @property
     def prior_sentence(self) -> str | None:
         """The prior that filled in detail the data do not show; `None` for one that learned nothing."""
-        return describe_prior(self.finest) if self.settings.objective == "photo" else None
+        return trust.describe_prior(self.finest) if self.settings.objective == "photo" else None
 
     @property
     def is_trusted(self) -> bool:
@@ -221,28 +147,8 @@ class Reconstruction(ShownInNotebook):
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """Warnings that are no reason to doubt the result, a sentence each; a doubt alone says what to do about λ."""
-        of_channels: list[tuple[int, str]] = []
-        for number, part in enumerate(self.channels or (self,), start=1):
-            choice = part.lambda_choice
-            tests = None if part.doubts or part.noise_between else part.residual_tests
-            of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
-            of_choice = choice and choice.warning
-            # Any λ explains a flat image, so that the rules have nothing to choose by.
-            if choice and of_choice and is_flat(part.image, choice.sigma):
-                of_choice = None
-            for warning in (
-                of_choice,
-                of_residual,
-                part.noise_between and caution_noise(part.noise_between),
-            ):
-                if warning and not any(warning in doubt.sentence for doubt in part.doubts):
-                    of_channels.append((number, warning))
-        found = _of_channels(of_channels, len(self.channels))
-        found += [] if self.light_caution is None else [self.light_caution]
-        if self.well_posedness is not None and self.well_posedness.is_well_posed is False:
-            found.append(self.well_posedness.reason)
-        return tuple(found)
+        """Warnings that are no reason to doubt the result, a sentence each."""
+        return tuple(_find_cautions(self))
 
     @property
     def noise(self) -> tuple[NoiseModel, ...]:
@@ -321,111 +227,150 @@ class Reconstruction(ShownInNotebook):
         return self
 
 
-def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_axes: int) -> Reconstruction:
-    """Join channels that were restored one by one: images side by side, sizes pooled, the worst of everything else."""
-    first = parts[0]
-    worst = next((part for part in parts if not part.is_trusted), first)
-    doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
-    order = {False: 0, None: 1, True: 2}
-    of_channels = [(number, note) for number, part in enumerate(parts, start=1) for note in part.notes]
-    assessed = [part.well_posedness for part in parts if part.well_posedness is not None]
-    lam = (
-        first.reasons.lam if first.lambda_choice is None else f"each channel separately, the first {first.reasons.lam}"
+def _find_doubts(result: Reconstruction) -> list[Doubt]:
+    """List the reasons not to trust a result; those of channels that were restored one by one name the channels."""
+    channels, found = result.channels, trust.doubt_solver(result.solution)
+    if channels:
+        of_channels = [(n, doubt) for n, channel in enumerate(channels, start=1) for doubt in channel.doubts]
+        # As to the error, other channels may be right.
+        reasons = dict.fromkeys(doubt.reason for _, doubt in of_channels if doubt.reason is not DoubtReason.ERROR)
+        found = []
+        for reason in reasons:
+            sentences = [(n, doubt.sentence) for n, doubt in of_channels if doubt.reason is reason]
+            found += [Doubt(reason, sentence) for sentence in trust.name_channels(sentences, len(channels))]
+    else:
+        choice = result.lambda_choice
+        # If the estimate explains the data up to rounding, any λ will do.
+        if choice is not None and choice.failure is not None and result.residual.relative > trust.ROUNDING:
+            found.append(Doubt(DoubtReason.LAMBDA, choice.failure))
+        found += [*_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
+    if result.kernel_doubt is not None:
+        found.append(Doubt(DoubtReason.KERNEL, result.kernel_doubt))
+    # What is written may have another range than the data of a channel had.
+    is_of_noise = any(part.noise_between for part in channels or (result,))
+    is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}
+    if result.clipping is not None and not is_of_noise and not is_known:
+        found += trust.doubt_clipping(result.clipping, result.settings.objective)
+    if result.quadratic is not None and not channels:
+        known = {doubt.reason for doubt in found}
+        wrong = [doubt for doubt in result.quadratic.doubts if doubt.reason in trust.WRONG_KERNEL]
+        for doubt in wrong:
+            if doubt.reason not in known:
+                sentence = doubt.sentence.replace(trust.SMOOTHER["quadratic"], trust.SMOOTHER["photo"])
+                found.append(replace(doubt, sentence=f"with the quadratic prior, {sentence}"))
+    return found or _doubt_error(result)
+
+
+def _doubt_layer(result: Reconstruction) -> list[Doubt]:
+    """Doubt that a layer is the right one."""
+    settings, residual, scale, border = result.settings, result.residual, result.scale, result.border
+    if settings.defaults is not InputKind.TENSOR or not settings.has_lambda:
+        return []
+    # A penalty on differences fills in pixels that no output depends on, with larger values than usual.
+    is_identity = settings.penalty == "identity"
+    is_at_edges = bool(border) and border[0].residual_rms > trust.EDGES_STAND_OUT * border[-1].residual_rms
+    cause = "the layer probably has a stride, which you must give, as in stride=2"
+    if scale.is_rectified:
+        cause = "the data are probably the output of an activation such as ReLU"
+    elif is_at_edges:
+        cause = 'the layer probably has another padding or boundary (try padding="valid")'
+        cause += "" if scale.has_more_data else ", or a stride, which you must give, as in stride=2"
+    if len(residual.per_channel) in (1, 3):
+        cause += ', or the data are a picture (try defaults="picture")'
+    is_missing = is_identity and scale.missing > trust.MAX_MISSING and (is_at_edges or not scale.has_more_data)
+    allowed = max(
+        trust.MAX_SHRINKAGE * scale.shrinkage, trust.COARSE_ROUNDING if is_missing else trust.MAX_RELATIVE_RESIDUAL
     )
-    joined = replace(
-        worst,
-        image=torch.cat([part.image for part in parts], dim=-n_axes - 1),
-        solution=_solution([part.solution for part in parts], n_axes),
-        settings=replace(resolution.settings, lam=first.settings.lam),
-        reasons=replace(first.reasons, lam=lam),
-        choice=_choice([part.choice for part in parts]),
-        residual=_residual([part.residual for part in parts]),
-        border=tuple(_band(bands) for bands in zip(*(part.border for part in parts), strict=True)),
-        spectrum=max((part.spectrum for part in parts), key=lambda spectrum: spectrum.condition),
-        well_posedness=min(assessed, key=lambda found: order[found.is_well_posed]) if assessed else None,
-        lambda_choice=doubtful.lambda_choice,
-        predicted_error=_predicted(parts, n_axes),
-        notes=(*resolution.notes, *_of_channels(of_channels, len(parts))),
-    )
-    return replace(joined, channels=tuple(_views(parts, joined, n_axes)))
+    if residual.relative > allowed and residual.root_mean_square > EXCESS * (settings.noise_sigma or 0.0):
+        part = f"{format_percent(residual.relative)} of the data"
+        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {cause}; {_OTHER_CAUSES}")]
+    is_large = is_identity and scale.amplification > trust.SUSPICIOUS_AMPLIFICATION
+    is_large = is_large and residual.relative > trust.SUSPICIOUS_RESIDUAL
+    if not is_large and scale.amplification <= trust.MAX_AMPLIFICATION:
+        return []
+    found = f"the estimate is {scale.amplification:.3g} times larger than expected for these data and this kernel"
+    advice = f"noise was amplified, which a larger λ prevents, or {cause}"
+    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {advice}; {_OTHER_CAUSES}")]
 
 
-def _views(parts: Sequence[Reconstruction], joined: Reconstruction, n_axes: int) -> Iterator[Reconstruction]:
-    """Give the same channels as views of the joined result, so that no image is kept twice."""
-    images, values = joined.image.split(1, -n_axes - 1), joined.solution.value.split(1, -n_axes - 2)
-    errors = None if joined.predicted_error is None else joined.predicted_error.map.split(1, -n_axes - 1)
-    for c, part in enumerate(parts):
-        predicted = part.predicted_error
-        if predicted is not None and errors is not None:
-            predicted = replace(predicted, map=errors[c])
-        solution = replace(part.solution, value=values[c])
-        yield replace(part, image=images[c], solution=solution, predicted_error=predicted)
+_OTHER_CAUSES = "docs/howto/layers.md lists other causes"
 
 
-def _of_channels(sentences: Iterable[tuple[int, str]], n_channels: int) -> list[str]:
-    """Name the channels of each sentence, unless it is the same for all of several; an image as a whole has 0.
+def _doubt_residual(result: Reconstruction) -> list[Doubt]:
+    """Doubt an estimate if the tests of its residual reject it.
 
-    Sentences that differ only in numbers become one that lists the numbers.
+    A chosen λ is not the reason of a large residual, and a boundary that was recorded with the blur is not wrong.
     """
-    found: dict[tuple[str, ...], list[list[str]]] = {}
-    for number, sentence in sentences:
-        words, numbers = NUMBER.split(sentence), NUMBER.findall(sentence)
-        found.setdefault(tuple(words), []).append([str(number), *numbers])
-    named = []
-    for (first, *words), rows in found.items():
-        columns = list(zip(*rows, strict=True))
-        channels, *numbers = (", ".join(column if len(set(column)) > 1 else column[:1]) for column in columns)
-        sentence = first + "".join(number + word for number, word in zip(numbers, words, strict=True))
-        is_same = len(rows) == n_channels > 1 and all(len(set(column)) == 1 for column in columns[1:])
-        which = "" if is_same or not n_channels else f"channel{'s' if ',' in channels else ''} {channels}: "
-        named.append(f"{which}{sentence}")
-    return named
+    residual, tests, is_lambda_chosen = result.residual, result.residual_tests, result.lambda_choice is not None
+    if tests is None:
+        return []
+    if residual.relative < trust.NEGLIGIBLE_RESIDUAL:
+        is_noise = tests.interior_rms <= MORE_THAN_LEFT * tests.rms_of_noise
+        if residual.relative <= trust.ROUNDING or is_noise or tests.implausible_share <= CLEARLY_IMPLAUSIBLE:
+            return []
+        return [Doubt(DoubtReason.RESIDUAL_TESTS, ResidualFinding.WRONG_KERNEL.sentence)]
+    noise = tests.noise or 0.0
+    is_far = tests.interior_rms > trust.FAR_ABOVE_NOISE * noise
+    is_of_boundary = tests.finding is ResidualFinding.WRONG_BOUNDARY
+    # A large λ leaves a residual with edges of its own, as at the seam of a scene that does not repeat.
+    is_of_lambda = is_of_boundary and is_far and not is_lambda_chosen
+    if tests.finding.is_rejection and not is_of_lambda:
+        is_recorded = is_of_boundary and result.reasons.boundary == RECORDED
+        return [
+            Doubt(DoubtReason.RESIDUAL_TESTS, trust.WRONG_THOUGH_RECORDED if is_recorded else tests.finding.sentence)
+        ]
+    if not (tests.finding is ResidualFinding.OVER_SMOOTHED and is_far and is_lambda_chosen):
+        return []
+    found = f"the residual is {tests.interior_rms / noise:.2g} times as large as the noise"
+    return [Doubt(DoubtReason.RESIDUAL, f"{found}: the kernel is probably wrong for these data")]
 
 
-def _solution(parts: Sequence[Solution], n_axes: int) -> Solution:
-    """Take the worst status and the largest numbers."""
-    distances = [part.distance_bound for part in parts]
-    known = [distance for distance in distances if distance is not None]
-    weights = {part.weight for part in parts}
-    return replace(
-        next((part for part in parts if not part.status.is_success), parts[0]),
-        value=torch.cat([part.value for part in parts], dim=-n_axes - 2),
-        n_iterations=max(part.n_iterations for part in parts),
-        certificate=max(part.certificate for part in parts),
-        residual_norms=max((part.residual_norms for part in parts), key=len),
-        weight=weights.pop() if len(weights) == 1 else None,
-        noise_levels=tuple(level for part in parts for level in part.noise_levels),
-        distance_bound=max(known) if len(known) == len(parts) else None,
-    )
+def _doubt_noise(result: Reconstruction) -> list[Doubt]:
+    """Doubt an estimate that shows mostly noise."""
+    if result.noise_ratio is None:
+        return []
+    ratio = f"{result.noise_ratio:.2g} times as strong as the contrast of most of the data"
+    advice = 'a larger λ; lam="auto" chooses it from the data'
+    if result.lambda_choice is not None:
+        advice = 'a larger λ, another kernel, or, for counts of light, such as stars, method="richardson-lucy"'
+    return [Doubt(DoubtReason.NOISE, f"the estimate shows mostly noise, {ratio}: use {advice}")]
 
 
-def _choice(parts: Sequence[Choice]) -> Choice:
-    methods = [part.method for part in parts]
-    if len(set(methods)) == 1:
-        return parts[0]
-    return Choice("auto", f"channels differ: {', '.join(methods)}")
+def _doubt_error(result: Reconstruction) -> list[Doubt]:
+    """Doubt a picture under a λ that was given if no channel has a trusted pixel, though all have noise."""
+    if result.settings.defaults is InputKind.TENSOR or result.reasons.lam != GIVEN:
+        return []
+    for part in result.channels or (result,):
+        error = part.predicted_error
+        if error is None or error.trusted_share > 0 or part.residual.relative <= trust.ROUNDING:
+            return []
+    return [Doubt(DoubtReason.ERROR, trust.UNTRUSTED)]
 
 
-def _residual(parts: Sequence[ResidualSummary]) -> ResidualSummary:
-    """Pool residuals of equally many samples."""
-    absolute = math.hypot(*(part.absolute for part in parts))
-    data = math.hypot(*(part.absolute / part.relative for part in parts if part.relative > 0))
-    return ResidualSummary(
-        relative=absolute / data if data > 0 else 0.0,
-        absolute=absolute,
-        root_mean_square=math.hypot(*(part.root_mean_square for part in parts)) / math.sqrt(len(parts)),
-        per_channel=tuple(value for part in parts for value in part.per_channel),
-    )
-
-
-def _band(bands: Sequence[BorderBand]) -> BorderBand:
-    pooled = math.hypot(*(band.residual_rms for band in bands)) / math.sqrt(len(bands))
-    return replace(bands[0], residual_rms=pooled)
-
-
-def _predicted(parts: Sequence[Reconstruction], n_axes: int) -> PredictedError | None:
-    found = [part.predicted_error for part in parts if part.predicted_error is not None]
-    if len(found) < len(parts):
-        return None
-    stacked = pool_errors(found, [1.0] * len(found), (len(found), *found[0].map.shape))
-    return replace(stacked, map=torch.cat(tuple(stacked.map), dim=-n_axes - 1))
+def _find_cautions(result: Reconstruction) -> list[str]:
+    """List warnings that are no reason to doubt a result, a sentence each; a doubt alone says what to do about λ."""
+    of_channels: list[tuple[int, str]] = []
+    for number, part in enumerate(result.channels or (result,), start=1):
+        choice, tests, warnings = part.lambda_choice, part.residual_tests, []
+        # Any λ explains a flat image, so that the rules have nothing to choose by.
+        if choice is not None and choice.warning is not None and not trust.is_flat(part.image, choice.sigma):
+            warnings.append(choice.warning)
+        if tests is not None and not part.doubts and not part.noise_between:
+            # Of 40 blurred channels of photographs one looked over-smoothed under the λ that was chosen from the data,
+            # though no other restored it better; under three to thirty times that λ all that looked so were worse.
+            is_smoothed = tests.finding is ResidualFinding.OVER_SMOOTHED and choice is None
+            is_at_odds = is_smoothed or tests.finding is ResidualFinding.NOISE_FITTED
+            if is_at_odds and part.residual.relative >= trust.NEGLIGIBLE_RESIDUAL:
+                warnings.append(tests.finding.sentence)
+        if part.noise_between:
+            warnings.append(
+                f"the noise between bright points is {part.noise_between:.2g} times as strong as in the data: for "
+                'counts of light, such as stars, method="richardson-lucy" amplifies it less'
+            )
+        told = [doubt.sentence for doubt in part.doubts]
+        of_channels += [(number, said) for said in warnings if not any(said in sentence for sentence in told)]
+    found = trust.name_channels(of_channels, len(result.channels))
+    found += [] if result.light_caution is None else [result.light_caution]
+    if result.well_posedness is not None and result.well_posedness.is_well_posed is False:
+        found.append(result.well_posedness.reason)
+    return found

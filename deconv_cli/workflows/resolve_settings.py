@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,15 +11,13 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.noise_model import NoiseModel
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import Auto, NoiseKindLike, ReconstructionSettings, ResolvedSettings
-from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.photo_prior import is_blur
+from deconv_cli.solvers.solver import GIVEN
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import (
     InputKind,
-    LambdaRule,
     Light,
     PaddingLike,
     Size,
@@ -162,14 +160,13 @@ class ResolvedInput:
         notes: notes for the user, a sentence each.
         sample_type: type of the stored samples, by its NumPy name; `None` takes it from the tensor.
         jpeg_table: of a JPEG, the divisors of its luma.
-        ceiling: the value of a full sample, which is only a lower bound, in light if light is restored; `None` if there
-            is no such value.
-        has_bounds: for a part of a picture, whether full samples of the whole are bounds. Then all of them count, and
-            the solve is accurate enough for parts to agree. `None` decides by the data.
+        ceiling: the value of a full sample, a lower bound of its light, on the scale that is restored; `None` for none.
+        has_bounds: for a part of a picture, whether full samples of the whole are bounds, so that parts agree; `None`
+            decides by the data.
         frame: boundary and padding of the whole picture, to predict the error of a part of it; `None` for a whole one.
         n_pieces: number of parts whose predicted errors are pooled.
-        is_tested: whether the residual is tested and the problem assessed; else only the residual's size is measured,
-            as for a block of a large picture, which is judged by other pieces.
+        is_tested: whether the residual is tested and the problem assessed, or only the size of the residual is
+            measured.
         tests_alignment: whether the kernel is compared with itself turned, mirrored and scaled.
         measured: start and size, along each axis, of the data whose residual is measured; `None` measures all.
     """
@@ -226,13 +223,8 @@ def default_noise(kind: InputKind) -> NoiseKindLike:
 def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMetadata = NO_METADATA) -> ResolvedInput:
     """Fill in the open settings from the input's record, or by the kind of input.
 
-    Args:
-        settings: the settings that were given.
-        kernel: canonical kernel, of any dtype.
-        metadata: what is known of the input besides its samples.
-
-    Raises:
-        UsageError: a setting that would change nothing, or an input that no kernel can restore.
+    The kernel is canonical, of any dtype. A setting that would change nothing, or an input that no kernel can restore,
+    is a `UsageError`.
     """
     recorded = metadata.convolution
     if kernel.field is not None and settings.predict:
@@ -244,10 +236,18 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     kernel = kernel.with_layer(layer)
     kind, defaults = settings.defaults, _DEFAULTS[settings.defaults]
     noise = settings.noise if settings.noise is not None else defaults.noise
+    notes = [*metadata.kernel_notes]
     if not layer.is_plain:
-        check_settings_of_layer(settings, layer)
         # The outputs of a stride or of groups are no samples of a scene, whose spectrum separates noise from detail.
+        if settings.noise == "auto":
+            raise UsageError(
+                "the kind of the noise is found only for plain convolutions, but this layer has "
+                f"{layer.describe()}; take white noise."
+            )
         kind, noise = InputKind.TENSOR, settings.noise if settings.noise is not None else "white"
+        if settings.predict:
+            settings = replace(settings, predict=False, seed=None)
+            notes.append(f"the error is predicted only for plain convolutions, but this layer has {layer.describe()}")
     boundary, boundary_reason = settings.boundary, GIVEN
     if boundary == "auto" and recorded is not None:
         boundary, boundary_reason = recorded.boundary, recorded.reason
@@ -270,8 +270,11 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     is_per_channel = kernel.is_per_channel or is_stacked
     has_lambda = settings.has_lambda and not is_photograph
     lam, lambda_reason = _lambda(settings, defaults) if has_lambda else (1.0, "of no use")
-    if has_lambda and not isinstance(lam, str):
-        check_noise_is_used(settings, f"λ is {format_lambda(lam)} here ({lambda_reason})")
+    if has_lambda and not isinstance(lam, str) and settings.noise_sigma is not None and not settings.predict:
+        raise UsageError(
+            f"noise_sigma helps to choose λ or to predict the error, but λ is {format_lambda(lam)} here "
+            f"({lambda_reason}) and predict is not set; leave it out, or choose λ auto."
+        )
     lams = lam if isinstance(lam, tuple) else ()
     if lams and not (kernel.shared or is_per_channel):
         raise UsageError(
@@ -280,9 +283,9 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         )
     prior = settings.prior
     if prior == "auto":
-        prior = "photo" if is_photograph else settings.objective
+        prior = "photo" if is_photograph or settings.objective == "photo" else "quadratic"
     takes_differences = penalty != "identity" if has_lambda else prior == "tv"
-    spacing, notes = settings.spacing, [*metadata.kernel_notes]
+    spacing = settings.spacing
     if spacing is None and takes_differences:
         spacing, spacing_notes = _relative_spacing(metadata.spacing)
         notes += spacing_notes
@@ -319,20 +322,6 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     )
 
 
-def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOptions) -> None:
-    """Refuse, by `UsageError`, a choice of λ or of the noise that needs a torus of all pixels."""
-    chooses = settings.lam == "auto" or settings.lambda_rule is not None
-    needed = None
-    if chooses and settings.lambda_rule is LambdaRule.WHITENESS:
-        needed, instead = "λ is chosen by rule whiteness", "use another rule, or give a number for λ"
-    elif settings.noise == "auto":
-        needed, instead = "the kind of the noise is found", "take white noise"
-    elif chooses and isinstance(settings.noise, NoiseModel) and not settings.noise.is_white:
-        needed, instead = "λ is chosen for noise that is not white", "use white noise, or give a number for λ"
-    if needed is not None:
-        raise UsageError(f"{needed} only for plain convolutions, but this layer has {layer.describe()}; {instead}.")
-
-
 def _relative_spacing(spacing: tuple[float, ...] | None) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
     """Divide the recorded distances of samples by the smallest, and note it; `None` if they are equal or unknown."""
     if spacing is None or max(spacing) <= (1 + SAME_SPACING) * min(spacing):
@@ -360,17 +349,8 @@ def _stacked(kernel: Kernel) -> str:
 
 
 def _lambda(settings: ReconstructionSettings, defaults: _Defaults) -> tuple[float | tuple[float, ...] | str, str]:
-    if settings.lam is not None:
-        return settings.lam, GIVEN if settings.lam != "auto" else "chosen from the data"
-    if settings.lambda_rule is not None:
+    if settings.lam is None and settings.lambda_rule is None:
+        return defaults.lam, defaults.lambda_reason
+    if settings.lam in (None, "auto"):
         return "auto", "chosen from the data"
-    return defaults.lam, defaults.lambda_reason
-
-
-def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
-    """Refuse, by `UsageError`, a size of the noise that is not used; `what` says why it chooses no λ."""
-    if settings.noise_sigma is not None and not settings.predict:
-        raise UsageError(
-            f"noise_sigma helps to choose λ or to predict the error, but {what} and predict is not set; leave "
-            "it out, or choose λ auto."
-        )
+    return settings.lam, GIVEN

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.noise_level import LEAST_SIDE, estimate_noise
-from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
-from deconv_cli.diagnostics.residual_tests import (
-    CLEARLY_IMPLAUSIBLE,
-    EXCESS,
-    MORE_THAN_LEFT,
-    ResidualFinding,
-    ResidualTests,
-)
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import accumulation_dtype
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import format_percent
+from deconv_cli.vocabulary import NUMBER, format_percent
 
 MAX_RELATIVE_RESIDUAL = 0.05
 """Residual of a tensor, in parts of the data, that no noise of a layer explains."""
@@ -179,83 +170,24 @@ def doubt_solver(solution: Solution) -> list[Doubt]:
     return [] if solution.status.is_success else [Doubt(DoubtReason.SOLVER, sentence)]
 
 
-def doubt_layer(
-    residual: ResidualSummary, scale: Scale, border: Sequence[BorderBand], noise: float, *, penalty: str
-) -> list[Doubt]:
-    """Doubt that a layer is the right one.
+SMOOTHER = {
+    "quadratic": "a larger λ",
+    "photo": "a larger strength",
+    "tv": "a larger weight",
+    "richardson-lucy": "fewer iterations",
+}
 
-    Args:
-        residual: y − Ax̂ in numbers.
-        scale: of the estimate.
-        border: the residual by distance from the edge, if it was measured.
-        noise: standard deviation of the noise if it was given, in units of the samples; else 0.
-        penalty: one on differences fills in pixels that no output depends on, with larger values than usual.
-    """
-    allowed = MAX_SHRINKAGE * scale.shrinkage
-    cause = "the layer probably has a stride, which you must give, as in stride=2"
-    is_at_edges = bool(border) and border[0].residual_rms > EDGES_STAND_OUT * border[-1].residual_rms
-    if scale.is_rectified:
-        cause = "the data are probably the output of an activation such as ReLU"
-    elif is_at_edges:
-        cause = 'the layer probably has another padding or boundary (try padding="valid")'
-        cause += "" if scale.has_more_data else ", or a stride, which you must give, as in stride=2"
-    if len(residual.per_channel) in (1, 3):
-        cause += ', or the data are a picture (try defaults="picture")'
-    is_missing = penalty == "identity" and scale.missing > MAX_MISSING and (is_at_edges or not scale.has_more_data)
-    allowed = max(allowed, COARSE_ROUNDING if is_missing else MAX_RELATIVE_RESIDUAL)
-    if residual.relative > allowed and residual.root_mean_square > EXCESS * noise:
-        part = f"{format_percent(residual.relative)} of the data"
-        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {cause}; {_OTHER_CAUSES}")]
-    is_large = (
-        penalty == "identity"
-        and scale.amplification > SUSPICIOUS_AMPLIFICATION
-        and residual.relative > SUSPICIOUS_RESIDUAL
-    )
-    if not is_large and scale.amplification <= MAX_AMPLIFICATION:
+
+def doubt_clipping(clipping: Clipping, objective: str) -> list[Doubt]:
+    """Doubt an estimate that leaves the range of its samples; advise the one option of its objective."""
+    if clipping.share <= MAX_CLIPPED_SHARE:
         return []
-    found = f"the estimate is {scale.amplification:.3g} times larger than expected for these data and this kernel"
-    advice = f"noise was amplified, which a larger λ prevents, or {cause}"
-    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {advice}; {_OTHER_CAUSES}")]
-
-
-_OTHER_CAUSES = "docs/howto/layers.md lists other causes"
-
-
-def doubt_residual(
-    residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool, is_boundary_recorded: bool = False
-) -> list[Doubt]:
-    """Doubt an estimate if the tests of its residual reject it.
-
-    A chosen λ is not the reason of a large residual, and a boundary that was recorded with the blur is not wrong.
-    """
-    if residual.relative < NEGLIGIBLE_RESIDUAL:
-        is_noise = tests.interior_rms <= MORE_THAN_LEFT * tests.rms_of_noise
-        if residual.relative <= ROUNDING or is_noise or tests.implausible_share <= CLEARLY_IMPLAUSIBLE:
-            return []
-        return [Doubt(DoubtReason.RESIDUAL_TESTS, ResidualFinding.WRONG_KERNEL.sentence)]
-    noise = tests.noise or 0.0
-    is_far = tests.interior_rms > FAR_ABOVE_NOISE * noise
-    # A large λ leaves a residual with edges of its own, as at the seam of a scene that does not repeat.
-    is_of_lambda = tests.finding is ResidualFinding.WRONG_BOUNDARY and is_far and not is_lambda_chosen
-    if tests.finding.is_rejection and not is_of_lambda:
-        is_of_boundary = tests.finding is ResidualFinding.WRONG_BOUNDARY
-        sentence = WRONG_THOUGH_RECORDED if is_of_boundary and is_boundary_recorded else tests.finding.sentence
-        return [Doubt(DoubtReason.RESIDUAL_TESTS, sentence)]
-    if not (tests.finding is ResidualFinding.OVER_SMOOTHED and is_far and is_lambda_chosen):
-        return []
-    found = f"the residual is {tests.interior_rms / noise:.2g} times as large as the noise"
-    return [Doubt(DoubtReason.RESIDUAL, f"{found}: the kernel is probably wrong for these data")]
-
-
-def caution_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool) -> str | None:
-    """Warn of a residual that contradicts λ, though the result is not doubted for it.
-
-    Of 40 blurred channels of photographs one looked over-smoothed under the λ that was chosen from the data, though no
-    other restored it better; all that looked so under three to thirty times that λ were restored worse.
-    """
-    is_smoothed = tests.finding is ResidualFinding.OVER_SMOOTHED and not is_lambda_chosen
-    is_at_odds = is_smoothed or tests.finding is ResidualFinding.NOISE_FITTED
-    return tests.finding.sentence if is_at_odds and residual.relative >= NEGLIGIBLE_RESIDUAL else None
+    low, high = f"{clipping.lowest:g}", f"{clipping.highest:g}"
+    ends = {"below": low, "above": high}.get(clipping.side, f"{low} to {high}")
+    found = f"{format_percent(clipping.share, 3)} of the restored samples lie far {clipping.side} {ends}"
+    smoother = SMOOTHER.get(objective, "a larger λ")
+    advice = f"noise was amplified, or the kernel is wrong: smooth more, with {smoother}, or check the kernel"
+    return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]
 
 
 def is_flat(image: Tensor, noise: float) -> bool:
@@ -264,28 +196,24 @@ def is_flat(image: Tensor, noise: float) -> bool:
     return high - low <= max(ROUNDING * max(abs(low), abs(high)), noise)
 
 
-def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]:
-    """Doubt a λ if the rule found no minimum, unless the estimate explains the data up to rounding."""
-    if choice.failure is None or residual.relative <= ROUNDING:
-        return []
-    return [Doubt(DoubtReason.LAMBDA, choice.failure)]
+def name_channels(sentences: Iterable[tuple[int, str]], n_channels: int) -> list[str]:
+    """Name the channels of each sentence, unless it is the same for all of several; an image as a whole has 0.
 
-
-def caution_noise(ratio: float) -> str:
-    """Warn of noise between bright points, `ratio` times as strong as the contrast of most of the data."""
-    return (
-        f"the noise between bright points is {ratio:.2g} times as strong as in the data: for counts of light, such as "
-        'stars, method="richardson-lucy" amplifies it less'
-    )
-
-
-def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
-    """Doubt an estimate that shows mostly noise, `ratio` times as strong as the usual contrast of the data."""
-    found = f"the estimate shows mostly noise, {ratio:.2g} times as strong as the contrast of most of the data"
-    advice = 'a larger λ; lam="auto" chooses it from the data'
-    if is_lambda_chosen:
-        advice = 'a larger λ, another kernel, or, for counts of light, such as stars, method="richardson-lucy"'
-    return Doubt(DoubtReason.NOISE, f"{found}: use {advice}")
+    Sentences that differ only in numbers become one that lists the numbers.
+    """
+    found: dict[tuple[str, ...], list[list[str]]] = {}
+    for number, sentence in sentences:
+        words, numbers = NUMBER.split(sentence), NUMBER.findall(sentence)
+        found.setdefault(tuple(words), []).append([str(number), *numbers])
+    named = []
+    for (first, *words), rows in found.items():
+        columns = list(zip(*rows, strict=True))
+        channels, *numbers = (", ".join(column if len(set(column)) > 1 else column[:1]) for column in columns)
+        sentence = first + "".join(number + word for number, word in zip(numbers, words, strict=True))
+        is_same = len(rows) == n_channels > 1 and all(len(set(column)) == 1 for column in columns[1:])
+        which = "" if is_same or not n_channels else f"channel{'s' if ',' in channels else ''} {channels}: "
+        named.append(f"{which}{sentence}")
+    return named
 
 
 def describe_filled_in(finest: float | None) -> str:
@@ -297,23 +225,3 @@ def describe_filled_in(finest: float | None) -> str:
 def describe_prior(finest: float | None) -> str:
     """Say what the prior for photographs is, and which detail it fills in."""
     return f"a denoiser that learned from photographs; {describe_filled_in(finest)}"
-
-
-SMOOTHER = {
-    "quadratic": "a larger λ",
-    "photo": "a larger strength",
-    "tv": "a larger weight",
-    "richardson-lucy": "fewer iterations",
-}
-
-
-def doubt_clipping(clipping: Clipping, objective: str = "quadratic") -> list[Doubt]:
-    """Doubt an estimate that leaves the range of its samples; advise the one option of its objective."""
-    if clipping.share <= MAX_CLIPPED_SHARE:
-        return []
-    low, high = f"{clipping.lowest:g}", f"{clipping.highest:g}"
-    ends = {"below": low, "above": high}.get(clipping.side, f"{low} to {high}")
-    found = f"{format_percent(clipping.share, 3)} of the restored samples lie far {clipping.side} {ends}"
-    smoother = SMOOTHER.get(objective, "a larger λ")
-    advice = f"noise was amplified, or the kernel is wrong: smooth more, with {smoother}, or check the kernel"
-    return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]

@@ -22,7 +22,7 @@ from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.local_workers import SerialScheduler
-from deconv_cli.workflows import clipped_filling, measurement
+from deconv_cli.workflows import measurement, noise_of_data
 from deconv_cli.workflows.trust import Doubt, DoubtReason
 
 
@@ -47,7 +47,7 @@ EXHAUSTIVE = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("zer
 
 @pytest.mark.parametrize("boundary", ["unknown", *EXHAUSTIVE])
 def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, monkeypatch, boundary):
-    n_tested = count_calls(monkeypatch, measurement, "check_residual_of")
+    n_tested = count_calls(monkeypatch, measurement, "check_residual")
     kernel = deconv_cli.make_kernel("gaussian:1")
     y = blurred(tmp_path, scene(150, 140)[None], kernel, boundary)
     found = invert_blocks(
@@ -67,7 +67,7 @@ def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, monkeypatch, bo
 
 @pytest.mark.parametrize("is_full", [False, True])
 def test_parts_of_a_photograph_agree_wherever_they_begin(tmp_path, monkeypatch, is_full):
-    monkeypatch.setattr(clipped_filling, "TILE", 64)
+    monkeypatch.setattr(noise_of_data, "TILE", 64)
     kernel, picture = deconv_cli.make_kernel("gaussian:1"), scene(90, 220)
     picture[30:36, 160:200] = 700
     y = blurred(tmp_path, picture[None], kernel, "unknown")

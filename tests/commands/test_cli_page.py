@@ -120,7 +120,7 @@ def test_the_page_says_how_lambda_was_chosen_and_shows_the_error_against_the_tru
     [
         ["--method", "richardson-lucy", "--iterations", "3", "--block-size", "20"],
         ["--prior", "tv", "--weight", "1"],
-        ["--prior", "nonnegative", "--lambda", "0.01"],
+        ["--nonnegative", "--lambda", "0.01"],
     ],
     ids=" ".join,
 )

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 import deconv_cli
 from deconv_cli.diagnostics.error_prediction import without_lost
-from deconv_cli.diagnostics.image_model import ImageModel, fit_image_model
+from deconv_cli.diagnostics.image_model import ImageModel, _basis, fit_image_model
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.diagnostics.stored_samples import estimate_jpeg_noise, gain_in_blocks, part_left
@@ -54,8 +54,17 @@ def test_the_gain_in_blocks_is_the_variance_of_a_coefficient(torus):
     torch.testing.assert_close(gain_in_blocks(filtered, torus)[number], variance)
 
 
+def isotropic(exponent, size):
+    """A model of images of unit variance without noise, with amplitudes 1 / θᵖ in all directions."""
+    one = torch.eye(1, dtype=torch.float64)
+    coefficients = one.new_zeros(_basis((2,) * len(size), one).shape[1])
+    coefficients[-1] = -exponent
+    coefficients[0] = -ImageModel(coefficients, one, 0.0).power(size).mean().log()
+    return ImageModel(coefficients, one, 0.0)
+
+
 def test_an_image_is_not_taken_to_be_smoother_than_it_is_for_what_was_rounded_to_zero():
-    known = ImageModel.isotropic(1.2, torch.eye(1, dtype=torch.float64), SIZE)
+    known = isotropic(1.2, SIZE)
     scene = 40 * known.draw(1, SIZE, 3, torch.float64)[0]
     y = rounded(deconv_cli.forward(scene, MOTION, boundary="circular"), step=8.0)
     kernel = Kernel.from_tensor(MOTION)
@@ -101,7 +110,7 @@ def test_strong_detail_is_left_and_weak_detail_is_lost():
 
 def test_the_power_of_a_small_stack_is_not_spread_over_what_it_is_continued_to():
     """Of 12 planes behind a kernel of 9 most of the torus is continued, without detail."""
-    known = ImageModel.isotropic(1.4, torch.eye(1, dtype=torch.float64), (40, 48, 48))
+    known = isotropic(1.4, (40, 48, 48))
     scene = known.draw(1, (40, 48, 48), seed=3, dtype=torch.float64)[0, :, :20, :40, :40]
     kernel = deconv_cli.make_kernel("gaussian3d:1.2@1.2")
     kernel = kernel[tuple(slice((n - 9) // 2, (n + 9) // 2) if n > 9 else slice(None) for n in kernel.shape)]

@@ -9,8 +9,7 @@ import torch
 
 import deconv_cli
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.formula import make_kernel, read_formula
-from deconv_cli.kernels.sources.kernel_source import transform_error
+from deconv_cli.kernels.sources.formula import make_kernel, read_formula, transform_error
 
 FREQUENCIES = torch.linspace(-0.25, 0.25, 33, dtype=torch.float64)
 """Up to half of Nyquist's, in cycles a pixel."""

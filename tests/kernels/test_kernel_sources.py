@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.formula import make_kernel
-from deconv_cli.kernels.sources.kernel_source import MAX_REACH, ContinuousKernel, KernelSource
+from deconv_cli.kernels.sources.formula import MAX_REACH, ContinuousKernel, KernelSource, make_kernel
 from deconv_cli.parts import KERNEL_SOURCES
 
 TEXTS = ["gaussian:1.2", "disk:0.4", "disk:20", "box:6.3", "motion:7@0", "motion:9.5@-62"]

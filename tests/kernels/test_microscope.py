@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from deconv_cli import Microscope, UsageError, microscope_psf
-from deconv_cli.kernels.microscope import sampling_notes
-from deconv_cli.kernels.vectorial_focus import Objective, focus_planes
+from deconv_cli.kernels.microscope import Objective, focus_planes, sampling_notes
 
 WATER = Microscope(numerical_aperture=1.1, emission=520, spacing=(0.25, 0.1, 0.1), immersion_index=1.333)
 

@@ -77,9 +77,7 @@ def test_touched_pixels_are_those_with_entries_in_the_matrix(number: int) -> Non
     entries = operator.as_matrix().reshape(*operator.output_shape, *operator.input_shape) != 0
     n_axes = len(operator.geometry.image_size)
     of_inputs = entries.flatten(0, n_axes).any(0).any(0)
-    of_outputs = entries.flatten(n_axes + 1).any(-1).any(0)
     assert torch.equal(operator.touched(), of_inputs)
-    assert torch.equal(operator.touched(of_inputs=False), of_outputs)
 
 
 def test_plain_convolutions_of_rearranged_pixels_are_the_layer() -> None:

@@ -7,9 +7,9 @@ import torch
 from cases import ALL_CASES, random
 
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.choice import choose_method
 from deconv_cli.solvers.iterative import N_ITERATIONS, expected_iterations
 from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.solver import choose_method
 
 BOUNDED = [case for case in ALL_CASES if case.size == (7, 6) and case.shape[2:] != (1, 1)]
 

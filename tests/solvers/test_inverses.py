@@ -197,7 +197,7 @@ def test_the_method_is_chosen_with_a_reason_and_can_be_overridden():
 
 
 def test_what_does_not_fit_the_memory_is_iterated(monkeypatch):
-    monkeypatch.setattr("deconv_cli.solvers.choice.MEMORY_SHARE", 1e-12)
+    monkeypatch.setattr("deconv_cli.solvers.solver.MEMORY_SHARE", 1e-12)
     choice = build(Case("zero", "same", (1, 1, 3, 3), (8, 9))).choice
     assert choice.method == "iterative"
     assert "but the limit is" in choice.reason

@@ -10,8 +10,7 @@ from cases import random
 import deconv_cli
 from deconv_cli.solvers import strip
 from deconv_cli.solvers.cgls import solve_indefinite
-from deconv_cli.solvers.choice import find_solver
-from deconv_cli.solvers.solver import MAX_VECTORS, MIN_VECTORS, count_vectors
+from deconv_cli.solvers.solver import MAX_VECTORS, MIN_VECTORS, count_vectors, find_solver
 from deconv_cli.vocabulary import parse_memory
 
 # Peak of the resident memory over that of a small problem, which has loaded all the code.
@@ -19,7 +18,7 @@ MEASURE = """
 import sys, warnings
 from pathlib import Path
 import torch, deconv_cli
-from deconv_cli.solvers.choice import find_solver
+from deconv_cli.solvers.solver import find_solver
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 method, boundary, lam, shape, size = sys.argv[1], sys.argv[2], float(sys.argv[3]), eval(sys.argv[4]), int(sys.argv[5])

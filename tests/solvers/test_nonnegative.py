@@ -77,7 +77,7 @@ def test_the_conditions_hold_on_larger_images(lam, tolerance):
 def test_by_default_it_ends_near_enough_to_the_minimum():
     y = stars(estimator(BLUR, size=(40, 37)))
     found, closer, minimum = (
-        deconv_cli.invert(y, BLUR[0, 0], prior="nonnegative", lam=1e-3, tolerance=tolerance)
+        deconv_cli.invert(y, BLUR[0, 0], nonnegative=True, lam=1e-3, tolerance=tolerance)
         for tolerance in (None, 1e-6, 1e-9)
     )
     assert found.solution.certificate <= DEFAULT_TOLERANCE

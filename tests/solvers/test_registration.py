@@ -8,11 +8,10 @@ import deconv_cli
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.parts import PRIORS, SOLVERS
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution, Status
-from deconv_cli.solvers.solver import Cost, Solver
+from deconv_cli.solvers.solver import Choice, Cost, Solver
 
 SIZE = (6, 5)
 

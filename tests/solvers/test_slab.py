@@ -7,10 +7,10 @@ from cases import mild_kernel, random
 import deconv_cli
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers import closed_slab, slab, strip
-from deconv_cli.solvers.choice import choose_method
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.slab import SLAB
 from deconv_cli.solvers.solution import StoppingRule
+from deconv_cli.solvers.solver import choose_method
 
 RULE = StoppingRule(tolerance=1e-11, max_iterations=500)
 

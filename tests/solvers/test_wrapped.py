@@ -7,9 +7,9 @@ from cases import random
 from deconv_cli.errors import UsageError
 from deconv_cli.operators.boundary_rules import CIRCULAR, as_rule, wrap
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.choice import build_inverse, choose_method
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
+from deconv_cli.solvers.solver import build_inverse, choose_method
 
 RULE = StoppingRule(tolerance=1e-10, max_iterations=2000)
 MODES = {"zero": "constant", "reflect": "reflect", "replicate": "replicate"}

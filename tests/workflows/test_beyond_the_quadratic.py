@@ -105,7 +105,8 @@ def test_a_bias_is_subtracted_first():
         ({"gain": 1.0}, 'is for method="richardson-lucy" only'),
         ({"method": "richardson-lucy", "prior": "tv"}, "takes no prior"),
         ({"method": "richardson-lucy", "nonnegative": True}, "always holds for its estimates"),
-        ({"prior": "nonneg"}, "but is 'nonneg'; perhaps you mean nonnegative"),
+        ({"prior": "nonnegative"}, "does not exist; use nonnegative=True instead"),
+        ({"prior": "richardson-lucy"}, 'does not exist; use method="richardson-lucy" instead'),
     ],
 )
 def test_contradictions_are_refused(options, sentence):

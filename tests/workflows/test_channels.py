@@ -8,8 +8,7 @@ from cases import random
 
 import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.workflows.reconstruction import _of_channels
-from deconv_cli.workflows.trust import Clipping, DoubtReason
+from deconv_cli.workflows.trust import Clipping, DoubtReason, name_channels
 
 KERNELS = torch.stack([torch.outer(a, b) for a, b in [(x.abs(), y.abs()) for x, y in random((3, 2, 5)).unbind()]])
 KERNELS /= KERNELS.sum(dim=(1, 2), keepdim=True)
@@ -150,8 +149,8 @@ def test_what_one_channel_does_wrong_is_said_of_all(images):
 
 def test_a_note_of_several_channels_is_given_once():
     notes = [(1, "4 % of the samples are full"), (2, "5 % of the samples are full"), (2, "b")]
-    assert _of_channels(notes, 2) == ["channels 1, 2: 4, 5 % of the samples are full", "channel 2: b"]
-    assert _of_channels([(1, "c"), (2, "c")], 2) == ["c"]
+    assert name_channels(notes, 2) == ["channels 1, 2: 4, 5 % of the samples are full", "channel 2: b"]
+    assert name_channels([(1, "c"), (2, "c")], 2) == ["c"]
 
 
 def test_two_channels_with_equal_noise_do_not_hide_which(images):

@@ -18,9 +18,9 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows import lambda_series
 from deconv_cli.workflows.apply_kernel import forward
-from deconv_cli.workflows.clipped_filling import fill_clipped
 from deconv_cli.workflows.lambda_series import RATIOS, STRENGTHS, find_detail
 from deconv_cli.workflows.library import invert
+from deconv_cli.workflows.noise_of_data import fill_clipped
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.resolve_settings import InputMetadata
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.blind.polar_spectrum import PolarGrid, PolarSpectrum, polar_grid
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
-from deconv_cli.kernels.sources.formula import make_kernel
-from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geometric, sample_with_margin
+from deconv_cli.kernels.sources.formula import BlurFamily, Numbers, geometric, make_kernel, sample_with_margin
 from deconv_cli.parts import KERNEL_SOURCES, ShownInNotebook
 from deconv_cli.vocabulary import check_name
 

@@ -174,15 +174,10 @@ class FreeForm:
 def free_form(light: Tensor, start: Tensor, *, size: int) -> FreeForm:
     """Estimate a kernel from its support only, without a formula.
 
-    Args:
-        light: luminance, linear in the light, shape `(H, W)`.
-        start: where the ascent starts on the coarsest scale: the taps of the best of the families, shape `(kH, kW)`.
-        size: taps a side of the support, odd; somewhat more than the blur reaches.
-
-    Raises:
-        UsageError: a size that is even, below 3, or above `MAX_SIZE`.
-        ShapeError: the picture is too small for the kernel.
-        MalformedInputError: the picture is constant.
+    The light is a luminance `(H, W)`. The ascent starts on the coarsest scale at the taps of the best of the families.
+    `size` are the taps a side of the support, odd; somewhat more than the blur reaches. A size that is even, below 3,
+    or above `MAX_SIZE` is a `UsageError`, a picture too small for the kernel a `ShapeError`, a constant one a
+    `MalformedInputError`.
     """
     _check(light, size)
     part = _richest_part(light, _CROP)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.kernel_source import BlurFamily, ContinuousKernel, KernelSource, Numbers, check_length
+from deconv_cli.kernels.sources.formula import BlurFamily, ContinuousKernel, KernelSource, Numbers, check_length
 
 _FIRST_ZERO = 3.8317059702075125
 """Of the Bessel function J₁."""

@@ -10,7 +10,7 @@ from operator import add
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.kernel_source import (
+from deconv_cli.kernels.sources.formula import (
     BlurFamily,
     ContinuousKernel,
     KernelSource,

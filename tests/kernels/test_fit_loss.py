@@ -11,8 +11,8 @@ from torch.nn import functional
 
 import deconv_cli
 from deconv_cli import GradientFaultError, ShapeError, UsageError
-from deconv_cli.kernels.loss_functions import FAINT, find_loss
-from deconv_cli.workflows import loss_fit
+from deconv_cli.kernels import loss_fit
+from deconv_cli.kernels.loss_fit import FAINT, find_loss
 
 SIZE = (5, 4)
 

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
-from deconv_cli.kernels.loss_functions import Loss, find_loss, squared
+from deconv_cli.kernels.loss_fit import Loss, find_loss, fit_squares, minimize_loss, squared
 from deconv_cli.kernels.nonnegative_taps import describe_sharpening
 from deconv_cli.kernels.pair_equations import Constraint, Pair, misfit, variance_under_sum
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.linear_operator import check_image
+from deconv_cli.operators.synchronize import free_memory
 from deconv_cli.parts import ShownInNotebook
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.solver import free_memory
 from deconv_cli.vocabulary import Size, check_name, format_memory, format_percent, format_size
-from deconv_cli.workflows.loss_fit import fit_squares, minimize_loss
 
 CHANNELS = ("shared", "each", "mix")
 """One kernel for all channels, one for each, or one that mixes them."""

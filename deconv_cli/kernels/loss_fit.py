@@ -1,7 +1,8 @@
-"""A kernel fitted to pairs of images: by least squares, or under another loss by least squares with new weights."""
+"""Losses, and the fit of a kernel to pairs of images: by least squares, reweighted for all losses but the square."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from deconv_cli.errors import GradientFaultError, UsageError
 from deconv_cli.gradients.checker import check_gradients
-from deconv_cli.kernels.loss_functions import Loss, mean_loss, slope_of_loss
 from deconv_cli.kernels.pair_equations import (
     Constraint,
     Misfit,
@@ -26,7 +26,90 @@ from deconv_cli.kernels.pair_equations import (
     solve_ridge,
 )
 from deconv_cli.operators.convolution import CONVOLUTIONS
+from deconv_cli.parts import LOSSES
 from deconv_cli.vocabulary import Size
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Of a prediction and the data, of one shape: a loss of that shape, or a number that is its mean."""
+
+FAINT = 0.1
+"""Counts that are added where the likelihood of counts is computed, which ends at zero."""
+
+
+def squared(prediction: Tensor, target: Tensor) -> Tensor:
+    """Give (p − t)², the loss of white Gaussian noise."""
+    return (prediction - target).square()
+
+
+def l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Give |p − t|, whose minimum hardly depends on samples that are far off."""
+    return (prediction - target).abs()
+
+
+def huber(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
+    """Give ½(p − t)² up to a distance of `delta` in units of the samples, and go on straight beyond.
+
+    Source: Huber, Robust estimation of a location parameter, Annals of Mathematical Statistics 35, 1964.
+    """
+    distance = (prediction - target).abs()
+    near = distance.clamp_max(delta)
+    return near * (distance - near / 2)
+
+
+def poisson(prediction: Tensor, target: Tensor) -> Tensor:
+    """Give p − t + t·log(t/p) for means p and counts t with a tenth of a count added to both.
+
+    This is the negative logarithm of the likelihood of the counts, minus its least value. Without the tenth, a pixel
+    without counts would almost fix its mean, and its loss would end at zero. Below zero a parabola replaces the
+    logarithm.
+    """
+    counts, means = target.clamp_min(0) + FAINT, prediction.clamp_min(0) + FAINT
+    below = prediction.clamp_max(0) / FAINT
+    logarithm = means.log() + below - below.square() / 2
+    return prediction + FAINT - counts + counts * (counts.log() - logarithm)
+
+
+def find_loss(words: str | Loss) -> Loss:
+    """Give the loss of a name, with its number behind a colon (`huber:2.5`), or the function itself."""
+    if not isinstance(words, str):
+        return words
+    name, colon, text = words.partition(":")
+    loss: Loss = LOSSES[name]
+    if not colon:
+        return loss
+    names = list(inspect.signature(loss).parameters)[2:]
+    if len(names) != 1:
+        raise UsageError(f"loss {name} takes no number, but is '{words}'; write {name}.")
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UsageError(f"loss {name} takes a positive number, its {names[0]}, but is '{words}'; write {name}:1.")
+    return partial(loss, **{names[0]: number})
+
+
+def mean_loss(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
+    """Average a loss over the samples.
+
+    A loss must give one number, or one for each sample; another one is a `UsageError`.
+    """
+    values = loss(prediction, target)
+    if not isinstance(values, Tensor) or values.shape not in (prediction.shape, ()):
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise UsageError(
+            f"a loss must take a prediction and data, and return a tensor of their shape {tuple(prediction.shape)} or "
+            f"a single number, but returns {found}."
+        )
+    return values.mean()
+
+
+def slope_of_loss(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
+    """Differentiate the sum of a loss by the prediction."""
+    prediction = prediction.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(mean_loss(loss, prediction, target) * target.numel(), prediction)
+    return slope
+
 
 CHECK_BUDGET = 10.0
 """Seconds for finite differences."""
@@ -83,13 +166,9 @@ def minimize_loss(
     and Welsch, Robust regression using iteratively reweighted least-squares, Communications in Statistics 6, 1977). A
     step that leads uphill is halved.
 
-    Returns:
-        The fit, and the relative change of the predicted images in the last round. The taps without the held-out
-        outputs start from the fit and take a few rounds, so they are near their minimum, not at it.
-
-    Raises:
-        GradientFaultError: the gradient of the loss is wrong, or does not arrive.
-        UsageError: the loss does not grow with the distance to the data.
+    Gives the fit, and the relative change of the predicted images in the last round. The taps without the held-out
+    outputs start from the fit and take a few rounds, so they are near their minimum, not at it. A loss that does not
+    grow with the distance to the data is a `UsageError`, one with a wrong gradient a `GradientFaultError`.
     """
     everything, _ = gather(pairs, size)
     ridge, taps = _solved(everything, penalty, partial(misfit, pairs, size), lam, constraint)
@@ -155,10 +234,8 @@ def _as_squares(
 
     To choose λ the weights follow the second derivative of the loss, which depends on the prediction alone, so samples
     that are far off do not count as noise (Huber, Robust Statistics, 1981, section 7.8). Under a given unit they follow
-    the steepness, and the data are the rests of the prediction.
-
-    Returns:
-        The pairs, and the unit of the loss: its median steepness for a weight of 1.
+    the steepness, and the data are the rests of the prediction. Gives the pairs, and the unit of the loss: its median
+    steepness for a weight of 1.
     """
     predicted = [convolve(pair.wide, taps, size) for pair in pairs]
     each, measure = list(zip(predicted, pairs, strict=True)), _steepness if unit else _bend
