@@ -15,6 +15,7 @@ from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.commands.work import Job, JobResult, LoadedFile
+from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind
 
@@ -52,6 +53,12 @@ class Restoration:
             notes += ("the input was written by deconv invert, so it is restored a second time",)
         pipeline = self._pipeline(kind)
         resolution = pipeline.resolve(self._metadata(image))
+        extra = work.extra
+        if extra.needs_map and not resolution.settings.predict:
+            raise UsageError(
+                "--error-map and --trust-mask show an error that is predicted only for plain convolutions, but this "
+                f"layer has {resolution.settings.layer.describe()}; leave them out."
+            )
         tests_alignment = resolution.tests_alignment and job.number <= N_ALIGNED and kernel.source.estimate is None
         resolution = replace(resolution, notes=(*notes, *resolution.notes), tests_alignment=tests_alignment)
         n_channels = image.values.shape[1]
@@ -59,7 +66,7 @@ class Restoration:
             n_channels = kernel.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
         same_size = kernel.keeps_size(resolution.settings.padding, resolution.settings.layer)
         plan = work.plan(job, image, n_channels, same_size=same_size)
-        planned = self._work.extra.plan(image, n_channels, same_size=same_size, force=work.files.force)
+        planned = extra.plan(image, n_channels, same_size=same_size, force=work.files.force)
         result = pipeline.reconstruct(image.values, resolution, truth=planned.truth, progress=progress)
         diagnosis = None
         views: tuple[LambdaView, ...] = ()
@@ -82,7 +89,7 @@ class Restoration:
         run = InvertRun(
             command=work.command,
             kernel=kernel.source,
-            notes=found + kernel.notes_on(image, prepared, *result.notes, *self._work.extra.notes(result.settings)),
+            notes=found + kernel.notes_on(image, prepared, *result.notes, *extra.notes(result.settings)),
             rerun=work.rerun(job.source, options, job.target, prepared.dtype),
             reconstruction=result,
             diagnosis=diagnosis,

@@ -264,7 +264,12 @@ class ExtraOutputs:
     def need_prediction(self, settings: ReconstructionSettings) -> bool:
         """Return whether the error has to be predicted; a page or a truth does without it if it cannot be."""
         is_shown = self.report is not None or self.truth is not None
-        return self.error_map is not None or self.trust_mask is not None or (is_shown and settings.predicts)
+        return self.needs_map or (is_shown and settings.predicts)
+
+    @property
+    def needs_map(self) -> bool:
+        """Whether a file is made of the predicted error."""
+        return self.error_map is not None or self.trust_mask is not None
 
     def notes(self, settings: ReconstructionSettings) -> tuple[str, ...]:
         """Say why a page shows no expected error, if so."""
@@ -275,7 +280,7 @@ class ExtraOutputs:
     @property
     def is_prediction_kept(self) -> bool:
         """Whether a rerun has to predict the error too; the page is not written again."""
-        return any(path is not None for path in (self.truth, self.error_map, self.trust_mask))
+        return self.truth is not None or self.needs_map
 
     @property
     def paths(self) -> list[Path]:

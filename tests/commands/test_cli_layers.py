@@ -186,3 +186,14 @@ def test_refusals(refuses, case, words, says):
     x, weights, folder = case
     words = [word.replace("FOLDER", str(folder)) for word in words]
     refuses("forward", x, "-k", weights, "-o", folder / "out.npy", "--tap", *words, code=ExitCode.USAGE, says=says)
+
+
+@pytest.mark.parametrize("layer", ["strided"], indirect=True)
+def test_a_map_of_the_error_is_refused_where_no_error_is_predicted(layer):
+    _, _, _, folder = layer
+    run("forward", folder / "x.npy", "-k", folder / "module.pt", "-o", folder / "y.npy")
+    words = ["invert", folder / "y.npy", "-k", folder / "module.pt", "-o", folder / "z.npy", "--error-map"]
+    result = CliRunner().invoke(app, [*map(str, words), str(folder / "error.npy")], prog_name="deconv")
+    assert result.exit_code == ExitCode.USAGE
+    assert "predicted only for plain convolutions, but this layer has stride 2" in " ".join(result.stderr.split())
+    assert not (folder / "z.npy").exists()
