@@ -199,7 +199,7 @@ def align(
     if found.scale is None:
         words = shlex.join(["deconv", "kernel", "estimate", str(photo)])
         print_warning(
-            f"no factor corrects a kernel of quite another size than the blur; find the blur with {words}"
+            f"no factor corrects a kernel of quite another size or shape than the blur; find the blur with {words}"
             f"{'' if output is None else f'; {output} was not written'}"
         )
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)

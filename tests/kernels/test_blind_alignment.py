@@ -71,9 +71,9 @@ def test_a_round_kernel_is_resized_and_not_turned(unevenness):
 def test_no_factor_is_advised_for_a_kernel_of_quite_another_size(given, true):
     blurred = blurred_picture("camera", make_kernel(true))
     found = deconv_cli.align_kernel(make_kernel(given), blurred, tone_curve=CURVE)
-    assert found.changes == ("of quite another size",)
+    assert found.changes == ("of quite another size or shape",)
     (sentence,) = describe_alignment(make_kernel(given), blurred, tone_curve=CURVE)
-    assert sentence.startswith("the kernel is of quite another size than the blur of the picture")
+    assert sentence.startswith("the kernel is of quite another size or shape than the blur of the picture")
     assert sentence.endswith("find the blur in the picture with deconv kernel estimate")
 
 

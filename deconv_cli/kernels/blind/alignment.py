@@ -48,7 +48,7 @@ class Alignment:
 
     Attributes:
         orientation: a key of `ORIENTATIONS`.
-        scale: of its size; `None` if the kernel is of quite another size, which leaves it as given.
+        scale: of its size; `None` if the kernel is of quite another size or shape, which leaves it as given.
         shift: pixels by which its weight is moved, down and to the right.
         taps: the corrected kernel, shape `(kH, kW)`, of the sum that it had.
         evidence: how much likelier it is than the one given, in logarithms.
@@ -64,7 +64,7 @@ class Alignment:
     def orientation_changes(self) -> tuple[str, ...]:
         """How it is to be turned and scaled, a few words each."""
         if self.scale is None:
-            return ("of quite another size",)
+            return ("of quite another size or shape",)
         found = [] if self.orientation == "as given" else [self.orientation]
         return tuple(found if self.scale == 1.0 else [*found, f"scaled by {self.scale:.3g}"])
 
