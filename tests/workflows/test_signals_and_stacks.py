@@ -12,7 +12,6 @@ import deconv_cli
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.noise_level import estimate_gain, estimate_noise
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, draw_noise, fit_noise_spectrum
-from deconv_cli.diagnostics.periodic_extension import affordable_window
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
@@ -183,21 +182,6 @@ def test_images_are_drawn_with_the_power_of_their_model(torus):
 
 
 @pytest.mark.parametrize(
-    ("size", "window"),
-    [
-        ((5000,), (5000,)),
-        ((1000000,), (589824,)),
-        ((1000, 2000), (768, 768)),
-        ((100, 90), (100, 90)),
-        ((20, 30, 40), (20, 30, 40)),
-    ],
-)
-def test_a_piece_stands_for_the_whole(size, window):
-    found = affordable_window(size)
-    assert found == pytest.approx(window, rel=0.02)
-
-
-@pytest.mark.parametrize(
     ("n", "shape", "kernel"), [(1, (2, 60), (5,)), (3, (1, 8, 12, 10), (3, 3, 3)), (3, (2, 4, 12, 10), (3, 3))]
 )
 def test_what_a_page_shows_has_the_axes_of_the_data(n, shape, kernel):
@@ -239,17 +223,6 @@ def test_the_gains_are_those_of_the_loudest_group(options: dict) -> None:
     sizes = torch.linalg.vector_norm(whole[..., 0], dim=-1)
     expected = torch.linalg.vector_norm(torch.fft.rfft2(data[0]).permute(1, 2, 0), dim=-1)
     torch.testing.assert_close(sizes, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_a_transposed_layer_has_phases_among_its_outputs() -> None:
-    operator = LayerConvolution(
-        random((2, 3, 3, 3), seed=1), (5, 4), LayerOptions(transposed=True, stride=2), padding=1
-    )
-    y = random((3, *operator.output_shape[1:]), seed=2)
-    taps, data, *_ = equivalent_convolution(operator, y, random((2, 5, 4), seed=3), y)
-    assert taps.shape[:2] == (12, 2)
-    assert data.shape == (12, 5, 4)
-    assert float(data.square().sum()) == pytest.approx(float(y.square().sum()), rel=1e-12)
 
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2, "groups": 2}, {"transposed": True, "stride": 2}])
