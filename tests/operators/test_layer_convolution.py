@@ -12,10 +12,8 @@ from torch import Tensor, nn
 import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.layer_options import LayerOptions
-from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import pick_input_size
 from deconv_cli.operators.layer_convolution import LayerConvolution
-from deconv_cli.operators.phases import plain_pads, split_layer
 
 EXHAUSTIVE = [pytest.param(number, marks=pytest.mark.exhaustive) for number in range(N_QUICK, N_CASES)]
 
@@ -78,36 +76,6 @@ def test_touched_pixels_are_those_with_entries_in_the_matrix(number: int) -> Non
     n_axes = len(operator.geometry.image_size)
     of_inputs = entries.flatten(0, n_axes).any(0).any(0)
     assert torch.equal(operator.touched(), of_inputs)
-
-
-def test_plain_convolutions_of_rearranged_pixels_are_the_layer() -> None:
-    n_split = 0
-    for number in range(N_QUICK):
-        case = case_of(number)
-        operator = case.operator
-        parts = split_layer(operator.grid_axes, operator.boundary)
-        if parts is None:
-            continue
-        n_split += 1
-        x = random(operator.input_shape, seed=2)
-        assert float((_by_parts(operator, parts, x) - operator(x)).abs().max()) < 1e-12, case.name
-    assert n_split > N_QUICK // 2
-
-
-def _by_parts(operator: LayerConvolution, parts: list, x: Tensor) -> Tensor:
-    transposed, groups = operator.options.transposed, operator.options.groups
-    taps = operator.plain_taps(operator.kernel)
-    y = torch.zeros(operator.output_shape, dtype=x.dtype).unflatten(0, (groups, -1))
-    for part in parts:
-        grouped = x.unflatten(0, (groups, -1))
-        images = part.take_coarse(grouped) if transposed else part.take_fine(grouped)
-        pads = plain_pads(part, tuple(taps.shape[3:]), transposed=transposed)
-        size = tuple(images.shape[2:])
-        outputs = torch.stack(
-            [Convolution(taps[g], size, padding=pads, boundary=operator.boundary)(images[g]) for g in range(groups)]
-        )
-        (part.put_fine if transposed else part.put_coarse)(y, outputs)
-    return y.flatten(0, 1)
 
 
 WITHOUT_COPIES = [n for n in range(0, N_QUICK, 3) if case_of(n).boundary in ("zero", "circular")]
