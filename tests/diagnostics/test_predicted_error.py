@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import deconv_cli
-from deconv_cli.diagnostics import error_prediction, predicted_error
-from deconv_cli.diagnostics.error_prediction import ErrorPredictor, _with_smaller_frame, without_lost
+from deconv_cli.diagnostics import error_prediction
+from deconv_cli.diagnostics.error_prediction import ErrorPredictor, without_lost
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.predicted_error import ErrorProfile
 from deconv_cli.errors import ShapeError
@@ -182,29 +182,6 @@ class TestLargePictures:
             assert one.n_pixels == other.n_pixels
             assert one.predicted == pytest.approx(other.predicted, rel=0.1)
 
-    def test_lambda_is_measured_by_the_singular_value_of_the_large_one(self, monkeypatch):
-        monkeypatch.setattr(error_prediction, "_SIDE", 96)
-        settings = ResolvedSettings(padding="valid", boundary="unknown", lam=1e-2, penalty="gradient")
-        fringes = Kernel.from_tensor(torch.cos(0.49 * torch.arange(31))[None])
-        inverse = PseudoInverse(fringes, (300, 260), settings)
-        smaller = _with_smaller_frame(inverse, 20)
-        assert smaller.spectrum.sigma_max != pytest.approx(inverse.spectrum.sigma_max, rel=1e-3)
-        assert smaller.problem.weight == pytest.approx(inverse.problem.weight, rel=1e-5)
-
-    @pytest.mark.parametrize("inverse", ["unknown"], indirect=True)
-    def test_only_where_much_is_saved_and_the_bands_have_room(self, inverse):
-        assert _with_smaller_frame(inverse, 20).geometry.image_size == (96, 96)
-        assert _with_smaller_frame(inverse, 60).geometry.image_size == (152, 152)
-        assert _with_smaller_frame(inverse, 75) is inverse  # 182 × 182 pixels of 262 × 200
-
-    @pytest.mark.parametrize(("penalty", "size"), [("identity", (24, 800)), ("gradient", (24, 96))])
-    def test_a_thin_frame_under_the_identity_is_not_cut(self, penalty, size, monkeypatch):
-        """Long waves, which the identity holds back too, would be missing in a shorter one."""
-        monkeypatch.setattr(error_prediction, "_SIDE", 96)
-        settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-2, penalty=penalty)
-        inverse = PseudoInverse(Kernel.from_tensor(gaussian(1.2, 5)), (24, 800), settings)
-        assert _with_smaller_frame(inverse, 20).geometry.image_size == size
-
 
 def test_what_the_border_hides_is_not_trusted():
     scene = read_image(SAMPLES / "camera.png").values[0].float() / 255
@@ -293,20 +270,6 @@ def test_an_error_larger_than_the_contrast_around_it_is_not_trusted():
     assert found[:, :30].all()
     assert not found[:, 70:].any()
     assert not profile.outweighs(image, torch.full_like(image, 0.9), 2).any()
-
-
-def test_averages_of_a_large_image_are_convolved_by_parts(monkeypatch):
-    """A convolution takes sixteen times the memory of its argument: 0.9 GB for 12 megapixels."""
-    sizes, convolve = [], torch.nn.functional.conv1d
-    monkeypatch.setattr(
-        torch.nn.functional, "conv1d", lambda lines, *a, **k: sizes.append(lines.numel()) or convolve(lines, *a, **k)
-    )
-    monkeypatch.setattr(predicted_error, "_NUMBERS_AT_ONCE", 1000)
-    images = torch.rand(2, 60, 50, generator=torch.Generator().manual_seed(0))
-    by_parts = predicted_error.smoothed(images, 2)
-    assert max(sizes) <= 1000
-    monkeypatch.setattr(predicted_error, "_NUMBERS_AT_ONCE", 10**6)
-    torch.testing.assert_close(by_parts, predicted_error.smoothed(images, 2))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

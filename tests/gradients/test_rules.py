@@ -78,12 +78,6 @@ class TestOwnRules:
 
 
 class TestPrecedence:
-    @pytest.mark.parametrize("name", [name for name in GRADIENT_RULES.names if name != "not-checked"])
-    def test_a_rule_is_found_by_its_name(self, name):
-        rule = GRADIENT_RULES[name]
-        assert rule.__name__ == f"find_{name.replace('-', '_')}"
-        assert ".gradients.rules." in rule.__module__
-
     def test_the_last_rule_finds_anything(self):
         assert GRADIENT_RULES.names[-1] == "not-checked"
 
