@@ -10,7 +10,6 @@ from deconv_cli.operators.geometry import Geometry, Pads
 
 
 def count(kernel, pads, length=32, threshold=1e-3):
-    """Count along a column."""
     return count_lost_modes(kernel, Pads((pads[0], 0), (pads[1], 0)), (length, 1), threshold)
 
 

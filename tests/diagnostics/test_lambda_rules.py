@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.problems import cells, microscope_psf
+from deconv_cli.diagnostics import lambda_rules
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.diagnostics.lambda_rules import (
     LambdaCurve,
@@ -94,6 +95,29 @@ def test_a_rule_takes_the_least_of_what_it_looks_at(rule):
         for k in _neighbors(curve)
     )
     assert chosen <= min(lower, higher)
+
+
+@pytest.mark.parametrize("rule", LambdaRule)
+def test_groups_of_gains_say_what_all_gains_do(rule, monkeypatch):
+    """Some gains are zero, one is infinite."""
+    taps = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    taps[..., :4, :4] = 1 / 16
+    size = (160, 128)
+    y = Convolution.of_geometry(taps, Geometry.of_image(size, (8, 8), "same"), "circular").forward(
+        torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).cumsum(-1)
+    )
+    y = y + 0.1 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def chosen():
+        data = SpectralData.of(torus_modes(taps, size), y, penalty="gradient", sigma_max=1.0)
+        return len(data.by_gain.ratio), choose_by_rule(rule, data, 0.1)
+
+    n_groups, grouped = chosen()
+    monkeypatch.setattr(lambda_rules, "_N_GROUPS", 10**9)
+    n_gains, alone = chosen()
+    assert n_groups < 5000 < n_gains
+    assert grouped.values == pytest.approx(alone.values, rel=1e-5, abs=1e-5)
+    assert grouped.chosen == pytest.approx(alone.chosen, rel=1e-3)
 
 
 @pytest.mark.parametrize("size", [(40, 30), (160, 128)])

@@ -74,6 +74,15 @@ def test_tangents_match_finite_differences(geometry, reduction):
     assert torch.autograd.gradcheck(apply, inputs, fast_mode=True, atol=1e-7, rtol=1e-5)
 
 
+def test_pieces_stay_within_the_memory_allowed():
+    layer = layer_of(phi=by_multiplying, chunk_bytes=4000)
+    seen = []
+    layer.phi = lambda pixel, weight: seen.append((pixel * weight).numel() * 8) or pixel * weight
+    layer(torch.randn(1, 3, 12, 12, dtype=torch.float64))
+    assert len(seen) > 4
+    assert max(seen) <= 4000
+
+
 def test_second_derivatives_by_autograd():
     layer = layer_of(phi=tangent_of_sum)
     x = (0.3 * torch.rand(1, 3, 4, 4, dtype=torch.float64)).requires_grad_()

@@ -92,27 +92,22 @@ def test_the_largest_singular_value_bounds_that_of_the_matrix(number: int) -> No
         assert largest <= case.operator.spectrum.sigma_max * (1 + 1e-9)
 
 
-class TestSizes:
-    OPTIONS = LayerOptions(stride=2)
+@pytest.mark.parametrize(
+    ("kernel_size", "padding", "wanted", "found"),
+    [((3, 3), 1, None, (10, 8)), ((5, 5), 0, None, (13, 11)), ((3, 3), 1, (9, 8), (9, 8))],
+    ids=["twice the output", "the smallest", "what was asked for"],
+)
+def test_the_size_of_the_input_is_picked(kernel_size, padding, wanted, found) -> None:
+    assert pick_input_size((5, 4), kernel_size, padding, LayerOptions(stride=2), wanted) == found
 
-    def test_twice_the_output_is_preferred(self) -> None:
-        assert pick_input_size((5, 4), (3, 3), 1, self.OPTIONS) == (10, 8)
 
-    def test_without_it_the_smallest_is_taken(self) -> None:
-        assert pick_input_size((5, 4), (5, 5), 0, self.OPTIONS) == (13, 11)
-
-    def test_another_size_may_be_chosen(self) -> None:
-        assert pick_input_size((5, 4), (3, 3), 1, self.OPTIONS, (9, 8)) == (9, 8)
-
-    def test_an_impossible_one_is_refused_with_the_possible_ones(self) -> None:
-        with pytest.raises(ShapeError, match="its size may be 9×7, 9×8, 10×7, 10×8"):
-            pick_input_size((5, 4), (3, 3), 1, self.OPTIONS, (11, 8))
-
-    def test_a_transposed_layer_has_one(self) -> None:
-        options = LayerOptions(stride=2, transposed=True, output_padding=1)
-        assert pick_input_size((10,), (3,), 1, options) == (5,)
-        with pytest.raises(ShapeError, match="no image gives an output of 9"):
-            pick_input_size((9,), (3,), 1, options)
+def test_an_impossible_size_of_the_input_is_refused_with_the_possible_ones() -> None:
+    with pytest.raises(ShapeError, match="its size may be 9×7, 9×8, 10×7, 10×8"):
+        pick_input_size((5, 4), (3, 3), 1, LayerOptions(stride=2), (11, 8))
+    transposed = LayerOptions(stride=2, transposed=True, output_padding=1)
+    assert pick_input_size((10,), (3,), 1, transposed) == (5,)
+    with pytest.raises(ShapeError, match="no image gives an output of 9"):
+        pick_input_size((9,), (3,), 1, transposed)
 
 
 class TestRefusals:

@@ -32,7 +32,6 @@ def graded_blocks(m, n, condition):
 
 
 def worst(found, expected):
-    """The largest relative error of a block."""
     difference = torch.linalg.matrix_norm(found - expected) / torch.linalg.matrix_norm(expected)
     return float(difference.max())
 

@@ -38,7 +38,6 @@ def has_clear_rank(matrix):
 
 
 def inverse_of(taps, boundary, padding, method, lam, penalty, size=SIZE, **settings):
-    """Build an inverse by one method; `None` where that method does not cover the case."""
     wanted = ResolvedSettings(
         padding=padding, boundary=boundary, lam=lam, penalty=penalty, method=method, tolerance=1e-12, **settings
     )

@@ -107,7 +107,6 @@ def iterative(taps, boundary, lam, penalty, preconditioner):
 
 
 def derive(taps, build, boundary, lam, penalty="identity"):
-    """Differentiate an estimate in the data and in the taps."""
     problem = problem_of(taps, boundary, lam, penalty)
     inverse = build(problem)
     y = taps.new_ones(2, *problem.operator.output_shape)

@@ -17,8 +17,6 @@ SIZE = (6, 5)
 
 
 class DenseInverse(Inverse):
-    """The normal equations as one dense matrix."""
-
     def __init__(self, problem):
         self.problem = problem
         gram = problem.operator.gram.as_matrix() + problem.weight * problem.penalty_operator.gram.as_matrix()
@@ -33,8 +31,6 @@ class DenseInverse(Inverse):
 
 
 class DenseSolver(Solver):
-    """Dense linear algebra, for tiny images."""
-
     def __init__(self, n_operations=0.0, n_bytes=1000):
         self._cost = Cost(n_operations, n_bytes, 0)
 
@@ -53,7 +49,6 @@ class DenseSolver(Solver):
 
 @pytest.fixture
 def register():
-    """Register parts for one test."""
     added = []
 
     def add(registry, name, part):

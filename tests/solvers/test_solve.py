@@ -24,8 +24,6 @@ SIZE = (7, 6)
 
 
 class Matrix(LinearOperator):
-    """An operator on vectors, given by its matrix."""
-
     def __init__(self, matrix):
         self.matrix, self.dtype = matrix, matrix.dtype
         self.output_shape, self.input_shape = ((n,) for n in matrix.shape)
@@ -38,8 +36,6 @@ class Matrix(LinearOperator):
 
 
 class Weights(LinearOperator):
-    """Multiplies pixel by pixel."""
-
     def __init__(self, weights):
         self.weights = weights
         self.input_shape = self.output_shape = tuple(weights.shape)

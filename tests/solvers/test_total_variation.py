@@ -53,7 +53,6 @@ def objective(estimate, x, y, weight):
 
 
 def dense_minimum(estimate, y, weight):
-    """Find the minimum with the dense matrices."""
     operator = estimate.operator
     D = Gradient(operator.input_shape, periodic=operator.boundary.is_periodic).as_matrix()
     return chambolle_pock(operator.as_matrix(), D, y, weight, 2).reshape(operator.input_shape)

@@ -24,7 +24,6 @@ def inverse_of(taps, size, **settings):
 
 
 def dense_solution(inverse, y):
-    """Solve the normal equations as dense matrices."""
     matrix, penalty = inverse.operator.as_matrix(), inverse.problem.penalty_operator.gram.as_matrix()
     return torch.linalg.solve(matrix.T @ matrix + inverse.problem.weight * penalty, matrix.T @ y.flatten())
 

@@ -31,7 +31,6 @@ def built(monkeypatch):
 
 
 def blurred(channels, size):
-    """Data of random images behind the kernel."""
     image = torch.rand(channels, *size, generator=torch.Generator().manual_seed(0))
     return deconv_cli.forward(image, deconv_cli.make_kernel("gaussian:1"))
 

@@ -139,7 +139,6 @@ SIZE, CLIPPED, WHITE, NOISE = 88, 0.2, 65535, 0.004
 
 @pytest.fixture(scope="module")
 def scene():
-    """A photograph in light."""
     stored = np.asarray(Image.open(PHOTOGRAPH).convert("L").reduce(2), dtype=np.float64) / 255
     return torch.from_numpy(stored**2.2)[None, 40 : 40 + SIZE, 40 : 40 + SIZE]
 

@@ -46,12 +46,16 @@ def scene(size, seed):
     return image[None]
 
 
-def blur(n):
-    steps = torch.arange(-REACH[n], REACH[n] + 1, dtype=torch.float64)
+def gaussian(widths, reach):
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
     taps = torch.ones(())
-    for width in WIDTHS[n]:
+    for width in widths:
         taps = taps[..., None] * torch.exp(-0.5 * (steps / width).square())
     return taps / taps.sum()
+
+
+def blur(n):
+    return gaussian(WIDTHS[n], REACH[n])
 
 
 def observed(n, seed, sigma=SIGMA):
@@ -116,17 +120,9 @@ def drawn(size, slope, seed=4):
     return 100 + 30 * image / image.std()
 
 
-def gaussian(n, width, reach):
-    steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    taps = torch.ones((), dtype=torch.float64)
-    for _ in range(n):
-        taps = taps[..., None] * torch.exp(-0.5 * (steps / width).square())
-    return taps / taps.sum()
-
-
 @pytest.mark.parametrize(("n", "size", "slope"), [(1, (4000,), -0.7), (3, (28, 32, 30), -1.7)])
 def test_a_wrong_kernel_is_found_out(n, size, slope):
-    x, right = drawn(size, slope), gaussian(n, 1.5, 5)
+    x, right = drawn(size, slope), gaussian([1.5] * n, 5)
     settings = {"dimensions": n, "boundary": "circular"}
     y = deconv_cli.forward(x, right, **settings) + 0.5 * random((1, *size))
     # Where λ decides a part of the frequencies and the data the others.
@@ -150,7 +146,7 @@ class TestNoise:
     def test_its_spectrum(self, n, size):
         model = NoiseModel(2.0, tuple(2 / (1 + (f / 0.2) ** 6) + 0.02 for f in FREQUENCIES))
         noise = draw_noise(model, random((1, *size)), seed=1, n_axes=n)
-        taps = gaussian(n, 1.5, 5)
+        taps = gaussian([1.5] * n, 5)
         scene_seen = deconv_cli.forward(drawn(size, -0.7 - 0.5 * (n - 1)), taps, dimensions=n, boundary="circular")
         found = fit_noise_spectrum((scene_seen + 2 * noise)[None], SpectrumBasis.of(taps[None, None], size))
         ratios = [a * found.sigma**2 / (b * 4) for a, b in zip(found.spectrum[5:10], model.spectrum[5:10], strict=True)]
