@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
@@ -118,17 +117,3 @@ def dense_tikhonov(A: LinearOperator, y: Tensor, weight: float = 0.0, penalty: L
         matrix = torch.cat([matrix, weight**0.5 * penalty.as_matrix()])
     data = torch.cat([y.flatten(), y.new_zeros(len(matrix) - y.numel())])
     return (torch.linalg.pinv(matrix, rtol=1e-11) @ data).reshape(A.input_shape)
-
-
-class Counted(TorchDispatchMode):
-    """Counts torch's operations that compute at least so many numbers."""
-
-    def __init__(self, n_numbers=0):
-        super().__init__()
-        self.n, self._n_numbers = 0, n_numbers
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        is_large = isinstance(result, torch.Tensor) and result.numel() >= self._n_numbers
-        self.n += is_large and not func.is_view
-        return result

@@ -10,7 +10,6 @@ from deconv_cli.errors import ShapeError
 
 
 def blurred_scene(size=160):
-    """Patches of many brightnesses, blurred."""
     patches = 10 + 90 * torch.rand(12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x = patches.repeat_interleave(size // 10, 0).repeat_interleave(size // 10, 1)[None]
     return deconv_cli.forward(x, torch.ones(7, 7, dtype=torch.float64) / 49, padding="valid")

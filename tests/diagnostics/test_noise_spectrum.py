@@ -18,7 +18,6 @@ from deconv_cli.diagnostics.noise_spectrum import (
     passed_sigma,
 )
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
-from deconv_cli.diagnostics.spectra import polar_bins
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
@@ -168,9 +167,3 @@ def test_a_model_is_a_sentence():
 def test_numbers_that_are_no_noise_are_refused(numbers):
     with pytest.raises(UsageError, match="noise"):
         NoiseModel(**numbers)
-
-
-def test_bins_take_few_bytes():
-    bins = polar_bins((64, 62), torch.float64, torch.device("cpu"))
-    assert sum(part.nbytes for part in (bins.index, bins.weight)) <= 6 * 64 * 32
-    assert float(bins.mean(torch.full((64, 32), 3.0, dtype=torch.float64)).sub(3).abs().max()) < 1e-12

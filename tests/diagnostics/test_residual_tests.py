@@ -120,17 +120,6 @@ def test_a_flat_scene_accuses_no_kernel(lam):
     assert diagnose(inverse, reconstruct(inverse, y), y).tests.finding is not ResidualFinding.WRONG_KERNEL
 
 
-def test_no_border_is_blamed_where_none_was_assumed():
-    tests = {}
-    for boundary in ("unknown", "zero"):
-        y = functional.avg_pool2d(torch.rand(1, 70, 70, generator=torch.Generator().manual_seed(5)), 7, 1).double()
-        settings = ResolvedSettings(padding="same", boundary=boundary, lam=1e-3, penalty="gradient")
-        inverse = inverse_for_output(100 + y, torch.ones(7, 7).double() / 49, settings, torch.float64)
-        tests[boundary] = diagnose(inverse, reconstruct(inverse, 100 + y), 100 + y).tests
-    assert tests["zero"].finding is ResidualFinding.WRONG_BOUNDARY
-    assert tests["unknown"].finding is not ResidualFinding.WRONG_BOUNDARY
-
-
 def test_where_the_noise_cannot_be_told_nothing_is_claimed():
     """A layer's output, as rough as noise, taken back to the last digit."""
     generator = torch.Generator().manual_seed(2)

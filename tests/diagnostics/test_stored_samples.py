@@ -130,7 +130,6 @@ SAMPLES = Path(__file__).parents[2] / "sample_images"
 
 
 def scene():
-    """A blurred photograph of odd sides."""
     picture = Image.open(SAMPLES / "astronaut.png").convert("RGB").crop((0, 0, 251, 243))
     return picture.filter(ImageFilter.GaussianBlur(1.5))
 

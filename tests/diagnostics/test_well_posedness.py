@@ -167,20 +167,3 @@ def test_what_is_not_tested_is_said():
     found = finding(kernel, Geometry.of_image((12, 12), (3, 3), "same"), "zero")
     assert (found.is_well_posed, found.n_lost_modes, found.n_border_modes) == (None, None, None)
     assert "not tested" in found.reason
-
-
-@pytest.mark.parametrize(("shape", "n"), [((32, 32, 3, 3), 128), ((1, 1, 31, 31), 512)])
-def test_large_kernels_look_at_a_sample_of_frequencies(shape, n):
-    found = finding(random(shape), Geometry.of_image((n, n), shape[2:], "same"), "zero")
-    assert 8 <= found.n_frequencies < n
-    assert found.n_lost_modes > 10
-    assert all(low < 0 < high for low, high in found.windings)
-
-
-def test_a_picture_of_unknown_surroundings_needs_no_roots(monkeypatch):
-    def fail(*_args, **_settings):
-        raise AssertionError
-
-    monkeypatch.setattr("deconv_cli.diagnostics.well_posedness.count_lost_modes", fail)
-    found = finding(random((1, 1, 5, 5)), Geometry.of_image((64, 64), (5, 5), "same"), "unknown", lam=1e-3)
-    assert found.windings is None

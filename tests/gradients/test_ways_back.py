@@ -15,7 +15,6 @@ catalogue, wrong = load_fixture("catalogue"), load_fixture("wrong")
 
 
 def line_of(function, text: str) -> int:
-    """Find the line of a function's source that holds a text."""
     lines, first = inspect.getsourcelines(function)
     (found,) = [first + n for n, line in enumerate(lines) if text in line]
     return found

@@ -150,18 +150,3 @@ def test_the_picture_moves_down_and_to_the_right():
         moved = deconv_cli.forward(point, make_kernel(text), boundary="zero")
         assert int(moved.argmax()) == 10 * 21 + 9
     assert torch.allclose(moved, point.roll((2, 1), (1, 2)), atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("disk:2*shift:0.1", "is written shift:DOWN@RIGHT"),
-        ("disk:2*shift:0.1@0@0", "same number of axes, but have 2 and 3"),
-        ("disk:2*shift:a@b", "is written shift:DOWN@RIGHT"),
-        ("disk:2*shift:0@99", "at most 64"),
-        ("disk:1000*shift:0@60", "may extend at most"),
-    ],
-)
-def test_what_is_no_shift_is_refused(text, says):
-    with pytest.raises(UsageError, match=says):
-        make_kernel(text)

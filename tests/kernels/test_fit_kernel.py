@@ -21,7 +21,6 @@ def photograph(name="camera", size=100):
 
 
 def centered(taps, size):
-    """Cut or pad a kernel to a size around its middle."""
     wide = torch.zeros(*(n + 2 * k for n, k in zip(size, taps.shape, strict=True)), dtype=torch.float64)
     start = [(n - k) // 2 for n, k in zip(wide.shape, taps.shape, strict=True)]
     wide[tuple(slice(a, a + k) for a, k in zip(start, taps.shape, strict=True))] = taps

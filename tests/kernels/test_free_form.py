@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.kernels.blind.free_form import balanced, boxed, free_form, pyramid, resampled
+from deconv_cli.kernels.blind.free_form import free_form
 from deconv_cli.kernels.nonnegative_taps import least_squares_kernel
 
 FLAT = torch.full((3, 3), 1 / 9)
@@ -93,19 +93,3 @@ def test_the_kernel_of_least_squares_is_the_best_of_all_kernels():
     level = float(gradient[found > 0].max())
     assert float(gradient[found > 0].min()) == pytest.approx(level, abs=1e-4)
     assert float(gradient.min()) >= level - 1e-4
-
-
-def test_scales_end_at_three_taps_and_the_full_size():
-    scales = pyramid(27)
-    assert scales[0][0] == 3
-    assert scales[-1] == (27, 1.0)
-    assert all(n_taps % 2 == 1 and n_taps * factor >= 26 for n_taps, factor in scales)
-
-
-def test_taps_are_moved_and_resampled_about_the_middle():
-    taps = pad(torch.tensor([[0.25, 0.75]]), (0, 5, 0, 6))
-    assert boxed(taps)[3].sum() == 1
-    assert balanced(taps).tolist() == [[0, 0, 0], [0.25, 0.75, 0], [0, 0, 0]]
-    doubled = resampled(hook(), 17, 2.0)
-    assert float(doubled.sum()) == pytest.approx(1)
-    assert similarity(resampled(doubled, 9, 0.5), hook()) > 0.95

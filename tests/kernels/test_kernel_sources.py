@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.formula import MAX_REACH, ContinuousKernel, KernelSource, make_kernel
-from deconv_cli.parts import KERNEL_SOURCES
+from deconv_cli.kernels.sources.formula import MAX_REACH, make_kernel
 
 TEXTS = ["gaussian:1.2", "disk:0.4", "disk:20", "box:6.3", "motion:7@0", "motion:9.5@-62"]
 
@@ -51,6 +50,12 @@ def test_what_every_source_gives(text):
         ("disk:1e9", f"at most {MAX_REACH} pixels"),
         ("gaussian:300", f"at most {MAX_REACH} pixels"),
         ("motion:5000@45", f"at most {MAX_REACH} pixels"),
+        ("disk:2*shift:0.1", "is written shift:DOWN@RIGHT"),
+        ("disk:2*shift:0.1@0@0", "same number of axes, but have 2 and 3"),
+        ("disk:2*shift:a@b", "is written shift:DOWN@RIGHT"),
+        ("disk:2*shift:0@99", "at most 64"),
+        ("disk:1000*shift:0@60", "may extend at most"),
+        ("disk:2*gausian:1.5", "but is 'gausian'; perhaps you mean gaussian."),
     ],
 )
 def test_what_is_none_is_refused_in_one_short_sentence(text, says):
@@ -59,19 +64,3 @@ def test_what_is_none_is_refused_in_one_short_sentence(text, says):
     assert says in str(caught.value)
     assert str(caught.value).endswith(".")
     assert len(str(caught.value)) < 200
-
-
-def test_a_source_of_the_callers_own():
-    def line(length: float) -> ContinuousKernel:
-        return ContinuousKernel((0.0, length / 2), lambda fy, fx: torch.sinc(length * fx + 0 * fy))
-
-    KERNEL_SOURCES.register("line", KernelSource(("LENGTH",), line))
-    try:
-        torch.testing.assert_close(make_kernel("line:5"), make_kernel("motion:5@0"), rtol=0, atol=1e-12)
-    finally:
-        KERNEL_SOURCES.unregister("line")
-
-
-def test_a_misspelt_source_is_recognized():
-    with pytest.raises(UsageError, match=r"but is 'gausian'; perhaps you mean gaussian\.$"):
-        make_kernel("disk:2*gausian:1.5")

@@ -74,12 +74,6 @@ def test_tangents_match_finite_differences(geometry, reduction):
     assert torch.autograd.gradcheck(apply, inputs, fast_mode=True, atol=1e-7, rtol=1e-5)
 
 
-def test_patches_are_a_view():
-    layer = layer_of()
-    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
-    assert layer.patches(x).untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-
-
 def test_pieces_stay_within_the_memory_allowed():
     layer = layer_of(phi=by_multiplying, chunk_bytes=4000)
     seen = []

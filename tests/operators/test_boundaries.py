@@ -10,11 +10,10 @@ from custom_rules import CUSTOM_RULES, Antisymmetric, Fading, registered
 from properties import adjoint_defect, backward_defect, linearity_defect, matrix_defect
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
+from deconv_cli.operators.boundary_rules import as_rule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import Extension
 from deconv_cli.operators.geometry import Geometry, Pads
-from deconv_cli.parts import BOUNDARIES
 
 NUMPY_MODES = {
     "zero": "constant",
@@ -35,30 +34,6 @@ LAYOUTS = [
 def extension(size, pads, rule, n_channels=2):
     kernel_size = tuple(1 for _ in size)
     return Extension(Geometry(size, kernel_size, pads), n_channels, rule)
-
-
-@pytest.mark.parametrize("name", list(BOUNDARIES))
-def test_a_rule_is_of_one_kind_and_known_by_its_name(name):
-    rule = as_rule(name)
-    assert rule.name == name
-    assert [rule.is_zero, rule.is_unknown, rule.copies_pixels].count(True) == 1
-    assert not rule.has_factors
-    assert rule.is_periodic == (name == "circular")
-    assert rule.keeps_constants == (name != "zero")
-    assert rule.description == rule.description.strip(". ")
-    assert as_rule(rule) is rule
-
-
-@pytest.mark.parametrize("rule", CUSTOM_RULES, ids=lambda rule: rule.name)
-def test_a_rule_that_defines_factors_has_them_and_changes_constants(rule):
-    assert rule.has_factors
-    assert rule.copies_pixels
-    assert not rule.keeps_constants
-
-
-def test_unknown_names_are_refused():
-    with pytest.raises(UsageError, match="boundary must be one of zero, circular"):
-        as_rule("mirror")
 
 
 @pytest.mark.parametrize("name", NUMPY_MODES)
@@ -118,12 +93,6 @@ def test_a_rule_of_the_users_own_goes_by_its_name_once_it_is_registered(rule):
     assert by_name.boundary is rule
 
 
-def test_a_rule_that_copies_nothing_has_no_sources():
-    for name in ("zero", "unknown"):
-        with pytest.raises(UsageError, match=f"boundary {name} copies no pixels"):
-            as_rule(name).sources(torch.tensor([-1]), 4)
-
-
 @pytest.mark.parametrize(("name", "slack"), [("reflect", 1), ("symmetric", 0), ("circular", 0)])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_border_may_be_as_wide_as_the_rule_can_supply_and_no_wider(name, slack, axis):
@@ -133,13 +102,3 @@ def test_a_border_may_be_as_wide_as_the_rule_can_supply_and_no_wider(name, slack
     assert extension(size, Pads((0, 0, 0), widest), as_rule(name)).output_shape[axis + 1] == 8 - slack
     with pytest.raises(ShapeError, match=rf"{name} boundary; use a larger image, or boundary zero, replicate or unkn"):
         extension(size, Pads(too_wide, (0, 0, 0)), as_rule(name))
-
-
-def test_the_advice_names_rules_of_the_users_own():
-    class Constant(BoundaryRule):
-        name = "border-of-zeros"
-        description = "zeros again"
-        is_zero = True
-
-    with registered(Constant()), pytest.raises(ShapeError, match="zero, replicate, unknown or border-of-zeros"):
-        extension((2,), Pads((3,), (0,)), as_rule("reflect"))

@@ -1,7 +1,5 @@
 """Convolutions of signals and volumes, against torch's own `conv1d` and `conv3d` after numpy's padding."""
 
-import math
-
 import pytest
 import torch
 from cases import random
@@ -9,13 +7,11 @@ from properties import adjoint_defect, backward_defect, linearity_defect, matrix
 from torch.nn import functional
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.operators import axes
-from deconv_cli.operators.axes import crop, half_spectrum, image_axes, per_image, slabs, space_axes, unravel
+from deconv_cli.operators.axes import crop
 from deconv_cli.operators.circulant import BlockCirculant, torus_symbol
 from deconv_cli.operators.convolution import Convolution, ValidCorrelation
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry, Pads, resolve_padding
-from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.parts import BOUNDARIES
 
 PROBLEMS = [  # image size, kernel shape
@@ -67,12 +63,6 @@ def test_four_dimensions_go_by_the_fft():
     torch.testing.assert_close(found, kernel[0, 0].flip(0, 1, 2, 3), rtol=0, atol=1e-13)
 
 
-def test_large_volumes_are_looked_at_on_a_coarser_grid():
-    spectrum = kernel_spectrum(random((1, 1, 3, 3, 3)), (2000, 10, 400))
-    assert spectrum.grid[1] == 10
-    assert spectrum.grid[0] * spectrum.grid[1] * (spectrum.grid[2] // 2 + 1) <= 2**19
-
-
 @pytest.mark.parametrize(("size", "torus"), [((5,), (9,)), ((4, 3, 5), (6, 3, 8))])
 def test_a_closed_field_begins_with_itself_and_has_no_seam(size, torus):
     ramp = sum(torch.arange(n, dtype=torch.float64).reshape(-1, *[1] * (len(size) - 1 - i)) for i, n in enumerate(size))
@@ -114,29 +104,6 @@ def test_images_that_do_not_fit_a_kernel_are_refused():
         Geometry.of_image((4, 4, 4), (3, 3), "same")
     with pytest.raises(ShapeError, match="kernel of 3×3×9 does not fit into an image of 4×4×4"):
         Convolution(random((3, 3, 9)), (4, 4, 4), padding="valid")
-
-
-def test_axes_are_counted_from_the_end():
-    assert space_axes(3) == (-3, -2, -1)
-    assert image_axes(2) == (-3, -2, -1)
-    assert half_spectrum((4, 5, 6)) == (4, 5, 4)
-    assert [unravel(i, (2, 3)) for i in range(6)] == [(a, b) for a in range(2) for b in range(3)]
-    x = random((5, 2, 3, 4))
-    torch.testing.assert_close(per_image(torch.arange(5.0), 2) * x, torch.einsum("b,bchw->bchw", torch.arange(5.0), x))
-    assert torch.equal(crop(x, (1, 0), (2, 3)), x[..., 1:3, :3])
-
-
-@pytest.mark.parametrize("size", [(7,), (5, 6), (4, 3, 5)])
-def test_slabs_are_views_that_cover_the_arrays(monkeypatch, size):
-    monkeypatch.setattr(axes, "SLAB", 2 * math.prod(size) // size[0] + 1)
-    x, total = torch.zeros(2, *size), random((1, *size)).float()
-    parts = list(slabs(len(size), x, total))
-    assert len(parts) > 1
-    for part, source in parts:
-        assert part.shape[1:] == source.shape[1:]
-        part += source
-    torch.testing.assert_close(x, total.expand_as(x))
-    assert len(list(slabs(len(size), x[:0], total[:0]))) == 1
 
 
 @pytest.mark.parametrize("channels", [(1, 1), (2, 3), (5, 6)])

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.layer_options import LayerOptions
-from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import pick_input_size
 from deconv_cli.operators.layer_convolution import LayerConvolution
-from deconv_cli.operators.phases import plain_pads, split_layer
 
 EXHAUSTIVE = [pytest.param(number, marks=pytest.mark.exhaustive) for number in range(N_QUICK, N_CASES)]
 
@@ -80,36 +78,6 @@ def test_touched_pixels_are_those_with_entries_in_the_matrix(number: int) -> Non
     assert torch.equal(operator.touched(), of_inputs)
 
 
-def test_plain_convolutions_of_rearranged_pixels_are_the_layer() -> None:
-    n_split = 0
-    for number in range(N_QUICK):
-        case = case_of(number)
-        operator = case.operator
-        parts = split_layer(operator.grid_axes, operator.boundary)
-        if parts is None:
-            continue
-        n_split += 1
-        x = random(operator.input_shape, seed=2)
-        assert float((_by_parts(operator, parts, x) - operator(x)).abs().max()) < 1e-12, case.name
-    assert n_split > N_QUICK // 2
-
-
-def _by_parts(operator: LayerConvolution, parts: list, x: Tensor) -> Tensor:
-    transposed, groups = operator.options.transposed, operator.options.groups
-    taps = operator.plain_taps(operator.kernel)
-    y = torch.zeros(operator.output_shape, dtype=x.dtype).unflatten(0, (groups, -1))
-    for part in parts:
-        grouped = x.unflatten(0, (groups, -1))
-        images = part.take_coarse(grouped) if transposed else part.take_fine(grouped)
-        pads = plain_pads(part, tuple(taps.shape[3:]), transposed=transposed)
-        size = tuple(images.shape[2:])
-        outputs = torch.stack(
-            [Convolution(taps[g], size, padding=pads, boundary=operator.boundary)(images[g]) for g in range(groups)]
-        )
-        (part.put_fine if transposed else part.put_coarse)(y, outputs)
-    return y.flatten(0, 1)
-
-
 WITHOUT_COPIES = [n for n in range(0, N_QUICK, 3) if case_of(n).boundary in ("zero", "circular")]
 """Copies of pixels add to their gain."""
 
@@ -124,27 +92,22 @@ def test_the_largest_singular_value_bounds_that_of_the_matrix(number: int) -> No
         assert largest <= case.operator.spectrum.sigma_max * (1 + 1e-9)
 
 
-class TestSizes:
-    OPTIONS = LayerOptions(stride=2)
+@pytest.mark.parametrize(
+    ("kernel_size", "padding", "wanted", "found"),
+    [((3, 3), 1, None, (10, 8)), ((5, 5), 0, None, (13, 11)), ((3, 3), 1, (9, 8), (9, 8))],
+    ids=["twice the output", "the smallest", "what was asked for"],
+)
+def test_the_size_of_the_input_is_picked(kernel_size, padding, wanted, found) -> None:
+    assert pick_input_size((5, 4), kernel_size, padding, LayerOptions(stride=2), wanted) == found
 
-    def test_twice_the_output_is_preferred(self) -> None:
-        assert pick_input_size((5, 4), (3, 3), 1, self.OPTIONS) == (10, 8)
 
-    def test_without_it_the_smallest_is_taken(self) -> None:
-        assert pick_input_size((5, 4), (5, 5), 0, self.OPTIONS) == (13, 11)
-
-    def test_another_size_may_be_chosen(self) -> None:
-        assert pick_input_size((5, 4), (3, 3), 1, self.OPTIONS, (9, 8)) == (9, 8)
-
-    def test_an_impossible_one_is_refused_with_the_possible_ones(self) -> None:
-        with pytest.raises(ShapeError, match="its size may be 9×7, 9×8, 10×7, 10×8"):
-            pick_input_size((5, 4), (3, 3), 1, self.OPTIONS, (11, 8))
-
-    def test_a_transposed_layer_has_one(self) -> None:
-        options = LayerOptions(stride=2, transposed=True, output_padding=1)
-        assert pick_input_size((10,), (3,), 1, options) == (5,)
-        with pytest.raises(ShapeError, match="no image gives an output of 9"):
-            pick_input_size((9,), (3,), 1, options)
+def test_an_impossible_size_of_the_input_is_refused_with_the_possible_ones() -> None:
+    with pytest.raises(ShapeError, match="its size may be 9×7, 9×8, 10×7, 10×8"):
+        pick_input_size((5, 4), (3, 3), 1, LayerOptions(stride=2), (11, 8))
+    transposed = LayerOptions(stride=2, transposed=True, output_padding=1)
+    assert pick_input_size((10,), (3,), 1, transposed) == (5,)
+    with pytest.raises(ShapeError, match="no image gives an output of 9"):
+        pick_input_size((9,), (3,), 1, transposed)
 
 
 class TestRefusals:

@@ -6,7 +6,6 @@ from cases import random
 from properties import adjoint_defect, linearity_defect, matrix_defect
 from torch import nn
 
-import deconv_cli
 from deconv_cli.errors import UsageError
 from deconv_cli.operators.linear_operator import Linearization
 
@@ -41,16 +40,6 @@ def test_other_functions_have_their_jacobian_at_a_point(module):
     assert adjoint_defect(operator) <= 1e-12
     jacobian = torch.func.jacrev(lambda x: net(x[None])[0].flatten())(at).flatten(1)
     torch.testing.assert_close(operator.as_matrix(), jacobian, rtol=1e-10, atol=1e-12)
-
-
-def test_it_is_public_and_goes_into_solve():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(2, 9, 3, padding=1), nn.BatchNorm2d(9)).double().eval()
-    operator = deconv_cli.Linearization(net, torch.zeros(2, 8, 9, dtype=torch.float64))
-    x = random((2, 8, 9), seed=2)
-    solution = deconv_cli.solve(operator, operator(x))
-    exact = torch.linalg.pinv(operator.as_matrix()) @ operator(x).flatten()
-    assert (solution.value.flatten() - exact).norm() <= 1e-7 * exact.norm()
 
 
 def test_a_function_that_hides_its_input_is_refused():

@@ -39,18 +39,3 @@ def test_the_harness_follows_what_the_host_read():
     positive = check_without_numbers(branch, torch.tensor([1.0, -1.0, 2.0]))
     assert [name for name, _ in positive] == ["holds_anywhere", "places"]
     assert check_without_numbers(branch, torch.tensor([-1.0])) == [("holds_anywhere", False)]
-
-
-def test_the_host_reads_what_is_there():
-    values = torch.tensor([3, 1, 3, 2])
-    different, index = synchronize.distinct(values)
-    assert torch.equal(different[index], values)
-    assert len(different) == 3
-    assert synchronize.places(values == 3).tolist() == [0, 2]
-    assert synchronize.holds_anywhere(values == 2)
-    assert not synchronize.holds_anywhere(values == 5)
-    assert not synchronize.holds_everywhere(values == 3)
-    assert synchronize.holds_everywhere(values > 0)
-    assert synchronize.as_number(values[:1]) == 3.0
-    assert synchronize.as_numbers(values) == [3.0, 1.0, 3.0, 2.0]
-    assert synchronize.as_index(values[3]) == 2

@@ -6,7 +6,7 @@ import torch
 from cases import random
 
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.varying_convolution import VaryingConvolution, hat_weights, parts_of
+from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.parts import BOUNDARIES
 
 ROWS, COLUMNS, SIZE = (0.2, 0.7), (0.1, 0.5, 0.95), (9, 11)
@@ -42,18 +42,3 @@ def test_it_is_the_weighted_sum_of_its_kernels(boundary, padding, size):
     expected = dense(taps, boundary, padding)
     torch.testing.assert_close(operator.as_matrix(), expected)
     torch.testing.assert_close(operator.H.as_matrix(), expected.T)
-
-
-@pytest.mark.parametrize("places", [(0.5,), (0.0, 1.0), (0.1, 0.15, 0.9)])
-def test_the_weights_sum_to_one_inside_and_outside(places):
-    weights = hat_weights(places, torch.linspace(-0.5, 1.5, 201, dtype=torch.float64))
-    torch.testing.assert_close(weights.sum(dim=0), torch.ones(201, dtype=torch.float64))
-    assert (weights >= 0).all()
-
-
-def test_a_kernel_is_applied_where_its_weight_is_not_zero():
-    operator = VaryingConvolution(random((5, 5, 3, 3)), *[(0.1, 0.3, 0.5, 0.7, 0.9)] * 2, (200, 200))
-    parts = parts_of(operator.input_weights(0), operator.input_weights(1), operator.taps)
-    areas = [part.weights.numel() for part in parts]
-    assert sum(areas) < 4.1 * 200 * 200
-    assert max(areas) < 0.2 * 200 * 200

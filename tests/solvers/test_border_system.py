@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from cases import Counted, random
+from cases import random
 
 from deconv_cli import pseudo_inverse
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers import bands, strip
+from deconv_cli.solvers import strip
 from deconv_cli.solvers.cgls import solve_definite, solve_indefinite
-from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.square_border import SquareBorderSystem
 
@@ -88,28 +87,3 @@ def test_a_small_image_stands_for_the_crossing_of_a_large_one(boundary, monkeypa
     expected = PseudoInverse(kernel, (162, 175), settings).solve(y)
     assert (found.value - expected.value).norm() <= 1e-9 * expected.value.norm()
     assert found.n_iterations <= 0.6 * expected.n_iterations
-
-
-def test_factors_of_the_unknowns_are_applied_on_a_few_lines_alone():
-    """Each operation on a whole spectrum takes as long as half a transform."""
-    operator = Convolution(random((1, 1, 3, 3)).abs(), (40, 41), boundary="reflect")
-    system = strip.StripSystem(TikhonovProblem(operator, 0.1))._system
-    columns = [random((1, 1, group.rows.first, group.columns.width)) for group in system.groups]
-    with Counted(42 * 22) as operations:
-        system.read_rows(*system.spectra(None, columns))
-    assert operations.n <= 14
-
-
-@pytest.mark.parametrize(("boundary", "n_kinds"), [("unknown", 3), ("reflect", 4)])
-def test_an_approximate_solve_passes_once_over_the_border_of_a_large_image(monkeypatch, boundary, n_kinds):
-    taps = random((1, 1, 3, 3), seed=3).abs()
-    options = {"boundary": boundary, "lam": 1e-2, "penalty": "gradient", "dtype": "float64"}
-    inverse = PseudoInverse(Kernel.from_tensor(taps), (640, 620), ResolvedSettings(**options))._inverse
-    g = random(inverse.problem.operator.input_shape, seed=4)
-    placed = []
-    factors = bands.BandGroup.factors
-    monkeypatch.setattr(bands.BandGroup, "factors", lambda self, *v: placed.append(self.torus) or factors(self, *v))
-    x = inverse.approximate_normal(g)
-    assert sum(max(torus) > 600 for torus in placed) == n_kinds
-    left = g - inverse.problem.operator.adjoint(inverse.problem.operator.forward(x)) - inverse.problem.penalty_gram(x)
-    assert left.norm() <= 0.02 * g.norm()

@@ -73,20 +73,6 @@ def test_iterations_that_run_out_are_said():
     assert solve_clipped(problem, y, y >= BOUND, StoppingRule(1e-9, 3)).status is Status.MAX_ITERATIONS
 
 
-def test_a_step_takes_three_pairs_of_ffts(monkeypatch):
-    """Once the objective was evaluated anew in double precision every few steps, for six pairs a step."""
-    taps = make_kernel("disk:4.3").float()[None, None]
-    operator = Convolution.of_geometry(taps, Geometry.of_image((64, 60), tuple(taps.shape[2:]), "same"), "unknown")
-    y = clipped_data(TikhonovProblem(operator.in_float64(), 1e-2)).float()
-    counts, transform = [], torch.fft.rfftn
-    monkeypatch.setattr(torch.fft, "rfftn", lambda *args, **options: counts.append(1) or transform(*args, **options))
-    problem = TikhonovProblem(operator, 1e-2, penalty="gradient")
-    solution = solve_clipped(problem, y, y >= BOUND, StoppingRule(DEFAULT_TOLERANCE, 2000))
-    assert solution.status is Status.CONVERGED
-    assert solution.n_iterations >= 10
-    assert len(counts) <= 3 * solution.n_iterations + 10
-
-
 @pytest.fixture(scope="module")
 def lamps():
     """A night scene in 8 bits, with lamps far brighter than its range, and its truth."""

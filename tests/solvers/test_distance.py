@@ -9,7 +9,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import Status
 
 SIZE = (12, 11)
 BOX = torch.ones(5, 5, dtype=torch.float64) / 25
@@ -62,14 +62,6 @@ def test_nothing_is_stated_where_nothing_is_known():
     assert solution.distance_bound is None
     circular = PseudoInverse(Kernel.from_tensor(KERNELS["random"]), SIZE, ResolvedSettings(boundary="circular"))
     assert 0 < circular.solve(random(circular.operator.output_shape)).distance_bound < 1e-10
-
-
-def test_a_status_names_no_option_of_the_command_line():
-    for status in Status:
-        assert "--" not in status.value
-    solution = Solution(torch.zeros(1), Status.INACCURATE, 1, 1e-11, distance_bound=0.5)
-    with pytest.raises(UntrustworthyResultError, match=r"distance up to 0\.5"):
-        solution.raise_for_status()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

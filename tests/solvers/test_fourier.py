@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import Counted, random
+from cases import random
 
 from deconv_cli.solvers.fourier import (
     SingularSystemError,
@@ -32,7 +32,6 @@ def graded_blocks(m, n, condition):
 
 
 def worst(found, expected):
-    """The largest relative error of a block."""
     difference = torch.linalg.matrix_norm(found - expected) / torch.linalg.matrix_norm(expected)
     return float(difference.max())
 
@@ -125,10 +124,3 @@ def test_a_factorization_that_comes_out_wrong_is_done_again(monkeypatch, functio
     monkeypatch.setattr(module, function, wrong)
     found = inverse_blocks(blocks, weight, torch.ones(PLANE, dtype=torch.float64), RCOND)
     assert worst(found, expected) <= 1e-10
-
-
-def test_blocks_of_one_channel_are_a_few_passes_over_their_plane():
-    blocks, penalty = complex_blocks(64, 33, 1, 1), torch.ones(64, 33, dtype=torch.float64)
-    with Counted() as operations:
-        torus_blocks(blocks, 1e-3, penalty, covers_inputs=True)
-    assert operations.n <= 30

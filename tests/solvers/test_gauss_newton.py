@@ -56,13 +56,6 @@ def test_a_penalized_minimum_is_stationary():
     assert abs(float(gradient.norm() / scale) - found.certificate) < 1e-12
 
 
-def test_an_exponential_is_undone():
-    problem, x = problem_of(torch.exp)
-    found = solve_nonlinear(problem, torch.zeros_like(x), RULE)
-    assert found.status is Status.CONVERGED
-    assert float((found.value - x).abs().max()) < 1e-8
-
-
 def test_a_start_on_a_kink_is_no_descent():
     problem, x = problem_of(kink)
     found = solve_nonlinear(problem, torch.ones_like(x), RULE)

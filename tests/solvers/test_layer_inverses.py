@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import random
 from layer_cases import N_CASES, N_QUICK, LayerCase, case_of
-from torch import Tensor, nn
+from torch import Tensor
 
 import deconv_cli
 from deconv_cli.layer_options import LayerOptions
@@ -82,14 +82,6 @@ def _error(found: Tensor, expected: Tensor) -> float:
     return float((found.flatten(1) - expected).norm() / expected.norm())
 
 
-LAYER = {"stride": 2, "padding": 1, "groups": 2, "dimensions": 2}
-"""Of 6 outputs and 4 inputs with 3 × 3 taps, on images of 8 × 7 pixels."""
-
-
-def _inverse(kernel: Tensor, **more: object) -> deconv_cli.PseudoInverse:
-    return deconv_cli.pseudo_inverse(kernel, input_size=(8, 7), **LAYER | more)
-
-
 @pytest.mark.parametrize("lam", [0.0, 1e-2])
 @pytest.mark.parametrize("options", [{}, {"groups": 1, "transposed": True, "output_padding": 1}])
 def test_derivatives_in_data_and_taps(lam: float, options: dict) -> None:
@@ -152,46 +144,6 @@ def test_a_singular_group_is_undone_by_another_method_alone() -> None:
     assert inverse.choice.method == "phases"
     expected = torch.linalg.pinv(inverse.operator.as_matrix()) @ y.flatten()
     assert _error(inverse(y)[None], expected) < 1e-7
-
-
-def test_a_layer_with_as_many_outputs_as_pixels_is_iterated_last() -> None:
-    kernel = random((32, 1, 5, 5), seed=7)
-    inverse = deconv_cli.pseudo_inverse(kernel, input_size=(4, 4), groups=32, padding=4, dilation=2)
-    assert inverse.choice.method == "phases"
-
-
-REAL_LAYERS = {
-    "the first of ResNet-18": (nn.Conv2d(3, 64, 7, stride=2, padding=3), (32, 32)),
-    "a shortcut of ResNet-18": (nn.Conv2d(16, 32, 1, stride=2), (14, 14)),
-    "the first of MobileNetV3": (nn.Conv2d(3, 16, 3, stride=2, padding=1), (30, 30)),
-    "depthwise, of MobileNetV3": (nn.Conv2d(24, 24, 5, stride=2, padding=2, groups=24), (14, 14)),
-    "dilated, of DeepLab": (nn.Conv2d(32, 8, 3, padding=12, dilation=12), (16, 16)),
-    "up, of a U-Net": (nn.ConvTranspose2d(16, 8, 2, stride=2), (8, 8)),
-    "of a sharper U-Net": (nn.ConvTranspose2d(8, 4, 3, stride=2, padding=1, output_padding=1), (9, 8)),
-}
-
-
-@pytest.mark.parametrize("name", REAL_LAYERS)
-def test_layers_of_real_networks_are_applied_and_undone(name: str) -> None:
-    layer, size = REAL_LAYERS[name]
-    options = {word: getattr(layer, word) for word in ("stride", "padding", "dilation", "groups")}
-    if isinstance(layer, nn.ConvTranspose2d):
-        options |= {"transposed": True, "output_padding": layer.output_padding}
-    kernel = random(tuple(layer.weight.shape), seed=7) / layer.weight[0].numel() ** 0.5
-    with torch.no_grad():
-        layer = layer.double()
-        layer.weight.copy_(kernel)
-        layer.bias.zero_()
-    x = random((layer.in_channels, *size), seed=8)
-    y = deconv_cli.forward(x, kernel, **options)
-    assert float((y - layer(x).detach()).abs().max()) < 1e-12
-    inverse = deconv_cli.pseudo_inverse(kernel, input_size=size, **options)
-    solution = inverse.solve(y)
-    assert solution.status.is_success
-    # What was given explains the data, and no image that is shorter does.
-    estimate = inverse.frame(solution.value)
-    assert float((deconv_cli.forward(estimate, kernel, **options) - y).norm()) < 1e-7 * float(y.norm())
-    assert float(estimate.norm()) < (1 + 1e-7) * float(x.norm())
 
 
 @pytest.mark.parametrize("seed", [0, 1])

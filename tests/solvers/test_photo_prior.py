@@ -19,7 +19,6 @@ from deconv_cli.saved_files import WEIGHTS, load_denoiser
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.solution import Status
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows import noise_of_data
 from deconv_cli.workflows.estimators import CURVED, EVEN, find_noise_levels
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
@@ -246,15 +245,10 @@ def test_the_error_to_be_expected_is_near_the_real_one_in_stored_values():
     assert found.trusted_depth <= max(taps.shape)  # further in the outside adds nothing
 
 
-def test_the_noise_is_searched_once_and_its_level_reported(monkeypatch):
-    """Once for the prior, and once for the test of the kernel."""
-    y, _ = stored_picture(deconv_cli.make_kernel("disk:3"), noise=2.0)
-    searched, search = [], noise_of_data.find_noise_of_channels
-    monkeypatch.setattr(noise_of_data, "find_noise_of_channels", lambda *given: searched.append(1) or search(*given))
-    result = deconv_cli.invert(
-        y, deconv_cli.make_kernel("disk:3"), prior="photo", defaults="picture", tone_curve=CURVE, predict=True
-    )
-    assert searched == [1, 1]
+def test_the_level_of_the_noise_is_reported():
+    taps = deconv_cli.make_kernel("disk:3")
+    y, _ = stored_picture(taps, noise=2.0, size=(80, 70))
+    result = deconv_cli.invert(y, taps, prior="photo", defaults="picture", tone_curve=CURVE)
     told = describe_reconstruction(result)["noise_sigma_in_samples"]
     assert told == list(result.solution.noise_levels)
     assert all(1 < level / CURVED < 3 for level in told)

@@ -8,8 +8,6 @@ from dense_minima import chambolle_pock, projected_gradient
 import deconv_cli
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers import total_variation
-from deconv_cli.solvers.admm import Admm, MaskedAdmm
 from deconv_cli.solvers.nonnegative import NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
@@ -44,26 +42,6 @@ def test_nonnegative_estimates_are_the_minimum(problem, boundary):
     x = solution.value.flatten()
     assert 0.1 < float((x == 0).double().mean()) < 0.95
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
-
-
-def test_total_variation_on_a_torus_is_that_with_exact_inverses(monkeypatch):
-    """Where outputs alone are missing, steps are in closed form, and not many more than with the exact inverse."""
-    found = []
-    for admm in (MaskedAdmm, Admm):
-        monkeypatch.setattr(total_variation, "MaskedAdmm", admm)
-        settings = ResolvedSettings(boundary="unknown", padding="valid", prior="tv", tolerance=1e-4)
-        kernel = Kernel(taps_of("stack of planes far apart").float(), False)
-        estimate = TotalVariationEstimator(kernel, (5, 4, 4), settings, weight=0.05)
-        x = torch.zeros(2, *estimate.operator.input_shape)
-        x[..., 1:3] = 1.0
-        y = estimate.operator.forward(x)
-        y += 0.1 * random(tuple(y.shape), seed=6).float()
-        found.append(estimate.solve(y))
-    on_torus, exact = found
-    assert on_torus.status is exact.status is Status.CONVERGED
-    assert on_torus.n_iterations <= 3 * exact.n_iterations
-    assert estimate.frame(on_torus.value).shape == (2, 1, 5, 4, 4)
-    torch.testing.assert_close(on_torus.value, exact.value, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize(**products(boundary=["circular", "zero", "unknown"], problem=list(PROBLEMS)))

@@ -1,6 +1,5 @@
 """The loop around every iteration: when it ends, and what it calls the end."""
 
-import weakref
 from dataclasses import replace
 
 import torch
@@ -70,19 +69,6 @@ def test_no_residual_is_kept_where_some_images_are_of_an_earlier_round():
     solution, truth = run(improve, tolerance=1e-7, n_images=2)
     assert torch.equal(solution.value[0], truth[0])
     assert solution.residual is None
-
-
-def test_a_gradient_is_released_before_the_next_round():
-    truth, gradients = random((1, 1, 7, 6)), []
-
-    def improve(equations, x, gradient, log):
-        gradients.append(weakref.ref(gradient))
-        assert [ref() is None for ref in gradients[:-1]] == [True] * (len(gradients) - 1)
-        return truth + 0.1 * (x - truth)
-
-    equations = NormalEquations.of_data(PROBLEM, OPERATOR.forward(truth))
-    assert refine_equations(equations, None, StoppingRule(1e-3, 10), improve).status is Status.CONVERGED
-    assert len(gradients) > 1
 
 
 def test_data_without_end_are_never_solved():

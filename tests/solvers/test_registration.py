@@ -6,7 +6,7 @@ from cases import random
 
 import deconv_cli
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.parts import PRIORS, SOLVERS
+from deconv_cli.parts import SOLVERS
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -17,8 +17,6 @@ SIZE = (6, 5)
 
 
 class DenseInverse(Inverse):
-    """The normal equations as one dense matrix."""
-
     def __init__(self, problem):
         self.problem = problem
         gram = problem.operator.gram.as_matrix() + problem.weight * problem.penalty_operator.gram.as_matrix()
@@ -33,8 +31,6 @@ class DenseInverse(Inverse):
 
 
 class DenseSolver(Solver):
-    """Dense linear algebra, for tiny images."""
-
     def __init__(self, n_operations=0.0, n_bytes=1000):
         self._cost = Cost(n_operations, n_bytes, 0)
 
@@ -53,7 +49,6 @@ class DenseSolver(Solver):
 
 @pytest.fixture
 def register():
-    """Register parts for one test."""
     added = []
 
     def add(registry, name, part):
@@ -68,16 +63,6 @@ def register():
 def inverse_of(lam=1e-2, **settings):
     wanted = ResolvedSettings(boundary="reflect", lam=lam, **settings)
     return PseudoInverse(Kernel(random((2, 2, 3, 3)), False), SIZE, wanted)
-
-
-def test_a_solver_can_be_given_by_name(register):
-    y, expected = random((2, *SIZE), seed=1), inverse_of()
-    register(SOLVERS, "tiny", DenseSolver())
-    inverse = inverse_of(method="tiny")
-    assert inverse.choice == Choice("tiny", "given by the user")
-    torch.testing.assert_close(inverse(y), expected(y), rtol=1e-8, atol=1e-8)
-    with pytest.raises(deconv_cli.UsageError, match="method tiny needs λ > 0"):
-        inverse_of(lam=0.0, method="tiny")
 
 
 def test_auto_takes_it_at_its_stated_cost(register):
@@ -101,14 +86,3 @@ def test_derivatives_follow_from_its_normal_equations(register):
     register(SOLVERS, "tiny", DenseSolver())
     y = random((2, *SIZE), seed=1).requires_grad_()
     assert torch.autograd.gradcheck(inverse_of(method="tiny"), (y,))
-
-
-def test_priors_say_what_they_need_of_the_data():
-    tv, rl, nonnegative = (PRIORS[name] for name in ("tv", "richardson-lucy", "nonnegative"))
-    assert tv.needs(ResolvedSettings(prior="tv")) == "weight"
-    assert tv.needs(ResolvedSettings(prior="tv", weight="auto")) == "weight"
-    assert tv.needs(ResolvedSettings(prior="tv", weight=0.1)) is None
-    assert tv.needs(ResolvedSettings(prior="tv", noise_sigma=0.1)) is None
-    assert rl.needs(ResolvedSettings(method="richardson-lucy", gain="auto")) == "gain"
-    assert rl.needs(ResolvedSettings(method="richardson-lucy")) is None
-    assert nonnegative.needs(ResolvedSettings(nonnegative=True, lam=0.1)) is None

@@ -6,7 +6,7 @@ from cases import mild_kernel, random
 
 import deconv_cli
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers import closed_slab, slab, strip
+from deconv_cli.solvers import slab, strip
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.slab import SLAB
 from deconv_cli.solvers.solution import StoppingRule
@@ -116,15 +116,6 @@ def test_fewer_matrices_cost_iterations_but_no_accuracy(monkeypatch):
     assert (plain.value - exact.value).norm() <= 1e-9 * exact.value.norm()
 
 
-def test_thin_slabs_of_differences_leave_the_room_for_matrices_to_those_of_outputs(monkeypatch):
-    monkeypatch.setattr(slab, "most_numbers", lambda torus: 2**18)
-    operator = Convolution(ball((13, 21, 21)).float(), (14, 32, 30), boundary="unknown")
-    system = slab.SlabSystem(TikhonovProblem(operator, 1e-4, penalty="gradient"))
-    numbers = [(kind, closed.n_numbers) for kind, _, closed in system._slabs]
-    assert sum(n for kind, n in numbers if kind == 0) > 0.5 * 2**18, numbers
-    assert sum(n for _, n in numbers) <= 2**18
-
-
 def test_a_tiny_lambda_is_solved_in_double_precision():
     operator = Convolution(ball((5, 5, 5)).float(), (12, 11, 10), boundary="unknown")
     y = random(operator.output_shape, dtype=torch.float32)
@@ -182,11 +173,6 @@ def test_auto_takes_it_where_it_is_the_cheapest(kernel_size, size, boundary, pen
     kernel = ball(kernel_size) if len(kernel_size) == 3 else random(kernel_size)
     problem = TikhonovProblem(Convolution(kernel, size, boundary=boundary), 1e-3, penalty=penalty)
     assert choose_method(problem).method == method
-
-
-def test_matrices_that_rounding_leaves_indefinite_do_no_harm():
-    matrices = torch.stack([torch.eye(3), -torch.eye(3)]).to(torch.complex64)
-    assert torch.equal(closed_slab._invert_definite(matrices), torch.eye(3).expand(2, 3, 3).to(torch.complex64))
 
 
 def test_a_recurrence_that_rounding_has_lost_is_stopped():

@@ -24,8 +24,6 @@ SIZE = (7, 6)
 
 
 class Matrix(LinearOperator):
-    """An operator on vectors, given by its matrix."""
-
     def __init__(self, matrix):
         self.matrix, self.dtype = matrix, matrix.dtype
         self.output_shape, self.input_shape = ((n,) for n in matrix.shape)
@@ -38,8 +36,6 @@ class Matrix(LinearOperator):
 
 
 class Weights(LinearOperator):
-    """Multiplies pixel by pixel."""
-
     def __init__(self, weights):
         self.weights = weights
         self.input_shape = self.output_shape = tuple(weights.shape)
@@ -149,18 +145,14 @@ def test_what_does_not_fit_is_refused():
         (y, UsageError, {"max_iterations": 0}),
         (y, UsageError, {"max_iterations": 2.5}),
         (y, UsageError, {"penalty": 3, "lam": 1.0}),
-        (y.numpy(), UsageError, {}),
         (y.int(), UsageError, {}),
         (y + 0j, UsageError, {}),
-        (None, UsageError, {}),
         (y[None][:0], ShapeError, {}),
         (y.float(), UsageError, {}),
         (y / 0, MalformedInputError, {}),
     ):
         with pytest.raises(error):
             solve(A, wrong, **arguments)
-    with pytest.raises(UsageError, match=r"must be a LinearOperator, such as a Convolution, but is torch\.float64"):
-        solve(torch.eye(9, dtype=torch.float64), y)
     for operator, lam in itertools.product((A, Matrix(random((9, 9)))), (-1.0, math.nan, math.inf, "much", None)):
         with pytest.raises(UsageError, match="lam must be"):
             solve(operator, random(operator.output_shape), lam=lam)

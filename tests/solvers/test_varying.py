@@ -10,7 +10,6 @@ from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.varying import VaryingPreconditioner
 
 
 def blurs(shape, *, dtype=torch.float64):
@@ -25,7 +24,6 @@ def inverse_of(taps, size, **settings):
 
 
 def dense_solution(inverse, y):
-    """Solve the normal equations as dense matrices."""
     matrix, penalty = inverse.operator.as_matrix(), inverse.problem.penalty_operator.gram.as_matrix()
     return torch.linalg.solve(matrix.T @ matrix + inverse.problem.weight * penalty, matrix.T @ y.flatten())
 
@@ -63,26 +61,6 @@ def test_single_precision_is_solved_with_residuals_in_double_precision_where_it_
     wide = inverse_of(inverse.kernel.field.taps.double(), (12, 12), boundary="symmetric", lam=lam, penalty="gradient")
     expected = dense_solution(wide, y.double())
     assert (solution.value.double().flatten() - expected).norm() <= 1e-2 * expected.norm()
-
-
-def test_the_preconditioner_is_symmetric_and_positive():
-    inverse = inverse_of(blurs((2, 3, 4, 4)), (7, 9), boundary="unknown", lam=1e-3, penalty="gradient")
-    matrix = VaryingPreconditioner(inverse.problem).as_matrix()
-    torch.testing.assert_close(matrix, matrix.T)
-    assert torch.linalg.eigvalsh(matrix).min() > 0
-
-
-@pytest.mark.parametrize("boundary", ["symmetric", "unknown"])
-def test_it_needs_fewer_iterations_with_the_preconditioner(boundary):
-    distance = (torch.arange(9) - 4).double().square()
-    widths = [0.8, 1.0, 1.2, 1.4, 1.6, 1.8]
-    taps = torch.stack([torch.exp(-(distance[:, None] + distance) / (2 * width**2)) for width in widths])
-    taps = (taps / taps.sum(dim=(1, 2), keepdim=True)).reshape(2, 3, 9, 9)
-    inverse = inverse_of(taps, (48, 48), boundary=boundary, lam=1e-3, penalty="gradient", tolerance=1e-6)
-    y = random((1, 48, 48)).cumsum(-1).cumsum(-2)
-    preconditioned = inverse.solve(y)
-    inverse._inverse._preconditioner.forward = lambda x: x
-    assert preconditioned.n_iterations < 0.5 * inverse.solve(y).n_iterations
 
 
 def test_only_its_own_method_takes_it_and_no_other_kernel():

@@ -93,14 +93,6 @@ def test_refusals(change, error, says):
         deconv_cli.psf_from_beads(given.pop("image"), **given)
 
 
-def test_the_size_of_the_beads_makes_the_psf_narrower():
-    image = scene(*SCENES["2-D"], counts=1500)
-    plain = deconv_cli.psf_from_beads(image, size=(25, 31), spacing=(0.1, 0.1))
-    thin = deconv_cli.psf_from_beads(image, size=(25, 31), spacing=(0.1, 0.1), bead_diameter=0.3)
-    assert thin.widths[0] < plain.widths[0]
-    assert float(thin.psf.sum()) == pytest.approx(1.0)
-
-
 def test_beads_larger_than_what_is_seen_are_refused():
     shape, sigma, pitch = SCENES["2-D"]
     with pytest.raises(UsageError, match="look wider than these beads"):

@@ -31,7 +31,6 @@ def built(monkeypatch):
 
 
 def blurred(channels, size):
-    """Data of random images behind the kernel."""
     image = torch.rand(channels, *size, generator=torch.Generator().manual_seed(0))
     return deconv_cli.forward(image, deconv_cli.make_kernel("gaussian:1"))
 
@@ -57,40 +56,9 @@ def test_threads_that_share_a_pipeline_build_once_and_get_their_own_images(built
         assert torch.equal(result.image, pipe.reconstruct(picture).image)
 
 
-def test_channels_with_their_own_kernels_are_built_once(built):
-    kernels = torch.stack([deconv_cli.make_kernel("gaussian:1"), deconv_cli.make_kernel("gaussian:1.01")])
-    pipe = Pipeline(kernels, ReconstructionSettings.of(lam=1e-3))
-    restore(pipe, (9, 8), (9, 8), channels=2)
-    assert built == [(9, 8)] * 2
-
-
-def test_what_is_of_one_image_is_not_kept(built):
-    pipe = Pipeline(deconv_cli.make_kernel("gaussian:1"), ReconstructionSettings.of(lam="auto"))
-    restore(pipe, (12, 9), (12, 9))
-    assert built == [(12, 9)] * 2
-
-
-def test_inverses_of_channels_with_a_chosen_lambda_are_built_again_to_examine_them(built):
-    pipe = Pipeline(deconv_cli.make_kernel("gaussian:1"), ReconstructionSettings.of(lam="auto"))
-    data = blurred(2, (12, 9))
-    result = pipe.reconstruct(data)
-    assert [channel.inverse for channel in pipe._channels] == [None, None]
-    found = pipe.diagnose(result, data)
-    assert built == [(12, 9)] * 4
-    torch.testing.assert_close(found.residual, data - deconv_cli.forward(result.image, pipe._kernel))
-
-
 def find(kept, size, max_memory=None):
     settings = ResolvedSettings(lam=1e-3, max_memory=max_memory)
     return kept.find(Kernel.from_tensor(deconv_cli.make_kernel("gaussian:1")), (size, size), settings)
-
-
-def test_the_one_that_was_not_used_for_longest_goes_first(built, monkeypatch):
-    monkeypatch.setattr(estimators, "MAX_INVERSES", 2)
-    kept = BuiltInverses()
-    for size in (6, 7, 6, 8, 6, 7):
-        assert find(kept, size).geometry.image_size == (size, size)
-    assert built == [(6, 6), (7, 7), (8, 8), (7, 7)]
 
 
 def test_no_more_is_kept_than_the_memory_allows():

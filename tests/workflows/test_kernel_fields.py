@@ -34,7 +34,6 @@ FIELD = deconv_cli.KernelField(blurs(), PLACES, PLACES)
 
 @pytest.fixture(scope="module")
 def scene():
-    """A piece of a photograph, in single precision."""
     samples = read_image(SAMPLES / "camera.png").values
     return samples[..., 60:156, 160:260].float()
 

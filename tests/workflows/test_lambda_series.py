@@ -62,20 +62,6 @@ def test_each_view_of_a_photograph_is_the_restoration_at_its_strength(bright, cu
         assert (view.image - whole).abs().max() < 0.1
 
 
-def test_neither_views_nor_diagnosis_convert_a_picture_to_light_again(bright, monkeypatch):
-    monkeypatch.setattr(lambda_series, "SIDE", 4)
-    sizes, to_light = [], ToneCurve.to_light
-    settings = ReconstructionSettings.of(defaults="picture", light="linear", prior="quadratic", predict=False)
-    pipeline = Pipeline(KERNEL, settings)
-    result = pipeline.reconstruct(bright, pipeline.resolve(InputMetadata(tone_curve=ToneCurve.srgb(255))))
-    assert result.channels
-    monkeypatch.setattr(ToneCurve, "to_light", lambda *args: sizes.append(args[1].numel()) or to_light(*args))
-    pipeline.diagnose(result, bright)
-    assert sizes == [bright.numel()]  # the data alone
-    assert pipeline.vary_lambda(result, bright)
-    assert max(sizes[1:]) < bright.numel()
-
-
 def test_of_a_stack_it_is_a_plane():
     sharp = torch.zeros(1, 9, 20, 18, dtype=torch.float64)
     sharp[:, 5:, 8:12, 6:10] = 100
@@ -153,7 +139,6 @@ SIZE, CLIPPED, WHITE, NOISE = 88, 0.2, 65535, 0.004
 
 @pytest.fixture(scope="module")
 def scene():
-    """A photograph in light."""
     stored = np.asarray(Image.open(PHOTOGRAPH).convert("L").reduce(2), dtype=np.float64) / 255
     return torch.from_numpy(stored**2.2)[None, 40 : 40 + SIZE, 40 : 40 + SIZE]
 

@@ -12,7 +12,6 @@ import deconv_cli
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.noise_level import estimate_gain, estimate_noise
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, draw_noise, fit_noise_spectrum
-from deconv_cli.diagnostics.periodic_extension import affordable_window
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
@@ -47,12 +46,16 @@ def scene(size, seed):
     return image[None]
 
 
-def blur(n):
-    steps = torch.arange(-REACH[n], REACH[n] + 1, dtype=torch.float64)
+def gaussian(widths, reach):
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
     taps = torch.ones(())
-    for width in WIDTHS[n]:
+    for width in widths:
         taps = taps[..., None] * torch.exp(-0.5 * (steps / width).square())
     return taps / taps.sum()
+
+
+def blur(n):
+    return gaussian(WIDTHS[n], REACH[n])
 
 
 def observed(n, seed, sigma=SIGMA):
@@ -117,17 +120,9 @@ def drawn(size, slope, seed=4):
     return 100 + 30 * image / image.std()
 
 
-def gaussian(n, width, reach):
-    steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    taps = torch.ones((), dtype=torch.float64)
-    for _ in range(n):
-        taps = taps[..., None] * torch.exp(-0.5 * (steps / width).square())
-    return taps / taps.sum()
-
-
 @pytest.mark.parametrize(("n", "size", "slope"), [(1, (4000,), -0.7), (3, (28, 32, 30), -1.7)])
 def test_a_wrong_kernel_is_found_out(n, size, slope):
-    x, right = drawn(size, slope), gaussian(n, 1.5, 5)
+    x, right = drawn(size, slope), gaussian([1.5] * n, 5)
     settings = {"dimensions": n, "boundary": "circular"}
     y = deconv_cli.forward(x, right, **settings) + 0.5 * random((1, *size))
     # Where λ decides a part of the frequencies and the data the others.
@@ -151,7 +146,7 @@ class TestNoise:
     def test_its_spectrum(self, n, size):
         model = NoiseModel(2.0, tuple(2 / (1 + (f / 0.2) ** 6) + 0.02 for f in FREQUENCIES))
         noise = draw_noise(model, random((1, *size)), seed=1, n_axes=n)
-        taps = gaussian(n, 1.5, 5)
+        taps = gaussian([1.5] * n, 5)
         scene_seen = deconv_cli.forward(drawn(size, -0.7 - 0.5 * (n - 1)), taps, dimensions=n, boundary="circular")
         found = fit_noise_spectrum((scene_seen + 2 * noise)[None], SpectrumBasis.of(taps[None, None], size))
         ratios = [a * found.sigma**2 / (b * 4) for a, b in zip(found.spectrum[5:10], model.spectrum[5:10], strict=True)]
@@ -180,21 +175,6 @@ def test_images_are_drawn_with_the_power_of_their_model(torus):
     assert float(ratios.mean()) == pytest.approx(1, rel=0.05)
     assert float((ratios - 1).square().mean()) < 4 / 60
     assert model.exponent == pytest.approx(-slope[-1])
-
-
-@pytest.mark.parametrize(
-    ("size", "window"),
-    [
-        ((5000,), (5000,)),
-        ((1000000,), (589824,)),
-        ((1000, 2000), (768, 768)),
-        ((100, 90), (100, 90)),
-        ((20, 30, 40), (20, 30, 40)),
-    ],
-)
-def test_a_piece_stands_for_the_whole(size, window):
-    found = affordable_window(size)
-    assert found == pytest.approx(window, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -239,17 +219,6 @@ def test_the_gains_are_those_of_the_loudest_group(options: dict) -> None:
     sizes = torch.linalg.vector_norm(whole[..., 0], dim=-1)
     expected = torch.linalg.vector_norm(torch.fft.rfft2(data[0]).permute(1, 2, 0), dim=-1)
     torch.testing.assert_close(sizes, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_a_transposed_layer_has_phases_among_its_outputs() -> None:
-    operator = LayerConvolution(
-        random((2, 3, 3, 3), seed=1), (5, 4), LayerOptions(transposed=True, stride=2), padding=1
-    )
-    y = random((3, *operator.output_shape[1:]), seed=2)
-    taps, data, *_ = equivalent_convolution(operator, y, random((2, 5, 4), seed=3), y)
-    assert taps.shape[:2] == (12, 2)
-    assert data.shape == (12, 5, 4)
-    assert float(data.square().sum()) == pytest.approx(float(y.square().sum()), rel=1e-12)
 
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2, "groups": 2}, {"transposed": True, "stride": 2}])

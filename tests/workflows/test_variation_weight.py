@@ -19,7 +19,6 @@ BLUR = deconv_cli.make_kernel("gaussian:1")
 
 
 def seen(noise):
-    """Flat regions behind a blur, with noise of a standard deviation."""
     scene = torch.zeros(1, *SIZE, dtype=torch.float64)
     scene[:, 8:30, 10:25], scene[:, 20:, 30:] = 5.0, -3.0
     y = deconv_cli.forward(scene, BLUR, boundary="reflect")
