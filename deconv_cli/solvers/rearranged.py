@@ -75,7 +75,8 @@ class PhasesSolver(Solver):
         method = " and ".join(dict.fromkeys(methods)) or "none"
         n_problems = _layer(problem).options.groups * sum(map(len, classes))
         plain = "one plain convolution" if n_problems == 1 else f"{n_problems} plain convolutions"
-        return f"with its pixels rearranged the layer is {plain}, undone by method {method}"
+        others = "" if problem.lam > 0 or n_problems == 1 else ", or by another if one of them is singular"
+        return f"with its pixels rearranged the layer is {plain}, undone by method {method}{others}"
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Build the inverses of the plain problems."""
@@ -120,7 +121,7 @@ def _method_of(plain: TikhonovProblem) -> str:
 
 
 class PhasesInverse(Inverse):
-    """Inverse of one layer, ready for many outputs."""
+    """Inverse of one layer, ready for many outputs. A plain problem that is singular is undone by another method."""
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem

@@ -102,7 +102,7 @@ def choose_lambda_of_data(
     if not kernel.layer.is_plain:
         raise UsageError(
             "λ, or the weight of the total variation, is chosen from data only for plain convolutions, but this layer "
-            f"has {kernel.layer.describe()}; give a number, such as lam=1e-3."
+            f"has {kernel.layer.describe()}; give a number, such as lam=1e-3, or weight=0.1 for prior tv."
         )
     size = tuple(y.shape[-kernel.n_axes :])
     if all(n_taps > max(n, LONG) for n_taps, n in zip(kernel.size, size, strict=True)):

@@ -42,7 +42,7 @@ from deconv_cli.workflows.light import caution_light
 from deconv_cli.workflows.noise_of_data import find_noise
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolve_settings import ResolvedInput
-from deconv_cli.workflows.trust import measure_clipping, measure_scale
+from deconv_cli.workflows.trust import looks_rectified, measure_clipping, measure_scale
 
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 _BANDS: WeakKeyDictionary[PseudoInverse, ModeBands] = WeakKeyDictionary()
@@ -91,7 +91,14 @@ def measure(
         residual=summary,
         border=(),
         spectrum=estimator.spectrum,
-        scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight, of_all.absolute),
+        scale=measure_scale(
+            operator.mean_square_gain,
+            solution.value.detach(),
+            detached,
+            weight,
+            of_all.absolute,
+            is_rectified=settings.defaults is InputKind.TENSOR and looks_rectified(detached, kernel.n_axes),
+        ),
         well_posedness=None,
         lambda_choice=choice,
         notes=(*resolution.notes, *_notes(estimator, settings, bounds)),

@@ -102,9 +102,7 @@ def predict_for(
     # If image and data differ in size, the same energy is spread over another number of values.
     gain = result.spectrum.sigma_max * (estimates[0].numel() / outputs[0].numel()) ** 0.5
     parts, units = [], []
-    # Noise leaves at least this residual, in the directions that no image reaches.
     n_more = outputs[0].numel() - math.prod(inverse.operator.input_shape)
-    most_sigma = result.residual.root_mean_square * math.sqrt(outputs[0].numel() / n_more) if n_more > 0 else math.inf
     # Images, and their noise, differ.
     for i, (output, estimate) in enumerate(zip(outputs, estimates, strict=True)):
         unit = common_unit(output)
@@ -116,8 +114,10 @@ def predict_for(
             sigma=None if sigma is None else sigma / unit,
             least_sigma=least_sigma / unit,
         )
-        if sigma is None:
-            model = replace(model, sigma=min(model.sigma, max(most_sigma, least_sigma) / unit))
+        if sigma is None and n_more > 0 and estimate.shape == inverse.operator.input_shape:
+            # Noise leaves at least this residual, in the directions that no image reaches.
+            left = synchronize.as_number(torch.dist(output, inverse.operator.forward(estimate)))
+            model = replace(model, sigma=min(model.sigma, max(left / math.sqrt(n_more), least_sigma) / unit))
         found = predictor.predict(
             estimate / unit,
             model,

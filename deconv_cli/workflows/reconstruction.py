@@ -269,12 +269,15 @@ def _doubt_layer(result: Reconstruction) -> list[Doubt]:
     # A penalty on differences fills in pixels that no output depends on, with larger values than usual.
     is_identity = settings.penalty == "identity"
     is_at_edges = bool(border) and border[0].residual_rms > trust.EDGES_STAND_OUT * border[-1].residual_rms
-    cause = "the layer probably has a stride, which you must give, as in stride=2"
+    options = "a stride, a dilation, groups or a bias, which you must give, as in stride=2"
+    cause = f"the layer may have {options}"
+    if not settings.layer.is_plain:
+        cause = "the layer may have another stride, dilation or number of groups, or a bias, which you must give"
     if scale.is_rectified:
         cause = "the data are probably the output of an activation such as ReLU"
     elif is_at_edges:
         cause = 'the layer probably has another padding or boundary (try padding="valid")'
-        cause += "" if scale.has_more_data else ", or a stride, which you must give, as in stride=2"
+        cause += "" if scale.has_more_data or not settings.layer.is_plain else f", or {options}"
     if len(residual.per_channel) in (1, 3):
         cause += ', or the data are a picture (try defaults="picture")'
     is_missing = is_identity and scale.missing > trust.MAX_MISSING and (is_at_edges or not scale.has_more_data)

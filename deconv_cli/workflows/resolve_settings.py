@@ -271,9 +271,12 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     has_lambda = settings.has_lambda and not is_photograph
     lam, lambda_reason = _lambda(settings, defaults) if has_lambda else (1.0, "of no use")
     if has_lambda and not isinstance(lam, str) and settings.noise_sigma is not None and not settings.predict:
+        advice = "predict is not set; leave it out, or choose λ auto"
+        if not layer.is_plain:
+            advice = f"no error is predicted for a layer with {layer.describe()}; leave it out"
         raise UsageError(
             f"noise_sigma helps to choose λ or to predict the error, but λ is {format_lambda(lam)} here "
-            f"({lambda_reason}) and predict is not set; leave it out, or choose λ auto."
+            f"({lambda_reason}) and {advice}."
         )
     lams = lam if isinstance(lam, tuple) else ()
     if lams and not (kernel.shared or is_per_channel):

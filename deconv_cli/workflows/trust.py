@@ -29,6 +29,8 @@ MAX_MISSING = 1.25
 """Size of the missing part of an estimate, relative to white images. Layers of the face detector MTCNN and random ones
 lack at most 0.8 under the right padding, if λ is at most 0.1 and noise at most 1 %, and at least 4.8 under a wrong one
 if they have as many outputs as inputs."""
+RECTIFIED_SHARE = 0.1
+"""Part of the samples that have the least value of their channel, from which on a layer seems to end with ReLU."""
 EDGES_STAND_OUT = 5.0
 """Residual on the edge of a layer's output over that inside: at most 3 under the right padding, at least 12 under a
 wrong one."""
@@ -113,7 +115,15 @@ class Clipping:
     side: str = "outside"
 
 
-def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, residual: float) -> Scale:
+def looks_rectified(data: Tensor, n_axes: int) -> bool:
+    """Return whether many samples have the least value of their channel, as behind ReLU."""
+    channels = data.flatten(-n_axes)
+    return synchronize.as_number((channels == channels.amin(-1, keepdim=True)).float().mean()) > RECTIFIED_SHARE
+
+
+def measure_scale(
+    gain: Tensor, estimate: Tensor, data: Tensor, weight: float, residual: float, *, is_rectified: bool = False
+) -> Scale:
     """Compare an estimate with white images, and with the image that would explain its residual.
 
     An image z with Az = r has ‖z‖ ≥ ‖r‖² / ‖Aᵀr‖, and an estimate x̂ under the penalty identity has Aᵀr = λσ²max·x̂.
@@ -121,14 +131,13 @@ def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, r
     """
     of_estimate, of_data = (torch.linalg.vector_norm(a, dtype=accumulation_dtype(a)) for a in (estimate, data))
     ratio = (of_estimate * gain.sqrt() / of_data).nan_to_num(0.0)
-    rows = data.flatten(1)  # of channels, each with a bias of its own
     amplification, explained = synchronize.as_number(ratio), weight * synchronize.as_number(of_estimate) ** 2
     return Scale(
         amplification,
         synchronize.as_number(weight / (gain + weight)),
         amplification * residual**2 / explained if explained > 0 else 0.0,
         has_more_data=data.numel() > estimate.numel(),
-        is_rectified=synchronize.as_number((rows == rows.amin(1, keepdim=True)).double().mean()) > 0.1,
+        is_rectified=is_rectified,
     )
 
 

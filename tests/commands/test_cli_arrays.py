@@ -90,7 +90,7 @@ def test_a_strided_layer_ends_with_a_warning(deconv, save, tmp_path):
     assert done.report["is_trusted"] is False
     assert [doubt["reason"] for doubt in done.report["doubts"]] == ["residual"]
     (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-    assert "probably has a stride, which you must give, as in --stride 2" in warning
+    assert "may have a stride, a dilation, groups or a bias, which you must give, as in --stride 2" in warning
     quiet = deconv(*words, "-q", expect=ExitCode.UNTRUSTWORTHY)
     assert quiet.stderr.splitlines() == [warning]
 
@@ -138,7 +138,7 @@ def test_an_array_that_is_a_picture_is_told_the_one_option(deconv, refuses, save
     run = deconv("invert", picture, "-k", "gaussian:1", "-o", tmp_path / "x.npy", expect=ExitCode.UNTRUSTWORTHY)
     (warning,) = [line for line in run.stderr.splitlines() if line.startswith("warning")]
     assert "or the data are a picture (try --defaults picture)" in warning
-    assert len(warning) < 250
+    assert len(warning) < 280
     psf, words = save("psf", np.ones((3, 5, 5)) / 75), ["-o", tmp_path / "y.npy"]
     refuses("invert", picture, "-k", psf, *words, code=ExitCode.INPUT_REFUSED, says="shape (kH, kW) for all channels.")
     stack, says = save("stack", np.ones((7, 40, 44))), "or choose --dimensions 3 for stacks."

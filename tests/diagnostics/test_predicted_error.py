@@ -299,6 +299,17 @@ def test_the_residual_limits_the_noise_of_a_layer_with_more_outputs_than_inputs(
     assert found.root_mean_square < 5 * found.actual_root_mean_square
 
 
+def test_the_noise_of_one_image_of_a_batch_is_its_own():
+    random = torch.Generator().manual_seed(0)
+    images, weights = torch.randn(4, 2, 14, 14, generator=random), torch.randn(8, 2, 3, 3, generator=random)
+    options = {"boundary": "zero", "padding": 1}
+    y = deconv_cli.forward(images, weights, **options)
+    y[0] += torch.randn(y[0].shape, generator=random)
+    result = deconv_cli.invert(y, weights, lam=1e-6, predict=True, **options)
+    actual = (result.image[0] - images[0]).square().mean().sqrt()
+    assert 0.7 < float(result.predicted_error.map[0].square().mean().sqrt() / actual) < 1.4
+
+
 @pytest.mark.parametrize("is_sparse", [False, True])
 def test_a_few_bright_points_are_noted_as_harder_to_predict(is_sparse):
     random = torch.Generator().manual_seed(0)
