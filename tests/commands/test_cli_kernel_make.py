@@ -32,7 +32,6 @@ def test_a_formula_is_written(deconv, tmp_path, words):
 
 
 def test_refusals(refuses, tmp_path):
-    refuses("kernel", "make", "disk", code=ExitCode.USAGE, says="must be written disk:RADIUS")
     refuses("kernel", "make", "gausian:3", code=ExitCode.USAGE, says="perhaps you mean gaussian")
     (tmp_path / "k.npy.json").write_text("mine")
     refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.npy", code=ExitCode.USAGE, says="exists already")

@@ -130,7 +130,7 @@ def test_a_profile_that_is_lost_is_asked_for(forward, refuses, invert, night, tm
     assert invert(tmp_path / "lost.npy", "--light", "stored", "--lambda", "1e-4")[0]["light"] == "stored"
 
 
-def test_floats_and_tensors_are_taken_as_stored(invert, refuses, save, night, tmp_path):
+def test_floats_and_tensors_are_taken_as_stored(invert, refuses, save, tmp_path):
     path = save("features", np.random.default_rng(0).random((3, 12, 12)))
     report, _ = invert(path, "--lambda", "1e-3")
     assert report["light"] == "stored"
@@ -139,8 +139,6 @@ def test_floats_and_tensors_are_taken_as_stored(invert, refuses, save, night, tm
     for command in ("forward", "invert"):
         words = (command, path, "-k", KERNEL, "-o", tmp_path / "x.npy", "--light", "linear")
         refuses(*words, code=ExitCode.USAGE, says=says)
-    words = ("forward", night, "-k", KERNEL, "-o", tmp_path / "x.tif", "--light", "dark")
-    refuses(*words, code=ExitCode.USAGE, says="--light must be one of auto, linear, stored")
 
 
 def test_a_tiff_file_without_a_profile_is_linear_unless_said_otherwise(invert, forward, night):

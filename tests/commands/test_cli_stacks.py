@@ -87,6 +87,7 @@ def test_a_stack_goes_through_forward_and_invert_and_keeps_what_its_file_says(tm
         assert again.metadata.flavor == stored.metadata.flavor
         assert done.report["inputs"][0]["spacing"] == pytest.approx([0.5, 0.2, 0.2])
         assert "6×10×12 ZYX float32, 0.5 × 0.2 × 0.2 µm" in done.stderr
+        assert "--spacing=2.5,1.0,1.0" in done.report["rerun"]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors"])

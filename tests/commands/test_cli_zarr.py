@@ -23,18 +23,6 @@ def sample(request, tmp_path):
     return path
 
 
-def test_an_image_is_inspected(deconv, sample):
-    found = deconv("inspect", sample, "--json").report["files"][0]
-    assert (found["format"], found["entries"][0]["axes"], found["entries"][0]["shape"]) == (
-        "Zarr",
-        "CZYX",
-        [2, 3, 20, 26],
-    )
-    assert found["metadata"]["channel_names"] == ["DAPI", "GFP"]
-    assert len(found["sha256"]) == 64
-    assert deconv("inspect", sample, "--json").report["files"][0]["sha256"] == found["sha256"]
-
-
 def test_an_image_is_blurred_and_restored_as_an_image(deconv, sample, tmp_path):
     blurred, restored = tmp_path / "blurred.ome.zarr", tmp_path / "restored.ome.zarr"
     deconv("forward", sample, *BLUR, "-o", blurred)
