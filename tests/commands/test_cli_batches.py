@@ -143,7 +143,8 @@ def test_a_doubt_is_printed_once_with_its_files(deconv, gray, tmp_path):
     manifest = tmp_path / "run.jsonl"
     done = deconv(*words[:-1], "--force", "--manifest", manifest, expect=ExitCode.UNTRUSTWORTHY)
     assert "2 of 3 inputs were done (2 of them doubted), 1 failed" in done.stderr
-    assert sorted(json.loads(line)["status"] for line in manifest.open()) == ["doubted", "doubted", "failed"]
+    statuses = [json.loads(line)["status"] for line in manifest.read_text().splitlines()]
+    assert sorted(statuses) == ["doubted", "doubted", "failed"]
 
 
 NAMES = ["ünï côdé 像", "[red]markup[red]", "semi;colon & 'quote' %20.b.c"]
