@@ -7,7 +7,6 @@ import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -94,42 +93,6 @@ def check_failures(found: dict[int, Finished[int]]) -> None:
     assert type(found[3].error) is FileAccessError
     assert "the file 'a' cannot be read" in str(found[3].error)
     assert "1 and 2" in str(found[4].error)
-
-
-@dataclass(frozen=True)
-class Noted:
-    """Does what another task does, and notes each time that it is begun."""
-
-    inner: Any
-    folder: Path
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "inner" or name.startswith("__"):  # not there yet while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.inner, name)
-
-    def __call__(self, number: int) -> Any:
-        with (self.folder / f"begun-{number}").open("a") as begun:
-            begun.write("x")
-        return self.inner(number)
-
-
-@dataclass(frozen=True)
-class WriteOnce:
-    """Writes its process into a file that must not be there."""
-
-    folder: Path
-
-    def __call__(self, number: int) -> None:
-        with (self.folder / str(number)).open("x") as written:
-            written.write(str(os.getpid()))
-
-
-def describe_worker(number: int) -> tuple[str | None, int, int]:
-    """Give the threads that libraries are told, those that torch takes, and the process."""
-    import torch
-
-    return os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads(), os.getpid()
 
 
 def process_of(number: int) -> int:

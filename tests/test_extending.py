@@ -90,13 +90,6 @@ def test_a_part_is_listed_where_a_name_is_wrong(added):
         deconv_cli.ReconstructionSettings(boundary="sideways")
 
 
-def test_a_name_is_given_once_and_built_in_parts_stay(added):
-    with pytest.raises(deconv_cli.UsageError, match="boundary 'antisymmetric' is registered already"):
-        deconv_cli.BOUNDARIES.register("antisymmetric", None)
-    with pytest.raises(deconv_cli.UsageError, match="was not registered by the caller"):
-        deconv_cli.BOUNDARIES.unregister("zero")
-
-
 def test_parts_of_an_installed_package_serve_at_the_prompt(tmp_path):
     """The parts of the page as a package of their own, known by its entry points alone."""
     lines, points = [blocks()[0]], ["[deconv.parts]"]

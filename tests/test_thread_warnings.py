@@ -59,32 +59,6 @@ def test_a_warning_that_was_shown_before_is_an_error_all_the_same():
             warn()
 
 
-def test_threads_that_leave_in_another_order_than_they_came_leave_nothing_behind():
-    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
-
-    def first():
-        with warnings_here("error"):
-            first_in.set()
-            second_in.wait(10)
-        first_out.set()
-
-    def second():
-        first_in.wait(10)
-        with warnings_here("error"):
-            second_in.set()
-            first_out.wait(10)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        threads = [threading.Thread(target=call) for call in (first, second)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(10)
-        warn()
-        assert in_a_thread(warn) == []
-
-
 def test_what_tifffile_logs_of_damage_stops_the_thread_that_reads_alone(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((4, 5), np.uint8))
     log = logging.getLogger("tifffile")

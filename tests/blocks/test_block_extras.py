@@ -2,15 +2,13 @@
 
 import numpy as np
 import pytest
-from block_cases import BLOCKS, OPTIONS, blurred, planned, scene
+from block_cases import BLOCKS, OPTIONS, blurred, scene
 
 import deconv_cli
 from deconv_cli.blocks import preview_tiles as planning
 from deconv_cli.blocks.block_extras import ErrorSample, ExtraFiles
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.blocks.preview_tiles import restore_preview
 from deconv_cli.diagnostics.predicted_error import ErrorBand, ExpectedError
-from deconv_cli.schedulers.local_workers import SerialScheduler
 
 KERNEL = "gaussian:1"
 
@@ -57,34 +55,6 @@ def test_pieces_tell_as_much_as_the_whole_of_another_size(tmp_path, monkeypatch,
     assert expected.bands[0].predicted == pytest.approx(whole.bands[0].predicted, rel=0.25)
     ratio = np.load(tmp_path / "map.npy") / whole.map.numpy()
     assert np.quantile(np.abs(np.log(ratio)), 0.95) < np.log(1.25)
-
-
-@pytest.mark.exhaustive
-def test_what_is_doubted_is_trusted_nowhere(tmp_path):
-    truth, kernel = scene(150, 140)[None], deconv_cli.make_kernel(KERNEL)
-    blurred(tmp_path, truth, kernel, "unknown")
-    run = planned(tmp_path, kernel, extra=ExtraFiles(trust_mask=tmp_path / "mask.npy"), predict=True)
-    for name in ("halo", "at_frame"):
-        object.__setattr__(run.task.plan.halo, name, (1, 1))
-    found = run.finish(SerialScheduler(), lambda done: done.record)
-    assert found.doubts
-    assert found.expected_error.trusted_share == 0
-    assert not np.load(tmp_path / "mask.npy").any()
-
-
-@pytest.mark.exhaustive
-def test_the_piece_of_the_page_is_a_part_of_the_result(tmp_path, monkeypatch):
-    truth, kernel = scene(200, 180)[None], deconv_cli.make_kernel(KERNEL)
-    blurred(tmp_path, truth, kernel, "unknown")
-    monkeypatch.setattr(planning, "MAX_SAMPLES", 80**2)
-    found = in_blocks(tmp_path)
-    piece = restore_preview(found.task.problem, found.plan.max_memory)
-    written, data = np.load(tmp_path / "out.npy"), np.load(tmp_path / "in.npy")
-    part = (slice(None), *(slice(*interval) for interval in piece.data))
-    assert np.array_equal(piece.values[0], data[part])
-    inner = (slice(None), *[slice(24, -24)] * 2)
-    difference = np.abs(piece.result.image[0].numpy() - written[part])[inner]
-    assert difference.max() < 1e-3 * np.ptp(data)
 
 
 def test_the_error_of_an_estimate_without_parts_is_that_of_its_pieces_times_the_detail_of_the_whole():

@@ -6,7 +6,6 @@ from block_cases import OPTIONS, scene
 
 import deconv_cli
 from deconv_cli.blocks.block_plan import BlockOptions
-from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE
 
@@ -43,19 +42,6 @@ def test_blocks_agree_with_the_whole_at_all_samples_that_are_not_full(tmp_path):
     assert float(whole.image.max()) > 300
 
 
-def test_few_full_samples_of_a_block_are_bounds_where_the_picture_has_many(tmp_path):
-    """A block that took its few for measurements would differ from the next one, which has more."""
-    y = exposed(tmp_path, 1.5)
-    task = restored(tmp_path).task
-    few = torch.full((1, 1, 120, 110), 90, dtype=torch.uint8)
-    few[..., 60, 50] = 255
-    data = ((40, 160), (40, 150))
-    bounds = task.problem.find_bounds(few, data, task.problem.pipeline())
-    assert int(bounds.sum()) == 1
-    assert deconv_cli.invert(few[0], KERNEL, **CHOSEN).notes == ()
-    assert int((y == 255).sum()) > 1000
-
-
 def test_a_picture_with_hardly_any_full_sample_has_no_bounds(tmp_path):
     y = exposed(tmp_path, 0.8)
     y[y > 200] = 200
@@ -76,32 +62,3 @@ def test_the_halo_is_as_wide_along_all_axes_beside_a_white_background(tmp_path):
     found = restored(tmp_path)
     assert len(set(found.plan.halo.halo)) == 1
     assert found.doubts == ()
-
-
-def test_pixels_at_bounds_are_not_compared(tmp_path, monkeypatch):
-    def all_pixels(problem, values, data, pipeline):
-        size = [cut.image_of(part)[1] - cut.image_of(part)[0] for cut, part in zip(problem.cuts, data, strict=True)]
-        return torch.ones(size, dtype=torch.bool)
-
-    exposed(tmp_path, 1.5)
-    assert restored(tmp_path).seam > 0
-    monkeypatch.setattr(BlockProblem, "find_bounds", all_pixels)
-    found = restored(tmp_path)
-    assert (found.seam, found.plan.halo.worst) == (0, 0)
-
-
-def test_bounds_lie_where_their_samples_are(tmp_path):
-    exposed(tmp_path, 1.5)
-    problem = restored(tmp_path).task.problem
-    values = torch.full((1, 1, 120, 110), 90, dtype=torch.uint8)
-    values[..., 60:63, 50] = 255
-    data, pipeline = ((0, 120), (40, 150)), problem.pipeline()  # at the frame along the rows alone
-    image = problem.restore(values, data, pipeline).image
-    bounds = problem.find_bounds(values, data, pipeline)
-    size = tuple(cut.image_of(part)[1] - cut.image_of(part)[0] for cut, part in zip(problem.cuts, data, strict=True))
-    assert tuple(bounds.shape) == size
-    assert size != values.shape[-2:]
-    core = ((0, 110), (50, 140))
-    cropped = problem.crop(image, data, core)[0, 0], problem.crop(bounds, data, core)
-    assert divmod(int(cropped[0].argmax()), 90) == (61, 40)
-    assert torch.equal(torch.nonzero(cropped[1]), torch.tensor([[60, 40], [61, 40], [62, 40]]))

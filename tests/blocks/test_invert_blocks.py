@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,43 +16,27 @@ from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_problem import block_bytes
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.blocks.preview_tiles import N_PIECES, doubt_pieces
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.local_workers import SerialScheduler
-from deconv_cli.workflows import measurement, noise_of_data
-from deconv_cli.workflows.trust import Doubt, DoubtReason
+from deconv_cli.workflows import noise_of_data
 
 
 def difference(found, whole, data):
     return np.abs(found - whole.image.numpy()).max() / float(data.max() - data.min())
 
 
-def count_calls(monkeypatch, owner, name):
-    """Note the positional arguments of every call of a function, which is done all the same."""
-    calls, function = [], getattr(owner, name)
-
-    def noting(*words, **options):
-        calls.append(words)
-        return function(*words, **options)
-
-    monkeypatch.setattr(owner, name, noting)
-    return calls
-
-
 EXHAUSTIVE = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("zero", "replicate")]
 
 
 @pytest.mark.parametrize("boundary", ["unknown", *EXHAUSTIVE])
-def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, monkeypatch, boundary):
-    n_tested = count_calls(monkeypatch, measurement, "check_residual")
+def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, boundary):
     kernel = deconv_cli.make_kernel("gaussian:1")
     y = blurred(tmp_path, scene(150, 140)[None], kernel, boundary)
     found = invert_blocks(
         tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BLOCKS, boundary=boundary, **OPTIONS
     )
-    assert 0 < len(n_tested) <= N_PIECES  # pieces are, and no block again
     whole = deconv_cli.invert(y, kernel, boundary=boundary, **OPTIONS)
     assert found.summary is not None
     assert found.summary.n_blocks == 9
@@ -133,14 +116,6 @@ def test_a_kernel_that_pieces_contradict_is_doubted(tmp_path, monkeypatch, assum
         assert doubt.endswith(ResidualFinding.WRONG_KERNEL.sentence)
 
 
-def test_pieces_in_which_no_lambda_is_found_are_doubted():
-    without, other = ([Doubt(reason, "told")] for reason in (DoubtReason.LAMBDA, DoubtReason.CLIPPING))
-    pieces = [SimpleNamespace(doubts=doubts) for doubts in (without, without, other)]
-    assert doubt_pieces(pieces) == ("in 2 of 3 pieces of the picture that were tested: told",)
-    assert doubt_pieces(pieces[1:]) == ("in 1 of 2 pieces of the picture that were tested: told",)
-    assert doubt_pieces([*pieces[1:], pieces[-1]]) == ()
-
-
 def with_halo(run, halo):
     narrow = replace(run.task.plan.halo, halo=halo, at_frame=halo)
     return replace(run, task=replace(run.task, plan=replace(run.task.plan, halo=narrow)))
@@ -188,32 +163,6 @@ def test_pixels_on_the_edge_of_the_frame_are_as_right_as_those_inside(tmp_path):
     exact = deconv_cli.invert(y.double()[None], kernel.double(), tolerance=1e-10, **options).image[0].numpy()
     off = np.abs(np.load(tmp_path / "out.npy").reshape(y.shape) - exact)
     assert off.max() <= 1.5 * off[40:-40, 40:-40].max()
-
-
-def test_a_run_that_ended_early_goes_on_where_it_was(tmp_path):
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
-
-    class EndsAfter(SerialScheduler):
-        def run(self, task, numbers):
-            for count, finished in enumerate(super().run(task, numbers), start=1):
-                yield finished
-                if count == 3:
-                    raise KeyboardInterrupt
-
-    run = planned(tmp_path, kernel)
-    with pytest.raises(KeyboardInterrupt):
-        run.finish(EndsAfter(), describe)
-    assert not (tmp_path / "out.npy").exists()
-    with pytest.raises(UsageError, match=r"it left '.*\.out\.npy\.blocks' and '.*\.out\.npy\.partial'"):
-        planned(tmp_path, kernel)
-    again = planned(tmp_path, kernel, resume=True).finish(SerialScheduler(), describe)
-    assert again.summary is not None
-    assert again.summary.n_redone == again.summary.n_blocks - 3
-    resumed = np.load(tmp_path / "out.npy")
-    planned(tmp_path, kernel, force=True).finish(SerialScheduler(), describe)
-    assert np.array_equal(np.load(tmp_path / "out.npy"), resumed)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "out.npy", "out.npy.json"]
 
 
 @pytest.mark.parametrize(

@@ -97,16 +97,6 @@ def listing():
     return files_in
 
 
-@pytest.fixture
-def kept_in():
-    """What a TIFF or safetensors file keeps of a report: all of it, without the folders, and nothing to be replaced."""
-
-    def without(folder: Path, report: dict) -> dict:
-        return json.loads(json.dumps(report).replace(f"{folder}/", "").replace(" --force", ""))
-
-    return without
-
-
 @pytest.fixture(scope="session")
 def samples_folder() -> Path:
     return SAMPLES

@@ -1,7 +1,6 @@
-"""A batch: what is done side by side, in which order it is printed, and what other processes get."""
+"""A batch: what is done side by side, in which order it is printed, and jobs that are done twice."""
 
 import json
-import pickle
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from deconv_cli.blocks.block_problem import MAX_BYTES_A_SAMPLE
 from deconv_cli.commands import batch
-from deconv_cli.commands.batch import Batch, BatchTask
+from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.option_groups import BatchOptions, FileOptions, PrintOptions, WorkOptions
 from deconv_cli.commands.work import Job, JobResult, LoadedFile, Work
@@ -103,16 +102,6 @@ def test_a_job_that_others_complete_says_nothing_if_quiet(capsys):
 
     run_batch(Planning(), make_jobs([1]), quiet=True)
     assert capsys.readouterr() == ("", "")
-
-
-def test_each_process_prepares_once_and_sends_no_image():
-    sent = pickle.loads(pickle.dumps(BatchTask(Counting(), make_jobs([1] * 5), Counting().open())))
-    Path("opened").unlink()
-    done = [sent(number) for number in (1, 3, 5)]
-    assert Path("opened").read_text(encoding="utf-8") == "x"
-    assert [one.record["output"]["path"] for one in done] == ["out1", "out3", "out5"]
-    assert done[0].print_summary() is None  # the image is gone
-    assert pickle.loads(pickle.dumps(sent))._process is None
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
-"""Arrays that are pictures, results that show mostly noise, and the axes of a layer."""
+"""Arrays that are pictures, and results that show mostly noise."""
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 from PIL import Image
-from torch.nn import functional
 
 import deconv_cli
 from deconv_cli.blocks.preview_tiles import OF_PIECES
@@ -81,20 +80,6 @@ def test_a_batch_says_in_what_light_it_restored(deconv, tmp_path):
     assert said.count("restored in the samples as they are stored") == 1
 
 
-def test_a_strided_layer_ends_with_a_warning(deconv, save, tmp_path):
-    weight = np.random.default_rng(1).standard_normal((8, 4, 3, 3)).astype("float32")
-    x = torch.randn((1, 4, 24, 24), generator=torch.Generator().manual_seed(0))
-    y = functional.conv2d(x, torch.from_numpy(weight), stride=2, padding=1)
-    words = ["invert", save("y", y.numpy()), "-k", save("weight", weight), "-o", tmp_path / "x.npy", "--force"]
-    done = deconv(*words, "--json", expect=ExitCode.UNTRUSTWORTHY)
-    assert done.report["is_trusted"] is False
-    assert [doubt["reason"] for doubt in done.report["doubts"]] == ["residual"]
-    (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-    assert "may have a stride, a dilation, groups or a bias, which you must give, as in --stride 2" in warning
-    quiet = deconv(*words, "-q", expect=ExitCode.UNTRUSTWORTHY)
-    assert quiet.stderr.splitlines() == [warning]
-
-
 def test_what_is_clipped_when_it_is_written_is_doubted(deconv, photograph, tmp_path):
     """Total variation with next to no weight, of a noisy JPEG."""
     blurred, noisy, kernel = tmp_path / "blurred.tif", tmp_path / "noisy.jpg", ["-k", "gaussian:1.5"]
@@ -133,13 +118,9 @@ def test_the_boundaries_of_a_singular_kernel_are_not_called_well_posed(deconv, s
     assert "well posed" not in table.replace("not well posed", "")
 
 
-def test_an_array_that_is_a_picture_is_told_the_one_option(deconv, refuses, save, tmp_path):
+def test_an_array_that_is_a_picture_is_told_the_one_option(deconv, save, tmp_path):
     picture = save("cells", 200 * np.random.default_rng(0).random((40, 44)))
     run = deconv("invert", picture, "-k", "gaussian:1", "-o", tmp_path / "x.npy", expect=ExitCode.UNTRUSTWORTHY)
     (warning,) = [line for line in run.stderr.splitlines() if line.startswith("warning")]
     assert "or the data are a picture (try --defaults picture)" in warning
     assert len(warning) < 280
-    psf, words = save("psf", np.ones((3, 5, 5)) / 75), ["-o", tmp_path / "y.npy"]
-    refuses("invert", picture, "-k", psf, *words, code=ExitCode.INPUT_REFUSED, says="shape (kH, kW) for all channels.")
-    stack, says = save("stack", np.ones((7, 40, 44))), "or choose --dimensions 3 for stacks."
-    refuses("invert", stack, "-k", psf, *words, code=ExitCode.INPUT_REFUSED, says=says)

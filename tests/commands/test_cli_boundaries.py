@@ -43,10 +43,6 @@ def test_the_defaults_of_pictures_and_tensors(deconv, gray, gentle, save, tmp_pa
         assert words in table
 
 
-FINISHED = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
-"""For data that no convolution made: whether they are doubted is not what a test is about."""
-
-
 @pytest.fixture
 def late(save):
     """A kernel whose weight stands one row below its center: zeros hide the first row of the image."""
@@ -73,13 +69,6 @@ def test_a_lossy_border_is_a_warning_with_advice(deconv, data, late, tmp_path):
     for sentence in finding["advice"]:
         assert f"note: {sentence}" in lines
     assert len(finding["advice"]) == 2
-    # What is advised helps: noise comes back as noise.
-    assert np.abs(np.load(tmp_path / "x.npy")).max() > 1e4
-    mended = deconv(
-        *words[:5], repr(finding["advised_lambda"]), *words[6:], "--force", "--json", expect=FINISHED
-    ).report
-    assert np.abs(np.load(tmp_path / "x.npy")).max() < 50
-    assert mended["well_posedness"]["is_well_posed"] is True
 
 
 def test_a_recorded_boundary_is_not_blamed_for_a_wrong_kernel(deconv, samples_folder, tmp_path):

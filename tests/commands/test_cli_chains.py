@@ -112,13 +112,6 @@ def test_the_range_that_is_shown(low, high, ends):
     assert f"values from {black:.4g} to {white:.4g} are shown" in note
 
 
-def test_what_does_not_fit_the_chain_ends_with_a_doubt(deconv, net, tmp_path):
-    save_file({"y": -torch.rand(16, 9, 8)}, tmp_path / "bad.safetensors")
-    done = deconv("invert", tmp_path / "bad.safetensors", "-k", tmp_path / "net.pt", "--layers", "0..1", "-o",
-                  tmp_path / "bad.npy", expect=ExitCode.UNTRUSTWORTHY)  # fmt: skip
-    assert "the estimate does not reproduce the data" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [

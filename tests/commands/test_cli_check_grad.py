@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 from gradient_cases import FIXTURES, blamed_line
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from deconv_cli.commands.exit_codes import ExitCode
@@ -81,18 +81,10 @@ class TestVerdicts:
         assert [row for row in told if row.startswith("  at ") and line in row and "return h.detach()" in row]
         assert "  instead  return h" in told
         assert told[-1] == "faults: 2 of 4 parameters"
-        words = [
-            "--model",
-            code("lenet", "LeNet5"),
-            "--loss",
-            code("lenet", "wrapped_loss"),
-            "--input-shape",
-            "4,1,32,32",
-        ]
-        (fault,) = check(*words, "--target-shape", "4:int64:0..10", expect=ExitCode.FAULT_FOUND)["faults"]
+        (fault,) = check(*DETACH, expect=ExitCode.FAULT_FOUND)["faults"]
         (cause,) = fault["causes"]
-        assert (cause["file"], cause["line"]) == (str(FIXTURES / "lenet.py"), blamed_line("lenet", "wrapped"))
-        assert (cause["function"], cause["instead"]) == ("wrapped_loss", "leave this line out")
+        assert (cause["file"], cause["function"]) == (str(FIXTURES / "detached.py"), "middle")
+        assert (cause["line"], cause["instead"]) == (blamed_line("detached", "detach"), "return h")
 
     @pytest.mark.parametrize(
         ("words", "counts", "general"),
@@ -199,7 +191,7 @@ class TestData:
         assert report["data"]["inputs"] == ["[30, 2, 3] float32"]
 
     @pytest.mark.parametrize("is_last", [True, False])
-    def test_the_shape_of_the_target_decides_where_the_classes_are(self, deconv, check, write, tmp_path, is_last):
+    def test_the_shape_of_the_target_decides_where_the_classes_are(self, check, write, tmp_path, is_last):
         inputs, target = torch.randn(3, 5, 4), torch.randint(0, 7, (3, 5))
         save_file({"input": inputs, "target": target}, tmp_path / "data.safetensors")
         path = write(net(f"return self.layer(x){'' if is_last else '.transpose(1, 2)'}"))
@@ -210,13 +202,6 @@ class TestData:
         layer = nn.Linear(4, 7)
         loss = nn.functional.cross_entropy(layer(inputs).reshape(15, 7), target.reshape(15))
         assert report["loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
-        deconv("fisher", *words, "-o", tmp_path / "fisher.safetensors", "-q")
-        expected = torch.zeros(7, 4)
-        for x, y in zip(inputs, target, strict=True):
-            of_sample = nn.functional.cross_entropy(layer(x), y, reduction="sum")
-            expected += torch.autograd.grad(of_sample, layer.weight)[0].square() / 3
-        found = load_file(tmp_path / "fisher.safetensors")["layer.weight"]
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
     @pytest.mark.parametrize(
         ("tensors", "says"),
@@ -253,14 +238,8 @@ class TestUserCode:
         words = ["check-grad", "--model", code("unusual", "OwnLoss"), "--input-shape", "5,4"]
         assert "(the model's own)" in deconv(*words).stdout
 
-    def test_a_factory_and_a_model_that_is_built_already(self, check, write, tmp_path):
-        path = write(
-            "model = nn.Linear(4, 3)\n"
-            "def make(width, *, depth=1):\n"
-            "    return nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))\n"
-        )
-        report = check("--model", f"{path}:make", "--init", '{"width": 3, "depth": 2}', "--input-shape", "5,3")
-        assert report["counts"] == {"OK": 4}
+    def test_a_model_that_is_built_already(self, check, write, tmp_path):
+        path = write("model = nn.Linear(4, 3)\n")
         words = ["--model", f"{path}:model", "--input-shape", "5,4"]
         assert check(*words)["counts"] == {"OK": 2}
         save_file({"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, tmp_path / "w.safetensors")
@@ -282,8 +261,6 @@ class TestRefusals:
         [
             ([], "--model file.py:Class"),
             (["missing.pt"], "'missing.pt' does not exist"),
-            (["--model", "detached.py"], "file.py:Name"),
-            (["--model", "no_such_package:Net"], "cannot be imported"),
             (["--model", code("detached", "Absent")], "holds no 'Absent'"),
             (["--model", code("detached", "item_loss")], "could not be built"),
             ([*BASE, "--init", "{"], "--init must be JSON"),
@@ -298,7 +275,6 @@ class TestRefusals:
             (["--model", "torch.nn:Linear", "--init", "[4, 3]"], "--input-shape 8,1,28,28"),
             (["WEIGHTS"], "--model"),
             (["WEIGHTS", "--init", "{}"], "--init gives the arguments of --model"),
-            (["--model", "READY:ready", "--init", "[4, 3]"], ["is a model already", "init"]),
             ([*NETWORK, "--batch-size", "3"], "--batch-size"),
             ([*NETWORK, "--target-shape", "5,3"], "--loss projection takes none"),
             ([*BASE, "--data", "DATA", "--input-shape", "5,4"], ["--input-shape", "--data"]),
@@ -318,9 +294,8 @@ class TestRefusals:
     )
     def test_one_sentence(self, refuses, tmp_path, data, words, says):
         save_file({"weight": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
-        (tmp_path / "ready.py").write_text("from torch import nn\nready = nn.Linear(4, 3)\n")
-        files = {"WEIGHTS": str(tmp_path / "weights.safetensors"), "READY": f"{tmp_path}/ready.py", "DATA": str(data)}
-        words = [files.get(str(word), str(word).replace("READY", files["READY"])) for word in words]
+        files = {"WEIGHTS": str(tmp_path / "weights.safetensors"), "DATA": str(data)}
+        words = [files.get(str(word), str(word)) for word in words]
         says = [part.replace("WEIGHTS", files["WEIGHTS"]) for part in ([says] if isinstance(says, str) else says)]
         refuses("check-grad", *words, code=ExitCode.USAGE, says=says)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from gradient_cases import FIXTURES, load_fixture
-from hostile_pickles import MakesFolder, with_members
+from hostile_pickles import with_members
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from deconv_cli.commands.exit_codes import ExitCode
 
@@ -29,11 +29,6 @@ class Own(nn.Module):
     def forward(self, x):
         return self.conv(x)
 """
-
-
-@pytest.fixture
-def lenet_class():
-    return load_fixture("lenet").LeNet5
 
 
 @pytest.fixture
@@ -53,15 +48,6 @@ class TestRead:
         assert report["model"]["class"] == "LeNet5"
         assert report["counts"] == {"OK": 10}
         assert report["data"]["kind"] == "synthetic"
-
-    @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".weird"])
-    def test_weights_alone(self, deconv, lenet_class, tmp_path, suffix):
-        path = tmp_path / f"weights{suffix}"
-        state = lenet_class().state_dict()
-        save_file(state, path) if suffix != ".pt" else torch.save(state, path)
-        report = deconv("check-grad", path, *SHAPED, "--json").report
-        assert report["model"]["kind"] == ("PyTorch" if suffix == ".pt" else "safetensors")
-        assert report["counts"] == {"OK": 10}
 
 
 def test_each_message_on_a_whole_module_names_the_next_thing_to_type(deconv, refuses, tmp_path, monkeypatch):
@@ -88,20 +74,6 @@ def test_each_message_on_a_whole_module_names_the_next_thing_to_type(deconv, ref
     deconv(*words, "--kernel", "layer.safetensors", "--lambda", "1e-2", "-q", expect=answer)
     deconv("check-grad", "model.pt", "--model", "own.py:Own", "--input-shape", "1,2,9,9", "-q")
     refuses("invert", "x.pt", "--layers", "conv", code=ExitCode.USAGE, says="--layers needs one --kernel FILE")
-
-
-class TestRefused:
-    def refuse(self, refuses, path, *words, says):
-        return refuses("check-grad", path, *words, code=ExitCode.INPUT_REFUSED, says=says)
-
-    def test_a_hostile_pickle(self, refuses, tmp_path):
-        torch.save({"weight": torch.zeros(2), "extra": MakesFolder(tmp_path / "was_run")}, tmp_path / "model.pt")
-        sentence = self.refuse(refuses, tmp_path / "model.pt", says=["mkdir", "save the state_dict() alone"])
-        assert "weights_only=False" not in sentence
-        assert not (tmp_path / "was_run").exists()
-
-    def test_a_class_that_is_not_there(self, refuses, whole):
-        self.refuse(refuses, whole, says=["__main__.LeNet5", "--model file.py:Class"])
 
 
 class TestModulesWithMembersOfTheWrongKind:
@@ -164,19 +136,3 @@ def test_refusals(refuses, data, words, says):
 def test_a_model_that_gives_its_loss_has_a_likelihood(deconv, tmp_path, model, shape):
     words = ["fisher", "--model", f"{FIXTURES / model}", "--input-shape", shape, "--json"]
     assert deconv(*words, "-o", tmp_path / "f.safetensors").report["trace"] > 0
-
-
-def test_a_model_that_takes_a_gradient_itself(deconv, tmp_path):
-    """Its samples are taken one by one, and give what a loop of autograd gives."""
-    inputs, target = torch.randn(6, 4), torch.randn(6, 4)
-    save_file({"input": inputs, "target": target}, tmp_path / "data.safetensors")
-    words = ["fisher", "--model", f"{FIXTURES / 'unusual.py'}:Hamiltonian", "--data", tmp_path / "data.safetensors"]
-    deconv(*words, "--loss", "mse", "-o", tmp_path / "f.safetensors", "-q")
-    torch.manual_seed(0)
-    model = load_fixture("unusual").Hamiltonian()
-    expected = torch.zeros(8, 4)
-    for x, y in zip(inputs, target, strict=True):
-        loss = 0.5 * (model(x[None]) - y).square().sum()
-        expected += torch.autograd.grad(loss, model.energy[0].weight)[0].square() / 6
-    found = load_file(tmp_path / "f.safetensors")["energy.0.weight"]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)

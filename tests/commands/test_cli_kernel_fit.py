@@ -13,7 +13,7 @@ import deconv_cli
 from deconv_cli.commands.exit_codes import ExitCode
 
 
-def test_a_pair_of_tensors_gives_the_kernel_that_invert_takes(deconv, save, tmp_path, kept_in):
+def test_a_pair_of_tensors_gives_the_kernel_that_invert_takes(deconv, save, tmp_path):
     random = np.random.default_rng(0)
     x, kernel = save("x", random.random((1, 20, 22))), save("k", random.random((3, 4)))
     deconv("forward", x, "-k", kernel, "-o", tmp_path / "y.npy", "--output-dtype", "float64", "--dtype", "float64")

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deconv_cli.commands import restoration
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.io import PreparedOutput, fingerprint, read_image
+from deconv_cli.io import PreparedOutput, fingerprint
 from deconv_cli.io.records import samples_digest
-from deconv_cli.workflows import measurement
 
 
 @pytest.fixture
@@ -138,17 +136,6 @@ def test_options_that_contradict_one_another(refuses, frames, gentle, tmp_path):
     refuses("invert", *words, "--resume", code=ExitCode.USAGE, says=["--resume continues one input", "--skip-existing"])
 
 
-def test_the_kernel_is_held_against_the_first_pictures_alone(deconv, gray, gentle, tmp_path, monkeypatch):
-    looked_at = []
-    monkeypatch.setattr(measurement, "describe_alignment", lambda *given, **options: looked_at.append(1) or ())
-    (tmp_path / "many").mkdir()
-    for number in range(5):
-        shutil.copy(gray, tmp_path / "many" / f"{number}.png")
-    expected = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
-    deconv("invert", tmp_path / "many", "-k", gentle, "-o", tmp_path / "out", "--lambda", "1e-2", expect=expected)
-    assert len(looked_at) == restoration.N_ALIGNED == 3
-
-
 def test_many_files_print_no_table_each_note_once_and_the_failures_again(deconv, frames, gentle, tmp_path):
     words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out.d"]
     done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
@@ -182,45 +169,3 @@ def test_a_manifest_on_a_full_disk_ends_the_run_with_a_sentence(deconv, frames, 
     words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out", "--manifest", tmp_path / "run.jsonl", *workers]
     done = deconv(*words, expect=ExitCode.FAILURE)
     assert f"error: the manifest '{tmp_path / 'run.jsonl'}' cannot be written: No space left on device." in done.stderr
-
-
-def test_a_rule_that_found_no_lambda_is_doubted_and_a_caution_taken_down(deconv, gentle, tmp_path):
-    folder = tmp_path / "noisy"
-    folder.mkdir()
-    np.save(folder / "checks.npy", (np.indices((24, 24)).sum(0) % 2).astype(np.float32))
-    np.save(tmp_path / "sharp.npy", np.kron(np.eye(2), np.ones((12, 12))).astype(np.float32))
-    words = ["-k", "gaussian:1.5", "--boundary", "circular"]
-    deconv("forward", tmp_path / "sharp.npy", *words, "-o", folder / "step.npy")
-    words += ["--lambda", "auto", "--penalty", "gradient"]
-    alone = deconv("invert", folder / "checks.npy", *words, "-o", tmp_path / "a.npy", expect=ExitCode.UNTRUSTWORTHY)
-    many = ["-o", tmp_path / "out", "--manifest", tmp_path / "run.jsonl"]
-    done = deconv("invert", folder, *words, *many, expect=ExitCode.UNTRUSTWORTHY)
-    checks, step = sorted(lines_of(tmp_path / "run.jsonl"), key=lambda line: line["input"])
-    doubt = "the rule gcv has no minimum between 1e-09 and 1000, so it chose no λ; set --lambda to a number"
-    assert alone.stderr.count(doubt) == 1
-    assert f"warning: {folder / 'checks.npy'}: {doubt}" in done.stderr
-    assert [doubt in told for told in checks["doubts"]] == [True]
-    assert [line["status"] for line in (checks, step)] == ["doubted", "done"]
-    assert checks["warnings"] == step["doubts"] == []
-    assert "no minimum" in step["warnings"][0]  # the least λ is right for data without noise
-    assert step["warnings"][0] in done.stderr
-
-
-def test_an_error_that_nobody_foresaw_costs_one_file_and_keeps_its_traceback(
-    deconv, frames, gentle, tmp_path, monkeypatch
-):
-    mend(frames)
-    from deconv_cli.workflows.pipeline import Pipeline
-
-    reconstruct = Pipeline.reconstruct
-
-    def fails_once(self, y, *rest, **options):
-        if bool((y == read_image(frames / "10.npy").values).all()):
-            raise ZeroDivisionError("by what")
-        return reconstruct(self, y, *rest, **options)
-
-    monkeypatch.setattr(Pipeline, "reconstruct", fails_once)
-    words = ["invert", frames, "-k", gentle, "-o", tmp_path / "out", "--json"]
-    done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
-    assert [failure["error"] for failure in done.report["failed"]] == ["unexpected ZeroDivisionError: by what"]
-    assert "fails_once" in done.stderr

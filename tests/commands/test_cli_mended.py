@@ -1,7 +1,6 @@
 """Mishaps that were found once and mended."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from deconv_cli.commands.exit_codes import ExitCode
@@ -53,13 +52,6 @@ def test_a_mixing_kernel_with_fewer_outputs_gets_a_penalty_that_determines_the_i
     words = ["invert", gray, "-k", kernel, "-o", tmp_path / "x.tif"]
     assert deconv(*words, "--json").report["penalty"] == "identity"
     refuses(*words[:-1], tmp_path / "y.tif", "--penalty", "gradient", code=ExitCode.USAGE, says="undetermined")
-
-
-@pytest.mark.parametrize("color", [(), (3,)])
-def test_a_picture_of_one_pixel_is_restored(deconv, gentle, tmp_path, color):
-    Image.fromarray(np.full((1, 1, *color), 90, "uint8")).save(tmp_path / "dot.png")
-    deconv("invert", tmp_path / "dot.png", "-k", gentle, "-o", tmp_path / "x.tif", "--lambda", "1e-3")
-    assert read_image(tmp_path / "x.tif").shape == (1, 1, *color)
 
 
 def test_noise_that_cannot_be_estimated_is_not_taken_for_an_option(refuses, gentle, tmp_path):

@@ -147,6 +147,7 @@ def test_the_command_writes_a_kernel(deconv, stack, tmp_path):
     again = deconv("kernel", "microscope", "--image", stack, "--size", "7,9,9", "-o", tmp_path / "again.tif", "-q")
     assert again.stdout.strip() == str(tmp_path / "again.tif")
     assert np.abs(tifffile.imread(tmp_path / "again.tif") - psf).max() < 1e-7
+    assert read_image(tmp_path / "again.tif").spanned_by(3).spacing == pytest.approx((0.25, 0.1, 0.1))
     red = deconv("kernel", "microscope", "--image", stack, "--channel", 1, "--json").report
     assert red["microscope"]["emission"] == 610
 
@@ -198,9 +199,3 @@ def test_richardson_lucy_takes_the_whole_kernel_however_it_is_named(deconv, stac
     words = ["invert", stack, "-k", "microscope", name, "richardson-lucy", "-o", tmp_path / "x.ome.tif"]
     deconv(*words, expect=ExitCode.USAGE)
     assert set(seen) == {False}
-
-
-def test_kernel_microscope_does_not_advise_itself(refuses):
-    words = ["kernel", "microscope", "na=1.4,emission=520"]
-    said = refuses(*words, code=ExitCode.USAGE, says="give it in µm with --spacing")
-    assert "deconv kernel microscope" not in said

@@ -97,16 +97,6 @@ class TestKernels:
         words = [command, photograph, "-k", kernel, "-o", tmp_path / "x.tif"]
         refuses(*words, code=ExitCode.INPUT_REFUSED, says=["(5, 4, 3, 3)", "3, 40, 48)"])
 
-    def test_kernel_larger_than_the_image(self, refuses, gray, save, tmp_path, command):
-        """A mirror cannot reach further than its picture."""
-        kernel = save("kernel", np.ones((99, 99)))
-        words = [command, gray, "-k", kernel, "-o", tmp_path / "x.tif", "--boundary", "reflect"]
-        refuses(*words, code=ExitCode.INPUT_REFUSED, says=["99×99", "32×36"])
-
-    def test_colored_picture_as_kernel(self, refuses, gray, photograph, tmp_path, command):
-        words = [command, gray, "-k", photograph, "-o", tmp_path / "x.tif", "--no-clean-kernel"]
-        refuses(*words, code=ExitCode.INPUT_REFUSED, says="is for 3 channels, but the image of shape")
-
 
 @pytest.mark.parametrize("command", COMMANDS)
 class TestOutputs:
@@ -144,15 +134,9 @@ class TestOptions:
         ],
         ids=" ".join,
     )
-    def test_unknown_words(self, deconv, listing, gray, gentle, tmp_path, command, option):
-        before = listing(tmp_path)
-        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif"]
-        done = deconv(*words, *option, expect=ExitCode.USAGE)
-        assert done.stdout == ""
-        assert option[0] in done.stderr
-        assert done.errors == done.stderr.splitlines()
-        assert done.errors[0].endswith(".")
-        assert listing(tmp_path) == before
+    def test_unknown_words(self, refuses, gray, gentle, tmp_path, command, option):
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", *option]
+        refuses(*words, code=ExitCode.USAGE, says=option[0])
 
     def test_no_kernel_and_no_input(self, deconv, gray, command):
         assert "--kernel" in deconv(command, gray, expect=ExitCode.USAGE).stderr
@@ -236,7 +220,6 @@ def test_an_empty_word_is_not_the_current_folder(refuses, words):
         (["-k", "disk:0"], "RADIUS must be positive."),
         (["-k", "disk:5000"], "RADIUS is too large, since a kernel extends at most 1024"),
         (["--max-iterations", "0"], "invalid value for '--max-iterations': input should be greater"),
-        (["--device", "tpu"], "invalid value for '--device': 'tpu' is not one of 'auto', 'cpu'"),
         (["--noise", "pink"], "--noise must be white, auto or, in Python, a NoiseModel, but is pink; --noise-sigma"),
         (["-o", "-"], "writes no picture to stdout; name a file"),
         (["--na", "1"], "no such option: --na; see deconv invert --help."),
@@ -245,15 +228,6 @@ def test_an_empty_word_is_not_the_current_folder(refuses, words):
 def test_values_are_shown_as_they_are_typed(deconv, gray, monkeypatch, words, says):
     monkeypatch.chdir(gray.parent)
     kernel, output = [] if "RADIUS" in says else ["-k", "disk:2"], [] if "-o" in words else ["-o", "x.png"]
-    done = deconv(
-        "invert",
-        gray.name,
-        *kernel,
-        *words,
-        *output,
-        "--lambda",
-        "1",
-        expect=tuple(ExitCode),
-    )
+    done = deconv("invert", gray.name, *kernel, *words, *output, "--lambda", "1", expect=tuple(ExitCode))
     assert says in done.stderr
     assert len(done.errors) == 1

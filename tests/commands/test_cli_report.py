@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
-from deconv_cli.io.records import open_sealed
 
 FINISHED = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
 """For data that no convolution made: whether they are doubted is not what a test is about."""
@@ -78,18 +77,6 @@ def test_the_report_of_forward(deconv, photograph, gentle, tmp_path):
     assert (report["noise"], report["seed"]) == ("gaussian:2.5", 7)
     assert report["inputs"][0]["sha256"] == digest(photograph)
     assert report["output"]["shape"] == [40, 47, 3]
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".bmp", ".safetensors", ".pt", ".npy", ".npz"])
-def test_the_same_record_is_in_the_file_or_beside_it(deconv, photograph, gentle, tmp_path, kept_in, suffix):
-    output = tmp_path / f"restored{suffix}"
-    for command in ("forward", "invert"):
-        report = deconv(command, photograph, "--kernel", gentle, "-o", output, "--json", "--force").report
-        beside = tmp_path / f"{output.name}.json"
-        assert beside.exists() == (suffix in (".bmp", ".pt", ".npy", ".npz"))
-        assert read_image(output).record == (report if beside.exists() else kept_in(tmp_path, report))
-        if beside.exists():
-            assert open_sealed(beside.read_text()) == report
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif"])

@@ -2,9 +2,8 @@
 
 import pytest
 import typer
-from rich.console import Console
 
-from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_duration
+from deconv_cli.commands.progress import PieceProgress, WorkProgress
 
 
 def run_of_progress(progress, certificates):
@@ -33,20 +32,6 @@ def test_who_asks_for_silence_or_is_no_terminal_sees_nothing(clock, capsys, opti
         progress.begin("restoring")
         run_of_progress(progress, [1e-1])
     assert capsys.readouterr().err == ""
-
-
-def test_a_terminal_shows_the_step_under_way(clock, capsys, monkeypatch):
-    monkeypatch.setattr(Console, "is_terminal", True)
-    with WorkProgress(clock=clock).shown() as progress:
-        progress.begin("predicting the error")
-    assert "predicting the error" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0 s"), (99.4, "99 s"), (100, "2 min"), (5969, "99 min"), (6000, "1.7 h")]
-)
-def test_times_are_rounded_to_what_is_of_use(seconds, text):
-    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -94,14 +79,6 @@ def test_a_log_has_a_line_a_minute(clock, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2  # 140 seconds
     assert lines[1].startswith("17 of 100 files, about 10 min left")
-
-
-def test_who_asks_for_silence_has_it(clock, capsys):
-    progress = PieceProgress(3, is_silent=True, clock=clock)
-    with progress.shown(), progress.paused():
-        clock.now += 1000.0
-        progress.advance()
-    assert capsys.readouterr().err == ""
 
 
 def test_a_terminal_shows_the_step_of_the_file_at_hand(clock, monkeypatch, capsys):

@@ -1,8 +1,6 @@
 """Pictures and tensors of every kind are read as what they are."""
 
 import hashlib
-import subprocess
-import sys
 
 import imagecodecs
 import numpy as np
@@ -198,17 +196,6 @@ def test_half_precision_and_big_endian(tmp_path):
     assert read_image(tmp_path / "h.pt").dtype == "bfloat16"
     np.save(tmp_path / "b.npy", np.arange(16, dtype=">i2").reshape(4, 4))
     assert read_image(tmp_path / "b.npy").values[0, 0, 3, 3] == 15
-
-
-def test_a_tensor_file_imports_no_picture_codec(tmp_path):
-    torch.save(torch.ones(4, 4), tmp_path / "a.pt")
-    code = (
-        "import sys; from pathlib import Path; from deconv_cli.io import read_image;"
-        f"read_image(Path({str(tmp_path / 'a.pt')!r}));"
-        "print([m for m in ('tifffile', 'imagecodecs', 'PIL', 'safetensors') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_axes_that_were_named_are_not_asked_for(tmp_path, rng):

@@ -30,7 +30,7 @@ from deconv_cli.errors import (
 )
 from deconv_cli.io import limits, read_image
 from deconv_cli.io.file_inspection import inspect_file
-from deconv_cli.io.files import reason_of, refusing_damage
+from deconv_cli.io.files import refusing_damage
 from deconv_cli.models.kernel_files import read_kernel
 
 
@@ -328,20 +328,6 @@ def test_a_file_of_thousands_of_tensors_is_inspected_in_seconds(tmp_path, suffix
     assert time.process_time() - started < 5
     assert len(found.entries) == 1000
     assert "first 1000 of 4000 tensors" in found.notes[0]
-
-
-REASONS = {
-    "<tifffile.TiffPage 0 @8> missing data offset tag": "missing data offset tag",
-    "cannot identify image file <_io.BytesIO object at 0x7f>": "cannot identify image file",
-    "2 < 3 and 4 > 3": "2 < 3 and 4 > 3",
-    "<tifffile.TiffPage 0 @8>": "ValueError",
-    "4096 requested and 4052 written": "No space left on device",
-}
-
-
-@pytest.mark.parametrize("message", REASONS)
-def test_reasons_show_no_objects_as_python_writes_them(message):
-    assert reason_of(ValueError(message)) == REASONS[message]
 
 
 def test_a_file_that_is_cut_short_is_told_in_words(tmp_path):

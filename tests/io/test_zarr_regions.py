@@ -127,16 +127,6 @@ def test_what_is_missing_in_a_copy_is_told(tmp_path):
     assert "1 of 8 files of samples are missing" in read_image(tmp_path / "a.zarr").notes[0]
 
 
-@pytest.mark.parametrize("name", ["out.tif", "out.zarr"])
-def test_parts_of_units_are_refused(tmp_path, name):
-    target = planned(made(tmp_path / "in.zarr", STACK[0, 0], chunks=(32, 32)), tmp_path / name)
-    target.create()
-    target.write((slice(0, 70), slice(0, 90)), STACK[0, 0])
-    for region in ((slice(0, 16), slice(0, 32)), (slice(16, 32), slice(0, 32)), (slice(0, 70), slice(8, 90))):
-        with pytest.raises(ValueError, match="cover whole units"):
-            target.write(region, STACK[0, 0][region])
-
-
 def test_a_result_is_replaced_only_if_it_is_one(tmp_path):
     source = made(tmp_path / "in.zarr", STACK[0], chunks=(2, 32, 32))
     made(tmp_path / "out.zarr", STACK[0] * 0)

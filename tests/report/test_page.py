@@ -170,19 +170,6 @@ def test_every_picture_is_told_in_words_and_every_number_is_there(page, full_con
         assert f"{name} {' '.join(json.dumps(value, ensure_ascii=False).split())}" in reader.text
 
 
-def test_notes_and_doubts_name_options_on_the_page_and_in_the_record(contents):
-    given = contents()
-    run = dataclasses.replace(given.run, notes=("prior=quadratic invents none",))
-    clipping = dataclasses.replace(given.run.reconstruction.solution, status=Status.MAX_ITERATIONS)
-    asked = dataclasses.replace(given, run=run).with_result(solution=clipping)
-    record = describe_run(asked.run)
-    assert record["notes"] == ["--prior quadratic invents none"]
-    assert "max_iterations" not in record["doubts"][0]["sentence"]
-    text = Reader(asked.render()).text
-    assert "--prior quadratic invents none" in text
-    assert "prior=quadratic" not in text
-
-
 def test_channels_and_batches_that_are_not_shown_are_named(contents):
     given = contents(5)
     images = given.data[None].expand(4, -1, -1, -1)

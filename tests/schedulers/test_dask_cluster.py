@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import count
 
 import pytest
-from piece_tasks import DieAt, Fail, WriteOnce, WriteUnit, a_file, check_failures, folder_of, process_of, sleep_from_two
+from piece_tasks import DieAt, Fail, WriteUnit, a_file, check_failures, folder_of, process_of, sleep_from_two
 
 from deconv_cli.errors import UsageError, WorkerError
 from deconv_cli.schedulers import dask_cluster
@@ -73,20 +73,6 @@ def test_results_that_are_lost_with_their_worker_are_made_again(cluster):
     os.kill(first.result, signal.SIGKILL)
     time.sleep(0.2)
     assert sorted([first.number, *(one.number for one in run)]) == list(range(6))
-
-
-def test_a_piece_that_is_lost_as_it_is_fetched_and_fails_then_is_one_that_failed(cluster, tmp_path, monkeypatch):
-    Future = distributed.Future
-    fetch = Future.result
-
-    def fetch_late(self, **options):
-        monkeypatch.setattr(Future, "result", fetch)
-        os.kill(int((tmp_path / "0").read_text()), signal.SIGKILL)
-        time.sleep(0.3)
-        return fetch(self, **options)
-
-    monkeypatch.setattr(Future, "result", fetch_late)
-    assert [type(one.error) for one in cluster.run(WriteOnce(tmp_path), [0])] == [FileExistsError]
 
 
 def test_errors_come_with_their_pieces_and_those_of_files_after_further_trials(cluster, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from piece_tasks import DieAt, Fail, WriteUnit, a_file, check_failures, describe_worker, divide, exit_at_seven
+from piece_tasks import DieAt, Fail, WriteUnit, a_file, check_failures, divide, exit_at_seven
 
 import deconv_cli
 from deconv_cli.errors import UsageError, WorkerError
@@ -77,14 +77,6 @@ def test_few_pieces_are_under_way_and_those_that_nobody_waits_for_are_dropped(po
 def test_a_process_that_gives_up_ends_the_run():
     with ProcessPool(2) as pool, pytest.raises(WorkerError, match="ended with exit code 7"):
         list(pool.run(exit_at_seven, [7]))
-
-
-@pytest.mark.exhaustive  # torch is loaded by three processes
-def test_the_threads_of_all_processes_are_those_of_torch(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    with ProcessPool(3) as pool:
-        # The settings of the tests hold torch itself to one thread.
-        assert {one.result[0] for one in pool.run(describe_worker, range(3))} == {"2"}
 
 
 def test_each_process_has_a_gpu_to_itself(monkeypatch):
