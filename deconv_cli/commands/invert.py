@@ -70,7 +70,7 @@ def invert(
     checked = ReconstructionSettings.of(**wanted)
     wanted = {name: getattr(checked, name) for name in wanted}
     is_single_kernel = chain is None and not is_estimate(kernel or [], kernel_options)
-    jobs, left_out = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet)
+    jobs, left_out = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet, force=files.force)
     is_one = len(jobs) == 1
     large.check(is_possible=is_single_kernel, is_one=is_one)
     continues = is_one and (large.resume or large.block_range is not None)  # pages of that run may exist
