@@ -173,17 +173,23 @@ class InvertWork(BlockWork):
         return self.settings.get("max_memory") or super().memory()
 
     def for_workers(self, n_sharing: int) -> InvertWork:
-        """Return the same work for workers, which replace existing outputs; each gets its part of the memory."""
+        """Return the same work for workers, each with its part of the memory.
+
+        They replace existing outputs. They forget the blocks of another run only if the user gives `--force`, and those
+        of a worker that died.
+        """
         memory = self.settings.get("max_memory")
         given = {} if memory is None else {"max_memory": memory // n_sharing}
-        return replace(super().for_workers(n_sharing), settings=self.settings | given, n_sharing=n_sharing)
+        forgets = self.files.force or not self.resumes
+        work = replace(super().for_workers(n_sharing), settings=self.settings | given, n_sharing=n_sharing)
+        return replace(work, forgets=forgets)
 
     def refuse_existing(self, job: Job) -> None:
         """Refuse a job whose output exists, or blocks of it from a run that is not continued."""
         from deconv_cli.blocks.checkpoint import Checkpoint, refuse_to_forget
 
         super().refuse_existing(job)
-        if self.can_be_cut and not self.resumes:
+        if self.can_be_cut and not (self.resumes or self.files.force):
             refuse_to_forget([job.target], Checkpoint.of(job.target))
 
     def open(self) -> Process:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +159,23 @@ def test_a_worker_forgets_no_blocks_of_an_earlier_run_unasked(deconv, frames, ge
     done = deconv(*words, expect=ExitCode.USAGE)  # the frames are too small to be cut
     assert f"it left '{ledger}'" in done.errors[-1]
     assert ledger.exists()
-    again = deconv(*words, "--skip-existing", expect=ExitCode.USAGE)
-    assert "it left" not in again.stderr  # the blocks would be continued
+    for option in ("--skip-existing", "--force"):  # the blocks would be continued, or forgotten
+        assert "it left" not in deconv(*words, option, expect=ExitCode.USAGE).stderr
+
+
+def test_a_worker_continues_no_blocks_of_another_run_and_keeps_them(deconv, frames, gentle, tmp_path):
+    np.save(frames / "2.npy", np.random.default_rng(0).random((60, 50), dtype=np.float32))
+    for number in (1, 3, 4):
+        (tmp_path / "out" / f"{number}.npy").parent.mkdir(exist_ok=True)
+        shutil.copy(frames / "1.npy", tmp_path / "out" / f"{number}.npy")
+    words = ["-k", "box:3", "--boundary", "zero", "--noise", "white", "--block-size", "40", "--lambda"]
+    deconv("invert", frames / "2.npy", *words, "1", "-o", tmp_path / "out" / "2.npy", "--block-range", "1/2")
+    ledger = tmp_path / "out" / ".2.npy.blocks"
+    before = {path.name: path.read_bytes() for path in ledger.iterdir()}
+    folder = ["invert", frames, *words, "2", "-o", tmp_path / "out", "--jobs", "1"]
+    done = deconv(*folder, "--skip-existing", expect=ExitCode.UNTRUSTWORTHY)
+    assert ["cannot be resumed" in error for error in done.errors] == [True]
+    assert {path.name: path.read_bytes() for path in ledger.iterdir()} == before
 
 
 def test_verbose_is_refused_with_workers(refuses, frames, gentle, tmp_path):
