@@ -97,6 +97,22 @@ def test_small_files_are_done_side_by_side_and_the_others_alone_with_all_cores(m
     assert capsys.readouterr().out.split() == [f"out{number}" for number in (1, 4, 6, 7, 3, 5)]
 
 
+def test_one_file_is_read_at_a_time(capsys):
+    held, seen = [], []
+
+    class Reading(Counting):
+        def read(self, path):
+            held.append(path)
+            time.sleep(0.05)
+            seen.append(len(held))
+            held.remove(path)
+            return super().read(path)
+
+    with pytest.raises(batch.typer.Exit):
+        run_batch(Reading(), make_jobs([10] * 4), quiet=True)
+    assert seen == [1] * 4
+
+
 def test_a_job_that_others_complete_says_nothing_if_quiet(capsys):
     class Planning(Counting):
         def open(self):
