@@ -153,8 +153,9 @@ def lay_out(
         jobs, left_out = _jobs(inputs, output, ending)
     except OSError as error:
         raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
-    for path in left_out if force else ():
-        if path in inputs and not _has_record(path):
+    replaced = {job.target for job in jobs}.intersection(left_out, inputs) if force else ()
+    for path in replaced:
+        if not _has_record(path):
             raise UsageError(
                 f"'{path}' is named as an input, but has the name of a result and no record of deconv, and --force "
                 "would replace it; choose other outputs with -o."

@@ -173,16 +173,12 @@ class InvertWork(BlockWork):
         return self.settings.get("max_memory") or super().memory()
 
     def for_workers(self, n_sharing: int) -> InvertWork:
-        """Return the same work for workers, each with its part of the memory.
-
-        They replace existing outputs. They forget the blocks of another run only if the user gives `--force`, and those
-        of a worker that died.
-        """
+        """Return the same work for workers: each has its part of the memory, and replaces outputs, but no other run."""
         memory = self.settings.get("max_memory")
         given = {} if memory is None else {"max_memory": memory // n_sharing}
         forgets = self.files.force or not self.resumes
-        work = replace(super().for_workers(n_sharing), settings=self.settings | given, n_sharing=n_sharing)
-        return replace(work, forgets=forgets)
+        work = super().for_workers(n_sharing)
+        return replace(work, settings=self.settings | given, n_sharing=n_sharing, forgets=forgets)
 
     def refuse_existing(self, job: Job) -> None:
         """Refuse a job whose output exists, or blocks of it from a run that is not continued."""

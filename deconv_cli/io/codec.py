@@ -72,7 +72,7 @@ def pyramid_notes(n_smaller: int) -> tuple[str, ...]:
 
 def is_opaque(alpha: Array) -> bool:
     """Check whether all samples of an alpha channel are the largest of their type; 1 for floats."""
-    return bool((alpha == (1 if alpha.dtype.kind in "fb" else np.iinfo(alpha.dtype).max)).all())
+    return bool(np.all(alpha == (1 if alpha.dtype.kind in "fb" else np.iinfo(alpha.dtype.name).max)))
 
 
 def zeros_of(shape: tuple[int, ...], dtype: np.dtype[Any] | str) -> Array:

@@ -64,21 +64,18 @@ def without_folders(record: dict[str, Any]) -> dict[str, Any]:
     files = [member for member in (*record.get("inputs", ()), *record.values()) if isinstance(member, dict)]
     paths = [PurePath(str(file.get("path"))) for file in files]
     paths += [PurePath(word.partition("=")[2] or word) for word in words]
-    names = {_in_json(str(path)): _in_json(path.name) for path in paths if path.is_absolute() and path.name}
+    whole = [path for path in paths if path.is_absolute() and path.name]
+    names = {json.dumps(str(path))[1:-1]: json.dumps(path.name)[1:-1] for path in whole}
     if not names:
         return record
     # Without folders input and output may be the same file, so nothing may be replaced.
     text = json.dumps({**record, "rerun": [word for word in words if word != "--force"]})
     # A path inside of a longer one or of an address is another.
     longest_first = "|".join(re.escape(path) for path in sorted(names, key=len, reverse=True))
-    text = re.sub(rf"(?<![\w.:/\\~-])(?:{longest_first})(?![\w/\\-])", lambda found: names[found[0]], text)
+    text = re.sub(rf"(?<![\w.:/~-])(?:{longest_first})(?![\w/-]|\\\\)", lambda found: names[found[0]], text)
     kept: dict[str, Any] = json.loads(text)
     again = kept.pop("rerun")
     return kept | ({"rerun": shlex.join(again)} if again else {})
-
-
-def _in_json(text: str) -> str:
-    return json.dumps(text)[1:-1]
 
 
 def encode_record(record: dict[str, Any]) -> str:

@@ -146,6 +146,8 @@ def test_force_replaces_no_named_file_that_deconv_did_not_write(deconv, refuses,
     refuses(*words, code=ExitCode.USAGE, says=[f"'{own}' is named as an input", "-o"])
     deconv("forward", gray, "-k", gentle, "--force")
     deconv(*words)
+    shutil.copy(gray, gray.with_name(f"{gray.stem}_restored.png"))
+    deconv(*words, gray.with_name(f"{gray.stem}_restored.png"))  # which forward does not replace
 
 
 def test_files_of_a_folder_that_are_no_pictures_are_counted_by_kind(gray, tmp_path, capsys):

@@ -306,13 +306,13 @@ def test_records_in_files_name_no_folders(tmp_path, rng, rewrite, suffix):
     record = {
         "inputs": [{"path": str(folder / "in.png")}],
         "kernel": {"path": str(folder / "k.npy"), "sha256": "ab"},
-        "notes": [f"'{folder / 'k.npy'}' was flipped", f"see https://host{folder / 'k.npy'} and {folder}/other.npy"],
+        "notes": [f'"{folder / "k.npy"}" was flipped', f"see https://host{folder / 'k.npy'} and {folder}/other.npy"],
         "rerun": shlex.join(words),
     }
     _, found = rewrite(folder / "in.png", tmp_path / f"out{suffix}", record)
     assert found.record["inputs"] == [{"path": "in.png"}]
     assert found.record["kernel"] == {"path": "k.npy", "sha256": "ab"}
-    assert found.record["notes"] == ["'k.npy' was flipped", record["notes"][1]]
+    assert found.record["notes"] == ['"k.npy" was flipped', record["notes"][1]]
     # Without its folders it might take one file for another, so it replaces none.
     assert found.record["rerun"] == "deconv invert --kernel=k.npy --layer=a/b -- in.png"
     kept = {

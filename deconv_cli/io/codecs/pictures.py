@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 _BYTES_PER_PIXEL = 3
-_NEVER_CARRIED = {"XMP": "xmp", "Photoshop": "photoshop", "comment": "comment"}
+_NEVER_CARRIED = {
+    **{"XMP": "xmp", "Photoshop": "photoshop", "comment": "comment"},
+    **{"PNG chunk cHRM": "chromaticity", "PNG chunk cICP": "coding"},
+}
 
 
 class PillowCodec(PictureCodec):
@@ -251,7 +254,7 @@ def _find_scans(data: bytes) -> tuple[int, int]:
 
 
 _SIGNATURE, _END_OF_HEADER = b"\x89PNG\r\n\x1a\n", 33
-_TEXT, _CHUNK, _LOST_CHUNKS = "text ", "PNG chunk ", (b"cHRM", b"cICP")
+_TEXT, _CHUNK = "text ", "PNG chunk "
 _LONG_TEXT = 1024
 
 
@@ -273,7 +276,7 @@ class Png(PillowCodec):
         """Read a picture, with its texts, its gamma and its mark of sRGB."""
         with path.open("rb") as stream:
             width, height, bit_depth, color_type = struct.unpack(">16xIIBB", stream.read(26))
-            lost = tuple(_CHUNK + name.decode() for name in _LOST_CHUNKS if name in _names_of_chunks(stream))
+            has_coding = b"cICP" in stream.read(4096).partition(b"IDAT")[0]  # Pillow passes this chunk by
         if bit_depth == 16:
             limits.check_expansion(path, width * height * (4 if color_type == 0 else 16), path.stat().st_size)
         with self.opened(path) as image:
@@ -287,9 +290,8 @@ class Png(PillowCodec):
                 native[_CHUNK + "gAMA"] = struct.pack(">I", round(100_000 * image.info["gamma"]))
             if "srgb" in image.info:
                 native[_CHUNK + "sRGB"] = bytes([image.info["srgb"]])
-            stored = _stored(image, samples, notes, record, native)
-            known = replace(stored.metadata, unsupported=(*stored.metadata.unsupported, *lost))
-            return replace(stored, metadata=known)
+            image.info["coding"] = has_coding
+            return _stored(image, samples, notes, record, native)
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a picture: the samples by imagecodecs, everything else by Pillow around a single pixel."""
@@ -309,16 +311,6 @@ class Png(PillowCodec):
         described, encoded = stream.getvalue(), imagecodecs.png_encode(np.array(image.samples, order="C"))
         between = described[_END_OF_HEADER : described.rindex(b"IDAT") - 4]
         path.write_bytes(encoded[:_END_OF_HEADER] + between + encoded[_END_OF_HEADER:])
-
-
-def _names_of_chunks(stream: BinaryIO) -> set[bytes]:
-    """Read the names of all chunks before the samples."""
-    names = set()
-    stream.seek(len(_SIGNATURE))
-    while len(head := stream.read(8)) == 8 and head[4:] != b"IDAT":
-        names.add(head[4:])
-        stream.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
-    return names
 
 
 def _read_deep(path: Path) -> tuple[Array, tuple[str, ...]]:
