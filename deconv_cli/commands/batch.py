@@ -37,8 +37,7 @@ _READING = threading.Lock()
 class Manifest:
     """A log of a batch: one line of JSON for each file, as soon as the file is done.
 
-    It `appends` its lines to an existing file, or replaces that with `force`. A line that a killed run left unfinished
-    stays as it is. A file without a line counts as none.
+    It `appends` lines to an existing file, also after a torn one, or replaces that with `force`. An empty file is none.
 
     Raises:
         UsageError: the file exists already, or is a pipe or a device.

@@ -41,9 +41,8 @@ THREADS = options.WorkOptions()
 class BlockWork(Work):
     """The options of `deconv invert`, and the restoration of inputs that do not fit the memory, or are cut anyway.
 
-    `resumes` says whether to continue an unfinished run over blocks, and `forgets` whether `--force` may remove the
-    blocks of another one. The workers restore the blocks of an input; by default they are threads. `n_sharing`
-    processes share the memory.
+    `resumes` says whether to continue an unfinished run over blocks, and `forgets` whether force removes another one.
+    The workers restore the blocks of an input; by default they are threads. `n_sharing` processes share the memory.
     """
 
     kernels: list[Path]

@@ -176,9 +176,8 @@ class InvertWork(BlockWork):
         """Return the same work for workers: each has its part of the memory, and replaces outputs, but no other run."""
         memory = self.settings.get("max_memory")
         given = {} if memory is None else {"max_memory": memory // n_sharing}
-        forgets = self.files.force or not self.resumes
-        work = super().for_workers(n_sharing)
-        return replace(work, settings=self.settings | given, n_sharing=n_sharing, forgets=forgets)
+        work = replace(super().for_workers(n_sharing), n_sharing=n_sharing, settings=self.settings | given)
+        return replace(work, forgets=self.files.force or not self.resumes)
 
     def refuse_existing(self, job: Job) -> None:
         """Refuse a job whose output exists, or blocks of it from a run that is not continued."""

@@ -230,12 +230,12 @@ def _is_like(found: Path, new: Path, parts: list[tuple[int, int]]) -> bool:
 
 def _has_no_other_name(partial: Path) -> bool:
     """Check whether the hidden file is ordinary, and has no name but its own and that under which it is made."""
-    if not os.path.lexists(partial):
-        return False
     inodes = []
     for name in partial.parent.glob(f"{glob.escape(partial.name)}*"):
         with contextlib.suppress(FileNotFoundError):
             inodes.append(name.lstat().st_ino)
+    if not os.path.lexists(partial):
+        return False
     found = partial.lstat()  # after the others: by now a file that is being made can only lose a name
     return stat.S_ISREG(found.st_mode) and found.st_nlink <= inodes.count(found.st_ino)
 

@@ -196,11 +196,9 @@ class Avif(ExifCodec):
 
 
 _MAX_EXIF, _MAX_DPI = 60_000, 65_535
-_MAX_SCANS = 64
-"""Each scan goes through all of the picture."""
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """The marker of a segment, which no byte of a scan looks like (ITU-T T.81, annex B)."""
-_SCAN, _END = 0xDA, 0xD9
+_MAX_SCANS, _SCAN, _END = 64, 0xDA, 0xD9
 _LOOKAHEAD = b"\xfe" * 16
 """As many bytes as a decoder reads ahead, with the bits of long codes, so that they make up few blocks."""
 
@@ -224,7 +222,7 @@ class Jpeg(ExifCodec):
         data = path.read_bytes()
         n_scans, end = _find_scans(data)
         if n_scans > _MAX_SCANS:
-            raise ValueError(f"it has {n_scans} scans, but a normal file has about ten")
+            raise ValueError(f"it has {n_scans} scans, but a normal file has about ten")  # each takes time
         # The decoder invents rows that are missing before the end marker. Without that marker it asks for more bytes.
         with self.opened(path, data[:end] + _LOOKAHEAD if n_scans == 1 and end < len(data) else data) as image:
             stored = _stored(image, *_plain_samples(path, image))
