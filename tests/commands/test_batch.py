@@ -181,7 +181,7 @@ def test_a_worker_forgets_no_blocks_of_an_earlier_run_unasked(deconv, frames, ge
 
 def test_a_worker_continues_no_blocks_of_another_run_and_keeps_them(deconv, frames, gentle, tmp_path):
     np.save(frames / "2.npy", np.random.default_rng(0).random((60, 50), dtype=np.float32))
-    for number in (1, 3, 4):
+    for number in (1, 3):  # two are left, so that workers do them
         (tmp_path / "out" / f"{number}.npy").parent.mkdir(exist_ok=True)
         shutil.copy(frames / "1.npy", tmp_path / "out" / f"{number}.npy")
     words = ["-k", "box:3", "--boundary", "zero", "--noise", "white", "--block-size", "40", "--lambda"]
