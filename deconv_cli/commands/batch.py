@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 import traceback
 from collections import deque
@@ -29,12 +30,14 @@ N_NAMED = 20
 """Failed inputs that the last note names; a manifest has them all."""
 N_ON_DEVICE = 2
 """Files that are on a GPU at once: one computes while the other is copied."""
+_READING = threading.Lock()
+"""Held by the one thread that reads, so that at most one file takes more than its share of the memory."""
 
 
 class Manifest:
     """A log of a batch: one line of JSON for each file, as soon as the file is done.
 
-    It `appends` its lines to an existing file, or replaces that with `force`.
+    It `appends` lines to an existing file, also after a torn one, or replaces that with `force`. An empty file is none.
 
     Raises:
         UsageError: the file exists already, or is a pipe or a device.
@@ -46,13 +49,16 @@ class Manifest:
 
         self._path = path
         refuse_special(path)
-        if path.exists() and not (appends or force):
+        size = path.stat().st_size if path.exists() else 0
+        if size and not (appends or force):
             raise UsageError(
                 f"the manifest '{path}' exists already; --skip-existing adds lines to it, --force replaces it; or "
                 "choose another name."
             )
         with self._explaining():
+            is_torn = appends and size > 0 and not path.read_bytes().endswith(b"\n")
             self._stream = path.open("a" if appends else "w", encoding="ascii")
+            self._stream.write("\n" if is_torn else "")
 
     def add(self, job: Job, result: JobResult) -> None:
         """Note the result of a job."""
@@ -119,10 +125,11 @@ class BatchTask:
         job, started = self._jobs[number], time.perf_counter()
         if self._process is None:
             self._process = self._work.open()
-        source = replace(self._work.read(job.source), started=started)
         most = self.most_samples
-        if most is not None and (source.large is not None or source.image.values.numel() > most):
-            return None
+        with _READING:
+            source = replace(self._work.read(job.source), started=started)
+            if most is not None and (source.large is not None or source.image.values.numel() > most):
+                return None
         result = self._process(job, source, self.progress_of(job))
         result = replace(result, seconds=time.perf_counter() - started)
         return result if self._keeps_images else replace(result, print_summary=print_nothing)

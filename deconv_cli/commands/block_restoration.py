@@ -41,8 +41,8 @@ THREADS = options.WorkOptions()
 class BlockWork(Work):
     """The options of `deconv invert`, and the restoration of inputs that do not fit the memory, or are cut anyway.
 
-    `resumes` says whether to continue an unfinished run over blocks. The workers restore the blocks of an input; by
-    default they are threads. `n_sharing` processes share the memory.
+    `resumes` says whether to continue an unfinished run over blocks, and `forgets` whether force removes another one.
+    The workers restore the blocks of an input; by default they are threads. `n_sharing` processes share the memory.
     """
 
     kernels: list[Path]
@@ -52,6 +52,7 @@ class BlockWork(Work):
     printed: options.PrintOptions
     large: options.LargeOptions
     resumes: bool
+    forgets: bool = True
     workers: options.WorkOptions = THREADS
     n_sharing: int = 1
 
@@ -246,7 +247,7 @@ class BlockWork(Work):
             BlockOptions(memory, self._block_size(large)),
             extras=plan_extras(problem, asked, force=force),
             resume=resumes,
-            force=replaces,
+            force=replaces and self.forgets,
             progress=progress,
         )
 

@@ -97,7 +97,7 @@ def forward(
 
         added = Noise.parse(noise)
     many.check(force=files.force)
-    jobs, left_out = lay_out(inputs, output, ending="_forward", is_quiet=printed.quiet)
+    jobs, left_out = lay_out(inputs, output, ending="_forward", is_quiet=printed.quiet, force=files.force)
     refuse_clashes(jobs, [*files_read(invocation), *kernel], [many.manifest])
     work = ForwardWork(
         kernels=kernel,

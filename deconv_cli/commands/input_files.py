@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.work import Job
-from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 
 FOLDS_CASE = ("win32", "darwin")
 """Systems whose folders usually hold either `A.png` or `a.png`."""
@@ -127,7 +127,7 @@ def _count_unreadable(inputs: Iterable[Path]) -> dict[str, int]:
 
 
 def lay_out(
-    inputs: list[Path], output: str | None, *, ending: str, is_quiet: bool = False
+    inputs: list[Path], output: str | None, *, ending: str, is_quiet: bool = False, force: bool = False
 ) -> tuple[list[Job], list[Path]]:
     """Decide where each input's output goes, note how many files are left out, and list them too.
 
@@ -138,9 +138,11 @@ def lay_out(
             each output is written beside its input, in the same format, or as PNG if that is only read.
         ending: added to the name of an output beside its input.
         is_quiet: whether to print no note.
+        force: whether outputs may replace files; never a named file that deconv did not write.
 
     Raises:
-        UsageError: an input is missing, a folder is empty, two outputs would be the same file, or one is a URL.
+        UsageError: an input is missing, a folder is empty, two outputs would be the same file, one is a URL, or one
+            would replace such a named file.
         FileAccessError: the file system does not take a name.
     """
     if ":" in str(output):  # most outputs are no address, and need no torch to see it
@@ -151,9 +153,16 @@ def lay_out(
         jobs, left_out = _jobs(inputs, output, ending)
     except OSError as error:
         raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
+    replaced = {job.target for job in jobs}.intersection(left_out, inputs) if force else ()
+    for path in replaced:
+        if not _has_record(path):
+            raise UsageError(
+                f"'{path}' is named as an input, but has the name of a result and no record of deconv, and --force "
+                "would replace it; choose other outputs with -o."
+            )
     if left_out and not is_quiet:
-        were = "file that deconv wrote was" if len(left_out) == 1 else "files that deconv wrote were"
-        print_note(f"{len(left_out)} {were} left out; to take one again, give it alone")
+        have, were = ("file has", "was") if len(left_out) == 1 else ("files have", "were")
+        print_note(f"{len(left_out)} {have} the name of a result and {were} left out; to take one again, give it alone")
     kinds = {} if is_quiet else _count_unreadable(inputs)
     if kinds:
         print_note(f"left out, as no pictures or tensors: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}")
@@ -207,6 +216,16 @@ def _without_results(files: list[FoundFile], output: str | None, ending: str) ->
         return file.path in made or inside in file.path.resolve().parents
 
     return [file for file in files if not is_made(file)] or files
+
+
+def _has_record(path: Path) -> bool:
+    """Return whether deconv wrote a file, by its record; `False` if the file cannot be read."""
+    from deconv_cli.io import read_image
+
+    try:
+        return read_image(path).record is not None
+    except DeconvError:
+        return False
 
 
 def refuse_clashes(jobs: list[Job], read: list[Path | None], written: list[Path | None]) -> None:

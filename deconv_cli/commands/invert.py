@@ -70,7 +70,7 @@ def invert(
     checked = ReconstructionSettings.of(**wanted)
     wanted = {name: getattr(checked, name) for name in wanted}
     is_single_kernel = chain is None and not is_estimate(kernel or [], kernel_options)
-    jobs, left_out = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet)
+    jobs, left_out = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet, force=files.force)
     is_one = len(jobs) == 1
     large.check(is_possible=is_single_kernel, is_one=is_one)
     continues = is_one and (large.resume or large.block_range is not None)  # pages of that run may exist
@@ -173,17 +173,18 @@ class InvertWork(BlockWork):
         return self.settings.get("max_memory") or super().memory()
 
     def for_workers(self, n_sharing: int) -> InvertWork:
-        """Return the same work for workers, which replace existing outputs; each gets its part of the memory."""
+        """Return the same work for workers: each has its part of the memory, and replaces outputs, but no other run."""
         memory = self.settings.get("max_memory")
         given = {} if memory is None else {"max_memory": memory // n_sharing}
-        return replace(super().for_workers(n_sharing), settings=self.settings | given, n_sharing=n_sharing)
+        work = replace(super().for_workers(n_sharing), n_sharing=n_sharing, settings=self.settings | given)
+        return replace(work, forgets=self.files.force or not self.resumes)
 
     def refuse_existing(self, job: Job) -> None:
         """Refuse a job whose output exists, or blocks of it from a run that is not continued."""
         from deconv_cli.blocks.checkpoint import Checkpoint, refuse_to_forget
 
         super().refuse_existing(job)
-        if self.can_be_cut and not self.resumes:
+        if self.can_be_cut and not (self.resumes or self.files.force):
             refuse_to_forget([job.target], Checkpoint.of(job.target))
 
     def open(self) -> Process:

@@ -24,7 +24,8 @@ _SHARED = {"density": "resolution", "icc_profile": "ICC profile", "exif": "EXIF"
 """Fields of `Metadata` that several formats can hold, with their names in notes."""
 _RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
 """Of files that cameras write; most begin as TIFF does, and the rest is known to few."""
-ALPHA_NOTE = "the alpha channel was not read, so the result is opaque"
+ALPHA_NOTE = "the alpha channel was not read"
+PREMULTIPLIED_NOTE = "the colors are premultiplied by alpha and were used as stored"
 _HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1"))
 """Bytes 4 to 12 of HEIC photographs."""
 
@@ -67,6 +68,11 @@ def pyramid_notes(n_smaller: int) -> tuple[str, ...]:
     if not n_smaller:
         return ()
     return (f"the file is a pyramid: only its full resolution was read (smaller levels: {n_smaller})",)
+
+
+def is_opaque(alpha: Array) -> bool:
+    """Check whether all samples of an alpha channel are the largest of their type; 1 for floats."""
+    return bool(np.all(alpha == (1 if alpha.dtype.kind in "fb" else np.iinfo(alpha.dtype.name).max)))
 
 
 def zeros_of(shape: tuple[int, ...], dtype: np.dtype[Any] | str) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
+import re
 import shlex
 from pathlib import Path, PurePath
 from typing import Any
@@ -64,13 +64,15 @@ def without_folders(record: dict[str, Any]) -> dict[str, Any]:
     files = [member for member in (*record.get("inputs", ()), *record.values()) if isinstance(member, dict)]
     paths = [PurePath(str(file.get("path"))) for file in files]
     paths += [PurePath(word.partition("=")[2] or word) for word in words]
-    folders = {f"{path.parent}{os.sep}" for path in paths if path.is_absolute() and len(path.parts) > 2}
-    if not folders:
+    whole = [path for path in paths if path.is_absolute() and path.name]
+    names = {json.dumps(str(path))[1:-1]: json.dumps(path.name)[1:-1] for path in whole}
+    if not names:
         return record
     # Without folders input and output may be the same file, so nothing may be replaced.
     text = json.dumps({**record, "rerun": [word for word in words if word != "--force"]})
-    for folder in sorted(folders, key=len, reverse=True):
-        text = text.replace(json.dumps(folder)[1:-1], "")
+    # A path inside of a longer one or of an address is another.
+    longest_first = "|".join(re.escape(path) for path in sorted(names, key=len, reverse=True))
+    text = re.sub(rf"(?<![\w.:/~-])(?:{longest_first})(?![\w/-]|\\\\)", lambda found: names[found[0]], text)
     kept: dict[str, Any] = json.loads(text)
     again = kept.pop("rerun")
     return kept | ({"rerun": shlex.join(again)} if again else {})

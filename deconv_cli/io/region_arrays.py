@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -128,7 +129,7 @@ class RegionTarget(_Array):
     def create(self) -> bool:
         """Allocate the result beside `path`, unless it is allocated already; return whether it was.
 
-        An allocation for another result is replaced.
+        An allocation that differs in more than its samples is replaced.
 
         Raises:
             FileAccessError: no permission, or the disk has too little room.
@@ -168,15 +169,14 @@ class PartialFile(RegionTarget):
     def create(self) -> bool:
         """Make the hidden file, unless an earlier run or another process did; return whether it was there already.
 
-        A hidden file of another size is replaced, and so is a link or a pipe.
+        A hidden file that differs from a new one in more than its samples is replaced, and so is a link or a pipe.
         """
         partial = partial_path(self.path)
         own = partial.with_name(f"{partial.name}-{secrets.token_hex(4)}")
         with refusing_to_write(self.path):
             try:
                 self._make(own)
-                is_file = partial.is_file() and not partial.is_symlink()
-                if is_file and partial.stat().st_size == own.stat().st_size:
+                if _has_no_other_name(partial) and _is_like(partial, own, self._without_samples(own)):
                     return True
                 partial.unlink(missing_ok=True)
                 room = shutil.disk_usage(self.path.parent).free
@@ -209,10 +209,35 @@ class PartialFile(RegionTarget):
     def _make(self, own: Path) -> None:
         """Make the file, of its final size, under a name."""
 
+    @abstractmethod
+    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
+        """List the parts of a new file, first byte and end, that hold no samples."""
+
     @property
     def _written(self) -> Path:
         """The unfinished file, or the finished result."""
         return partial_path(self.path) if self.is_begun() else self.path
+
+
+def _is_like(found: Path, new: Path, parts: list[tuple[int, int]]) -> bool:
+    """Check whether two files are of one size and alike in some parts."""
+    with found.open("rb") as one, new.open("rb") as other:
+        return found.stat().st_size == new.stat().st_size and all(
+            one.seek(start) == other.seek(start) and one.read(stop - start) == other.read(stop - start)
+            for start, stop in parts
+        )
+
+
+def _has_no_other_name(partial: Path) -> bool:
+    """Check whether the hidden file is ordinary, and has no name but its own and that under which it is made."""
+    inodes = []
+    for name in partial.parent.glob(f"{glob.escape(partial.name)}*"):
+        with contextlib.suppress(FileNotFoundError):
+            inodes.append(name.lstat().st_ino)
+    if not os.path.lexists(partial):
+        return False
+    found = partial.lstat()  # after the others: by now a file that is being made can only lose a name
+    return stat.S_ISREG(found.st_mode) and found.st_nlink <= inodes.count(found.st_ino)
 
 
 def _remove_partial(path: Path) -> None:

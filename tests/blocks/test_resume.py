@@ -199,6 +199,7 @@ DAMAGES = {
     "one bit of a block": (lambda path, aside: flipped(path, -1), 3),
     "gone": (lambda path, aside: path.unlink(), 4),
     "symbolic link": (in_place_of(Path.symlink_to), 4),
+    "hard link": (in_place_of(Path.hardlink_to), 4),
     "dangling link": (lambda path, aside: path.unlink() or path.symlink_to(aside), 4),
     "pipe": (lambda path, aside: path.unlink() or os.mkfifo(path), 4),
 }

@@ -1,6 +1,7 @@
 """A batch: what is done side by side, in which order it is printed, and jobs that are done twice."""
 
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,22 @@ def test_small_files_are_done_side_by_side_and_the_others_alone_with_all_cores(m
     assert capsys.readouterr().out.split() == [f"out{number}" for number in (1, 4, 6, 7, 3, 5)]
 
 
+def test_one_file_is_read_at_a_time(capsys):
+    held, seen = [], []
+
+    class Reading(Counting):
+        def read(self, path):
+            held.append(path)
+            time.sleep(0.05)
+            seen.append(len(held))
+            held.remove(path)
+            return super().read(path)
+
+    with pytest.raises(batch.typer.Exit):
+        run_batch(Reading(), make_jobs([10] * 4), quiet=True)
+    assert seen == [1] * 4
+
+
 def test_a_job_that_others_complete_says_nothing_if_quiet(capsys):
     class Planning(Counting):
         def open(self):
@@ -147,8 +164,23 @@ def test_a_worker_forgets_no_blocks_of_an_earlier_run_unasked(deconv, frames, ge
     done = deconv(*words, expect=ExitCode.USAGE)  # the frames are too small to be cut
     assert f"it left '{ledger}'" in done.errors[-1]
     assert ledger.exists()
-    again = deconv(*words, "--skip-existing", expect=ExitCode.USAGE)
-    assert "it left" not in again.stderr  # the blocks would be continued
+    for option in ("--skip-existing", "--force"):  # the blocks would be continued, or forgotten
+        assert "it left" not in deconv(*words, option, expect=ExitCode.USAGE).stderr
+
+
+def test_a_worker_continues_no_blocks_of_another_run_and_keeps_them(deconv, frames, gentle, tmp_path):
+    np.save(frames / "2.npy", np.random.default_rng(0).random((60, 50), dtype=np.float32))
+    for number in (1, 3):  # two are left, so that workers do them
+        (tmp_path / "out" / f"{number}.npy").parent.mkdir(exist_ok=True)
+        shutil.copy(frames / "1.npy", tmp_path / "out" / f"{number}.npy")
+    words = ["-k", "box:3", "--boundary", "zero", "--noise", "white", "--block-size", "40", "--lambda"]
+    deconv("invert", frames / "2.npy", *words, "1", "-o", tmp_path / "out" / "2.npy", "--block-range", "1/2")
+    ledger = tmp_path / "out" / ".2.npy.blocks"
+    before = {path.name: path.read_bytes() for path in ledger.iterdir()}
+    folder = ["invert", frames, *words, "2", "-o", tmp_path / "out", "--jobs", "1"]
+    done = deconv(*folder, "--skip-existing", expect=ExitCode.UNTRUSTWORTHY)
+    assert ["cannot be resumed" in error for error in done.errors] == [True]
+    assert {path.name: path.read_bytes() for path in ledger.iterdir()} == before
 
 
 def test_verbose_is_refused_with_workers(refuses, frames, gentle, tmp_path):

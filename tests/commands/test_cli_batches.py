@@ -106,6 +106,33 @@ def test_the_default_output_stands_beside_the_input(tmp_path, name, beside):
     assert job.target == tmp_path / beside
 
 
+def test_results_of_an_earlier_run_are_left_out(deconv, gray, gentle, tmp_path):
+    folder, words = tmp_path / "in", ["forward", "-k", gentle, "--json"]
+    folder.mkdir()
+    gray.rename(folder / "gray.png")
+    deconv(*words, folder, "-o", folder / "done")
+    deconv(*words, folder / "gray.png")
+    again = deconv(*words, folder, "-o", folder / "done", "--force")
+    assert again.report["inputs"][0]["path"] == str(folder / "gray.png")
+    assert "2 files have the name of a result and were left out" in again.stderr
+    assert len(again.report["left_out"]) == 2
+    # As a shell writes a pattern.
+    typed = deconv(*words, *sorted(folder.glob("gray*")), "--force")
+    assert typed.report["inputs"][0]["path"] == str(folder / "gray.png")
+    assert "1 file has the name of a result and was left out" in typed.stderr
+
+
+def test_force_replaces_no_named_file_that_deconv_did_not_write(deconv, refuses, gray, gentle):
+    own = gray.with_name(f"{gray.stem}_forward.png")
+    shutil.copy(gray, own)
+    words = ["forward", gray, own, "-k", gentle, "--force", "--quiet"]
+    refuses(*words, code=ExitCode.USAGE, says=[f"'{own}' is named as an input", "-o"])
+    deconv("forward", gray, "-k", gentle, "--force")
+    deconv(*words)
+    shutil.copy(gray, gray.with_name(f"{gray.stem}_restored.png"))
+    deconv(*words, gray.with_name(f"{gray.stem}_restored.png"))  # which forward does not replace
+
+
 def test_files_of_a_folder_that_are_no_pictures_are_counted_by_kind(gray, tmp_path, capsys):
     for name in ("notes.txt", "more.txt", "README", "gray.png.json"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
@@ -250,7 +277,7 @@ def test_forward_leaves_out_restored_files_and_restoring_one_again_is_noted(deco
     assert "written by deconv invert" not in deconv("invert", gray, *words, expect=NO_BLURRED_DATA).stderr
     run = deconv("forward", tmp_path / "in", "-k", gentle, "-o", tmp_path / "out", "--json")
     assert run.report["inputs"][0]["path"] == str(gray)
-    assert "1 file that deconv wrote was left out" in run.stderr
+    assert "1 file has the name of a result and was left out" in run.stderr
     assert len(run.report["left_out"]) == 1
     named = ["forward", gray, gray.with_name("gray_restored.png"), "-k", gentle, "-o", tmp_path / "named/"]
     assert len(deconv(*named, "--json").report["results"]) == 2

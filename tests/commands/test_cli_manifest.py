@@ -66,6 +66,20 @@ def test_each_file_has_a_line_and_a_second_run_does_what_is_missing(deconv, refu
     assert [line["status"] for line in lines_of(manifest)] == ["done"] * 3
 
 
+def test_a_manifest_without_a_line_or_with_a_torn_one_is_continued(deconv, frames, gentle, tmp_path):
+    mend(frames)
+    words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out", "--manifest", tmp_path / "run.jsonl"]
+    (tmp_path / "run.jsonl").touch()  # a run that failed at its start leaves it so
+    deconv(*words)
+    (tmp_path / "run.jsonl").write_text('{"input": "a')
+    for name in ("2.npy", "2.npy.json"):
+        (tmp_path / "out" / name).unlink()
+    deconv(*words, "--skip-existing")
+    torn, whole = (tmp_path / "run.jsonl").read_text().splitlines()
+    assert torn == '{"input": "a'
+    assert json.loads(whole)["status"] == "done"
+
+
 def test_an_interrupted_run_keeps_what_is_finished(deconv, frames, gentle, tmp_path, monkeypatch):
     mend(frames)
     write, third = PreparedOutput.write, threading.Event()

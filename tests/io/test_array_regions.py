@@ -59,10 +59,12 @@ def test_parts_in_any_order_make_the_file_that_numpy_makes(tmp_path, rng):
     assert record["output"]["samples_sha256"] == records.samples_digest(samples)
 
 
-def test_what_is_left_of_another_array_is_made_anew(tmp_path):
-    target_in(tmp_path, "uint8").create()
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_what_is_left_of_another_array_is_made_anew(tmp_path, dtype):
+    target_in(tmp_path, dtype).create()
     target = target_in(tmp_path)
-    target.create()
+    assert not target.create()
+    assert target.create()
     target.write((slice(3, 4), slice(0, 5), slice(0, 9)), np.ones((1, 5, 9), "float32"))
     target.discard()
     target.discard()

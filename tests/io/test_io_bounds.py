@@ -61,7 +61,10 @@ def directory(*tags, following=0):
     return struct.pack("<H", len(tags)) + entries + struct.pack("<I", following)
 
 
-def test_directories_in_a_circle(tmp_path):
+@pytest.mark.parametrize("is_silenced", [False, True])
+def test_directories_in_a_circle(tmp_path, is_silenced, request):
+    request.addfinalizer(lambda: logging.disable(logging.NOTSET))
+    logging.disable(logging.CRITICAL if is_silenced else logging.NOTSET)
     first = directory((256, 3, 1, 4), (257, 3, 1, 4), (273, 4, 1, 8), (279, 4, 1, 16), following=8)
     (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + first + bytes(64))
     with pytest.raises(MalformedInputError, match="circle"):
@@ -179,6 +182,18 @@ def test_lists_that_share_their_parts_are_not_unfolded(tmp_path):
     torch.save(endless, tmp_path / "b.pt")
     with pytest.raises(MalformedInputError, match="without end"):
         read_image(tmp_path / "b.pt")
+
+
+def test_a_picture_of_very_many_scans(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64), 90).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    start = data.rindex(b"\xff\xda")
+    (tmp_path / "a.jpg").write_bytes(data[:start] + data[start:-2] * 200 + data[-2:])
+    with pytest.raises(MalformedInputError, match="scans"):
+        read_image(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert read_image(tmp_path / "a.jpg").shape == (64, 64)
 
 
 def test_a_camera_file_of_several_pictures_is_read_as_its_first(tmp_path):

@@ -1,6 +1,8 @@
 """Pictures and tensors of every kind are read as what they are."""
 
 import hashlib
+import struct
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -110,6 +112,36 @@ def test_palettes_bits_and_transparent_colors(tmp_path, rng):
     assert_values(read_image(tmp_path / "b.png"), 255 * np.eye(9)[None, None])
     colors.save(tmp_path / "t.png", transparency=(0, 0, 0))
     assert read_image(tmp_path / "t.png").values.shape == (1, 3, 16, 20)
+
+
+@pytest.mark.parametrize("color_type", [0, 2])
+def test_a_transparent_color_of_16_bits_is_no_channel(tmp_path, rng, color_type):
+    colors = rng.integers(1, 2**16, (1, 7, 3) if color_type else (1, 7)).astype("uint16")
+    colors[0, 0] = 0
+    whole = imagecodecs.png_encode(colors)
+    chunk = b"tRNS" + bytes(6 if color_type else 2)
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "t.png").write_bytes(whole[:33] + chunk + whole[33:])
+    image = read_image(tmp_path / "t.png")
+    assert_values(image, np.moveaxis(colors, -1, 0)[None] if color_type else colors[None, None])
+    assert "the alpha channel was not read" in image.notes
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("n_samples", [2, 4])
+def test_an_opaque_alpha_channel_is_not_spoken_of_and_a_picture_of_one_row_keeps_it(tmp_path, rng, n_samples, dtype):
+    stored = rng.integers(0, 99, (1, 7, n_samples)).astype(dtype)
+    stored[..., -1] = np.iinfo(dtype).max
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(stored))
+    extra = {"photometric": "minisblack" if n_samples == 2 else "rgb", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "a.tif", stored, extrasamples=["assocalpha"], **extra)
+    for name in ("a.png", "a.tif"):
+        image = read_image(tmp_path / name)
+        assert_values(image, np.moveaxis(stored[..., :-1], -1, 0)[None])
+        assert not any("alpha" in note for note in image.notes)
+    stored[0, 0, -1] = 3
+    tifffile.imwrite(tmp_path / "a.tif", stored, extrasamples=["assocalpha"], **extra)
+    assert "the colors are premultiplied by alpha and were used as stored" in read_image(tmp_path / "a.tif").notes
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png", ".tif"])

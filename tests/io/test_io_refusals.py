@@ -314,6 +314,20 @@ def test_checksums_are_compared(tmp_path):
             read(tmp_path / "a.pt")
 
 
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}])
+def test_a_jpeg_of_too_few_rows(tmp_path, options):
+    """A decoder makes up the rows that are missing, and says nothing."""
+    colors = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype="uint8")
+    Image.fromarray(colors).save(tmp_path / "x.jpg", **options)
+    content = bytearray((tmp_path / "x.jpg").read_bytes())
+    assert read_image(tmp_path / "x.jpg").shape == (64, 48, 3)
+    place = content.index(b"\xff\xc0") + 5
+    content[place : place + 2] = (96).to_bytes(2, "big")
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(MalformedInputError, match="truncated"):
+        read_image(tmp_path / "x.jpg")
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_a_file_of_thousands_of_tensors_is_inspected_in_seconds(tmp_path, suffix):
     path, n = tmp_path / f"many{suffix}", 4000

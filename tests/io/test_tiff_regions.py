@@ -171,6 +171,16 @@ def test_ome_metadata_come_along(tmp_path, ome_file):
     assert target.notes == ()
 
 
+def test_an_unfinished_file_of_the_same_size_but_with_other_metadata_is_made_anew(tmp_path):
+    for dots in (300, 400):
+        tifffile.imwrite(tmp_path / "a.tif", PLANE, resolution=(dots, dots), resolutionunit="inch")
+        target = planned(open_regions(tmp_path / "a.tif"), tmp_path / "out.tif")
+        assert not target.create()
+    write_all(target, PLANE)
+    target.finish({})
+    assert read_image(tmp_path / "out.tif").metadata.density.x == 400
+
+
 def test_what_an_earlier_run_wrote_is_kept_but_not_a_file_of_another_shape(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", PLANE)
     source = open_regions(tmp_path / "a.tif")

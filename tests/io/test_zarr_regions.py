@@ -212,6 +212,18 @@ def test_a_filter_that_opens_pickles_is_refused_before_a_chunk_is_read(tmp_path)
         open_regions(path)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_chain_of_very_many_codecs_is_refused(tmp_path, version):
+    path, key = tmp_path / "a.zarr", "filters" if version == 2 else "codecs"
+    zarr.create_array(store=path, shape=(4, 4), dtype="uint8", chunks=(4, 4), zarr_format=version)
+    place = path / (".zarray" if version == 2 else "zarr.json")
+    description = json.loads(place.read_text())
+    many = [{"id": "zlib", "level": 1}] if version == 2 else description[key][-1:]
+    place.write_text(json.dumps(description | {key: (description[key] or []) + many * 20}))
+    with pytest.raises(MalformedInputError, match="codecs, but a normal array"):
+        open_regions(path)
+
+
 def test_an_array_that_promises_more_than_the_memory_is_read_by_parts_alone(tmp_path):
     path = tmp_path / "large.zarr"
     zarr.create_array(store=path, shape=(2**20, 2**20, 4), dtype="float32", chunks=(2**14, 2**14, 4))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import ALPHA_NOTE, Codec, PictureCodec, StoredImage, WriteRequest
+from deconv_cli.io.codec import ALPHA_NOTE, Codec, PictureCodec, StoredImage, WriteRequest, is_opaque
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata, PixelDensity, put_record, split_exif
 
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 _BYTES_PER_PIXEL = 3
-_NEVER_CARRIED = {"XMP": "xmp", "Photoshop": "photoshop", "comment": "comment"}
+_NEVER_CARRIED = {
+    **{"XMP": "xmp", "Photoshop": "photoshop", "comment": "comment"},
+    **{"PNG chunk cHRM": "chromaticity", "PNG chunk cICP": "coding"},
+}
 
 
 class PillowCodec(PictureCodec):
@@ -41,14 +45,14 @@ class PillowCodec(PictureCodec):
     """Pillow's arguments for every picture that is written."""
 
     @contextmanager
-    def opened(self, path: Path) -> Iterator[ImageFile]:
-        """Open a picture, and decode it once its size has been checked; refuse animations."""
+    def opened(self, path: Path, data: bytes | None = None) -> Iterator[ImageFile]:
+        """Open a picture, or `data` in its place, and decode it once its size has been checked; refuse animations."""
         n_bytes = path.stat().st_size
         limits.check_budget(path, n_bytes)
         module, kind = self.plugin
         # Not by Image.open: it hides why a file was refused, and its limit of pixels is a constant.
         file = getattr(importlib.import_module(f"PIL.{module}"), kind)
-        with path.open("rb") as stream, file(stream) as image:
+        with path.open("rb") if data is None else io.BytesIO(data) as stream, file(stream) as image:
             limits.check_expansion(path, image.width * image.height * _BYTES_PER_PIXEL, n_bytes)
             n_frames = getattr(image, "n_frames", 1)
             if n_frames > 1:
@@ -86,7 +90,8 @@ def _plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
         )
     notes = ["the palette was expanded to colors"] if image.mode in ("P", "PA") else []
     notes += ["black and white were read as 0 and 255"] if image.mode == "1" else []
-    notes += [ALPHA_NOTE] if "transparency" in image.info or image.mode in ("LA", "RGBA", "PA") else []
+    if image.has_transparency_data and not is_opaque(np.array(image.convert("RGBA").getchannel("A"))):
+        notes.append(ALPHA_NOTE)
     return np.array(image.convert(targets[image.mode])), tuple(notes)
 
 
@@ -191,6 +196,11 @@ class Avif(ExifCodec):
 
 
 _MAX_EXIF, _MAX_DPI = 60_000, 65_535
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""The marker of a segment, which no byte of a scan looks like (ITU-T T.81, annex B)."""
+_MAX_SCANS, _SCAN, _END = 64, 0xDA, 0xD9
+_LOOKAHEAD = b"\xfe" * 16
+"""As many bytes as a decoder reads ahead, with the bits of long codes, so that they make up few blocks."""
 
 
 class Jpeg(ExifCodec):
@@ -208,7 +218,13 @@ class Jpeg(ExifCodec):
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read a picture; of several pictures in a file the first."""
-        with self.opened(path) as image:
+        limits.check_budget(path, path.stat().st_size)
+        data = path.read_bytes()
+        n_scans, end = _find_scans(data)
+        if n_scans > _MAX_SCANS:
+            raise ValueError(f"it has {n_scans} scans, but a normal file has about ten")  # each takes time
+        # The decoder invents rows that are missing before the end marker. Without that marker it asks for more bytes.
+        with self.opened(path, data[:end] + _LOOKAHEAD if n_scans == 1 and end < len(data) else data) as image:
             stored = _stored(image, *_plain_samples(path, image))
             tables: dict[int, list[int]] = getattr(image, "quantization", {})
             if "mp" in image.info:
@@ -226,9 +242,16 @@ class Jpeg(ExifCodec):
         return kept, lost
 
 
+def _find_scans(data: bytes) -> tuple[int, int]:
+    """Count the scans of the first picture; return the place of its end too."""
+    place, n_scans = 2, 0
+    while (found := _MARKER.search(data, place)) and data[found.start() + 1] != _END:
+        n_scans += data[found.start() + 1] == _SCAN
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return n_scans, found.start() if found else len(data)
+
+
 _SIGNATURE, _END_OF_HEADER = b"\x89PNG\r\n\x1a\n", 33
-_WITH_ALPHA = (4, 6)
-"""Color types."""
 _TEXT, _CHUNK = "text ", "PNG chunk "
 _LONG_TEXT = 1024
 
@@ -251,11 +274,11 @@ class Png(PillowCodec):
         """Read a picture, with its texts, its gamma and its mark of sRGB."""
         with path.open("rb") as stream:
             width, height, bit_depth, color_type = struct.unpack(">16xIIBB", stream.read(26))
+            has_coding = b"cICP" in stream.read(4096).partition(b"IDAT")[0]  # Pillow passes this chunk by
         if bit_depth == 16:
             limits.check_expansion(path, width * height * (4 if color_type == 0 else 16), path.stat().st_size)
         with self.opened(path) as image:
-            is_deep, has_alpha = bit_depth == 16, color_type in _WITH_ALPHA
-            samples, notes = _read_deep(path, has_alpha) if is_deep else _plain_samples(path, image)
+            samples, notes = _read_deep(path) if bit_depth == 16 else _plain_samples(path, image)
             if color_type == 0 and bit_depth in (2, 4):
                 notes = (*notes, f"{bit_depth}-bit gray was read as 0 to 255")
             texts = {str(keyword): str(text) for keyword, text in getattr(image, "text", {}).items()}
@@ -265,6 +288,7 @@ class Png(PillowCodec):
                 native[_CHUNK + "gAMA"] = struct.pack(">I", round(100_000 * image.info["gamma"]))
             if "srgb" in image.info:
                 native[_CHUNK + "sRGB"] = bytes([image.info["srgb"]])
+            image.info["coding"] = has_coding
             return _stored(image, samples, notes, record, native)
 
     def write(self, path: Path, image: StoredImage) -> None:
@@ -287,12 +311,15 @@ class Png(PillowCodec):
         path.write_bytes(encoded[:_END_OF_HEADER] + between + encoded[_END_OF_HEADER:])
 
 
-def _read_deep(path: Path, has_alpha: bool) -> tuple[Array, tuple[str, ...]]:
-    """Read samples of 16 bits, of which Pillow keeps 8."""
+def _read_deep(path: Path) -> tuple[Array, tuple[str, ...]]:
+    """Read samples of 16 bits, of which Pillow keeps 8; without alpha, which a transparent color becomes too."""
     import imagecodecs
 
     samples: Array = imagecodecs.png_decode(path.read_bytes())
-    return (samples[..., :-1].squeeze(), (ALPHA_NOTE,)) if has_alpha else (samples, ())
+    if samples.ndim == 2 or samples.shape[-1] == 3:
+        return samples, ()
+    notes = () if is_opaque(samples[..., -1]) else (ALPHA_NOTE,)
+    return samples[..., 0] if samples.shape[-1] == 2 else samples[..., :-1], notes
 
 
 PNG, JPEG, WEBP, AVIF, BMP, GIF = Png(), Jpeg(), WebP(), Avif(), Bmp(), Gif()

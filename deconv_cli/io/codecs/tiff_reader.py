@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import ALPHA_NOTE, StoredImage, pyramid_notes, zeros_of
+from deconv_cli.io.codec import ALPHA_NOTE, PREMULTIPLIED_NOTE, StoredImage, is_opaque, pyramid_notes, zeros_of
 from deconv_cli.io.codecs import tiff_ome
 from deconv_cli.io.layout import Array, working_bytes
 from deconv_cli.io.metadata import EXIF_TEXTS, Metadata, PixelDensity, exif_of_texts
@@ -91,23 +91,26 @@ def segment_decoder(series: Any) -> Callable[[bytes, int, int], Array]:  # noqa:
     return decoded
 
 
+_LOG = logging.getLogger("tifffile")
 _LOGGED: ContextVar[list[str] | None] = ContextVar("logged", default=None)
 """The damage that tifffile logged while this thread reads a file; `None` outside of reading."""
 
 
-class _DamageFilter(logging.Filter):
-    """Stops tifffile when it logs damage: it would go on with fewer pages, or for minutes."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Raise `ValueError` for a record of damage in a thread that reads; let all others pass."""
-        logged = _LOGGED.get()
-        if logged is not None and record.levelno >= logging.WARNING:
-            logged.append(record.getMessage())
-            raise ValueError(logged[-1])
-        return True
+def _is_enabled_for(level: int) -> bool:
+    """Let tifffile log damage to a thread that reads, even if the caller has silenced its logger."""
+    return (level >= logging.WARNING and _LOGGED.get() is not None) or logging.Logger.isEnabledFor(_LOG, level)
 
 
-logging.getLogger("tifffile").addFilter(_DamageFilter())
+def _make_record(*arguments: Any, **keywords: Any) -> logging.LogRecord:  # noqa: ANN401 (as logging has them)
+    """Stop tifffile at a log record of damage while it reads: it would go on with fewer pages, or for minutes."""
+    record, logged = logging.Logger.makeRecord(_LOG, *arguments, **keywords), _LOGGED.get()
+    if record.levelno >= logging.WARNING and logged is not None:
+        logged.append(record.getMessage())
+        raise ValueError(logged[-1])
+    return record
+
+
+_LOG.isEnabledFor, _LOG.makeRecord = _is_enabled_for, _make_record  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -163,7 +166,8 @@ CHANNEL_NAMES, PLANE_DISTANCE = "channel_names", "PhysicalSizeZ"
 
 _PHOTOMETRIC, _ORIENTATION, _EXTRA_SAMPLES = 262, 274, 338
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
-_ICC_PROFILE, _ALPHA = 34675, (1, 2, (1,), (2,))
+_ICC_PROFILE, _ASSOCIATED = 34675, (1, (1,))
+_ALPHA = (*_ASSOCIATED, 2, (2,))
 _MIN_IS_WHITE, _PALETTE = 0, 3
 _NOT_ADDITIVE = {
     **{_PALETTE: "indices of a palette", 5: "CMYK", 8: "CIELAB"},
@@ -193,7 +197,10 @@ def read_tiff(path: Path, number: int | None) -> StoredImage:
         samples = series.asarray(maxworkers=1)
         native = samples.astype(samples.dtype.newbyteorder("="), copy=False).reshape(series.shape)
         if ALPHA_NOTE in image.notes:
-            native = native.take(range(native.shape[image.axes.index("S")] - 1), axis=image.axes.index("S"))
+            place = image.axes.index("S")
+            alpha, native = native.take(-1, axis=place), native.take(range(native.shape[place] - 1), axis=place)
+            if is_opaque(alpha):
+                image = replace(image, notes=tuple(n for n in image.notes if n not in (ALPHA_NOTE, PREMULTIPLIED_NOTE)))
         return replace(image, samples=native)
 
 
@@ -228,8 +235,9 @@ def opened_series(path: Path, number: int | None, *, by_parts: bool = False) -> 
             notes += size_notes
         else:
             metadata = _with_description(page.description, shaped, metadata)
-        if "S" in series.axes and page.tags.valueof(_EXTRA_SAMPLES) in _ALPHA:
-            notes += (ALPHA_NOTE,)
+        extra = page.tags.valueof(_EXTRA_SAMPLES)
+        if "S" in series.axes and extra in _ALPHA:
+            notes += (ALPHA_NOTE, PREMULTIPLIED_NOTE) if extra in _ASSOCIATED else (ALPHA_NOTE,)
         orientation = page.tags.valueof(_ORIENTATION, default=1)
         image = StoredImage(
             samples=zeros_of(series.shape, series.dtype.newbyteorder("=")),

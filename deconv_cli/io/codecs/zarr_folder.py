@@ -1,6 +1,6 @@
 """Zarr: one array in a folder of chunks, or OME-Zarr, an image with its axes, distances and channels.
 
-The reading is in `zarr_source.py`, the metadata of OME-Zarr in `py`.
+`zarr_source.py` reads the samples and the metadata of OME-Zarr.
 """
 
 from __future__ import annotations

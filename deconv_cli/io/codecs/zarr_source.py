@@ -32,7 +32,7 @@ HALF_WRITTEN = ".partial"
 
 _LAYOUT = "bioformats2raw.layout"
 """Marks a group that holds several images, called 0, 1, ..."""
-_PARTS_TO_OPEN = 64
+_PARTS_TO_OPEN, _MAX_CODECS = 64, 16
 _DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs", "plan.json")
 """Files of an array that hold no samples."""
 FLAVOR = "ome-zarr"
@@ -115,6 +115,11 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
             metadata = read_fields(multiscale, ome.get("omero") or {}, axes)
             notes = pyramid_notes(len(multiscale["datasets"]) - 1)
     shape, dtype = tuple(int(size) for size in array.shape), array.dtype
+    described = array.metadata.to_dict()
+    chain = str(described.get("codecs", described.get("filters")))
+    n_codecs = max(chain.count("'name'"), chain.count("'id'"))
+    if n_codecs > _MAX_CODECS:
+        raise ValueError(f"it has {n_codecs} codecs, but a normal array has one to five")
     if dtype.hasobject:
         raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {dtype}.")
     if axes and len(axes) != len(shape):
