@@ -65,7 +65,10 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         rows.append(_prior_row(result.settings.objective, result.finest))
     else:
         solution = result.solution
-        rows += [("minimized", solution.objective), ("iterations", f"{solution.n_iterations}: {solution.ending}")]
+        rows += [
+            ("minimized", solution.objective),
+            ("iterations", f"{solution.n_iterations}: {with_options(solution.ending)}"),
+        ]
     rows.append(("residual", f"{format_percent(result.residual.relative, 3)} of the data{_noise(result)}"))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
@@ -107,7 +110,7 @@ def print_chain_summary(run: ChainRun) -> None:
         *((f"  {layer.name}", f"{layer.description}: {layer.treatment}") for layer in result.layers),
         ("method", result.method.value),
         *([] if result.lam == 0 else [("λ", f"{result.lam:g}, penalty {result.penalty}")]),
-        ("iterations", f"{result.solution.n_iterations}: {result.ending}"),
+        ("iterations", f"{result.solution.n_iterations}: {with_options(result.ending)}"),
         ("residual", f"{format_percent(result.relative_residual, 3)} of the data, through the layers themselves"),
         ("determined", f"{share} of the input's {result.determined.n_dimensions} numbers, {how}"),
         *_output_rows(run.output, run.environment),

@@ -37,6 +37,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
     return {
         "is_trusted": result.is_trusted,
         "doubts": describe_doubts(result.doubts),
+        "warnings": [with_options(warning) for warning in result.cautions],
         "padding": format_padding(result.padding),
         **({} if result.settings.layer.is_plain else {"layer_options": result.settings.layer.record()}),
         "method": result.choice.method,

@@ -311,7 +311,8 @@ def _doubt_residual(result: Reconstruction) -> list[Doubt]:
         is_noise = tests.interior_rms <= MORE_THAN_LEFT * tests.rms_of_noise
         if residual.relative <= trust.ROUNDING or is_noise or tests.implausible_share <= CLEARLY_IMPLAUSIBLE:
             return []
-        return [Doubt(DoubtReason.RESIDUAL_TESTS, ResidualFinding.WRONG_KERNEL.sentence)]
+        other = "" if is_lambda_chosen else ", or λ is too small"
+        return [Doubt(DoubtReason.RESIDUAL_TESTS, f"{ResidualFinding.WRONG_KERNEL.sentence}{other}")]
     noise = tests.noise or 0.0
     is_far = tests.interior_rms > trust.FAR_ABOVE_NOISE * noise
     is_of_boundary = tests.finding is ResidualFinding.WRONG_BOUNDARY

@@ -262,7 +262,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     looks_like_photograph = kind is InputKind.PICTURE and _is_photograph(kernel, light.curve)
     is_photograph = looks_like_photograph and settings.leaves_prior_open
     is_measured = kind is InputKind.PICTURE and not looks_like_photograph and _is_photograph(kernel, light.curve, 65535)
-    has_other_setting = settings.prior == "auto" and settings.is_linear and settings.lam in (None, "auto")
+    has_other_setting = settings.prior == "auto" and settings.is_linear
     n_outputs, n_inputs = kernel.n_channels
     penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
     # A picture that `deconv forward` did not make from one image has channels, not views of one image.
@@ -315,7 +315,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         notes=(
             *([_stacked(kernel)] if is_stacked and not kernel.is_per_channel else []),
             *([_PHOTO] if is_photograph else []),
-            *([_MEASURED] if is_measured and has_other_setting else []),
+            *([_MEASURED] if is_measured and has_other_setting and settings.lam in (None, "auto") else []),
             *([_OVERRULED] if looks_like_photograph and not is_photograph and has_other_setting else []),
             *notes,
         ),

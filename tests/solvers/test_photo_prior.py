@@ -170,7 +170,7 @@ def test_pictures_of_8_bits_with_a_tone_curve_are_photographs_unless_a_setting_s
     assert "may be invented" not in str(found.notes)  # the prior says so
     assert is_noted == (prior == "photo" and "strength" not in options)
     is_overruled = any("looks like a photograph" in note for note in found.notes)
-    assert is_overruled == (options in ({"lam": "auto"}, {"penalty": "laplacian"}))
+    assert is_overruled == (options in ({"lam": 0.01}, {"lam": "auto"}, {"penalty": "laplacian"}))
 
 
 def test_a_picture_too_small_for_its_noise_is_restored():
