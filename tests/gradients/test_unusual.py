@@ -143,6 +143,53 @@ def test_a_surrogate_gradient_is_called_one():
     assert "right, except for 2 of 4 that the code substitutes" in str(found)
 
 
+class QuantizedLinear(torch.autograd.Function):
+    """Rounds its input and passes gradients straight through, and is wrong for the weight and the bias."""
+
+    @staticmethod
+    def forward(ctx, x, w, b):
+        ctx.save_for_backward(x, w)
+        return torch.round(x * 16) / 16 @ w.t() + b
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad @ w, 0.5 * grad.t() @ x, grad.sum(0) / len(x)
+
+
+class LearnedStep(torch.autograd.Function):
+    """Quantizes by a learned step size (Esser et al., "Learned step size quantization", ICLR 2020)."""
+
+    @staticmethod
+    def forward(ctx, x, step, b):
+        ctx.save_for_backward(x, step)
+        return torch.round(x / step) * step + b
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, step = ctx.saved_tensors
+        slope = (torch.round(x / step) - x / step) * grad
+        return grad, slope.sum() / x.numel() ** 0.5, grad.sum(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "size", "expected"),
+    [(QuantizedLinear, (2, 4), ("WRONG", "WRONG")), (LearnedStep, (), ("SUBSTITUTED", "OK"))],
+)
+def test_a_gradient_passed_straight_through_for_one_input_does_not_excuse_the_others(function, size, expected):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+            self.second, self.third = nn.Parameter(torch.full(size, 0.3)), nn.Parameter(torch.zeros(size[:1] or 4))
+
+        def forward(self, x):
+            return function.apply(self.body(x), self.second, self.third)
+
+    found = verdicts(checked(Net(), 6, 4))
+    assert (found["second"], found["third"], found["body.weight"]) == (*expected, "SUBSTITUTED")
+
+
 @pytest.mark.parametrize("change", ["reverse", "scale", "limit"])
 def test_a_function_that_leaves_values_as_they_are_is_there_for_its_backward(change):
     class Same(torch.autograd.Function):
