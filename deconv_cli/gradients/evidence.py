@@ -125,6 +125,19 @@ class Evidence:
         """Return the module that owns a parameter."""
         return CodeLocation(module=name.rpartition(".")[0])
 
+    def changing_hooks(self, name: str) -> list[Callable[..., object]]:
+        """List the hooks on a parameter and on its module without which its gradient is another one."""
+        parameter, found = self.parameters[name], []
+        owners = [m for m in self.subject.model.modules() if any(held is parameter for held in m._parameters.values())]
+        for hooks in (parameter._backward_hooks or {}, *(owner._backward_hooks for owner in owners)):
+            for key, hook in hooks.items():
+                hooks[key] = lambda *_given: None
+                own, without = self.gradient(name), _gradients(self.subject).get(name)
+                hooks[key] = hook
+                if own is None or without is None or norm_of(own - without) > _ROUNDING * norm_of(own):
+                    found.append(hook)
+        return found
+
     def comparison(self, name: str) -> Comparison | None:
         """Return how a gradient compares with finite differences, None where it was not compared."""
         return self.double.results.get(name)
@@ -162,6 +175,9 @@ class Evidence:
     def _is_sound(self, name: str) -> bool:
         return name in self.double.results and not self.differs(name) and not self.wrong_inputs_before(name)
 
+
+_ROUNDING = 1e-5
+"""A smaller relative difference of two gradients comes from rounding."""
 
 _CHANGES = (1e-3, 0.1, 1.0, 10.0)
 """Changes of a parameter in units of its size."""
