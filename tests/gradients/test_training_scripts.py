@@ -175,6 +175,16 @@ def test_a_scaler_that_skips_its_first_steps_is_usual_and_one_that_skips_all_is_
     assert [finding.verdict for finding in found.general if finding.is_fault] == verdicts_found
 
 
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_an_optimizer_without_a_step_is_found_beside_a_gradient_scaler(is_enabled, tmp_path):
+    optimizers = "".join(f"{part} = torch.optim.SGD(model.{part}.parameters(), lr=0.1)\n" for part in ("body", "head"))
+    scaler = f'scaler = torch.amp.GradScaler("cpu", init_scale=2.0, enabled={is_enabled})\n'
+    loop = LOOP.replace("optimizer.zero", "model.zero").replace("loss.back", "scaler.scale(loss).back")
+    text = HEAD + optimizers + scaler + loop.replace("optimizer.step()", "scaler.step(body)\n    scaler.update()")
+    (finding,) = run_text(text, tmp_path).general
+    assert "holds head.weight" in finding.causes[0].why
+
+
 MEMBERS = {
     "a list": ("[nn.Linear(6, 6)]", "self.hidden[0](h)", "nn.ModuleList"),
     "a tensor": ("torch.randn(6, 6, requires_grad=True)", "h @ self.hidden", "wrap it"),

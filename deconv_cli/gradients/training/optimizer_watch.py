@@ -91,7 +91,7 @@ class OptimizerWatch:
         last_backward: the line of the last backward pass.
         given: weights that had a gradient other than zero at a step of an optimizer that holds them.
         backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
-        n_scaled: steps of a gradient scaler, which skips them while the scaled gradients overflow.
+        n_skipped: steps that a gradient scaler skipped, since the scaled gradients overflow.
         is_cut_short: the watch stopped before the first step.
     """
 
@@ -106,7 +106,7 @@ class OptimizerWatch:
     last_backward: CodeLocation = field(default_factory=CodeLocation)
     given: set[int] = field(default_factory=set)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
-    n_scaled: int = 0
+    n_skipped: int = 0
     is_cut_short: bool = False
     _weights: list[torch.Tensor] = field(default_factory=list)
     _first: list[tuple[float, float]] = field(default_factory=list)
@@ -211,13 +211,14 @@ class OptimizerWatch:
         return watched
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Count the steps of a gradient scaler, which skips some, and note its factor."""
+        """Count the steps that a gradient scaler skips, and note its factor."""
 
         def watched(scaler: Any, optimizer: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-            self.n_scaled += bool(self._weights)
+            n_steps = len(self.steps)
             self._scale = float(scaler.get_scale())
             result = step(scaler, optimizer, *args, **keywords)
             self._scale = 1.0
+            self.n_skipped += bool(self._weights) and len(self.steps) == n_steps
             return result
 
         return watched
