@@ -103,6 +103,19 @@ def test_time_is_told_from_the_batch():
     assert any("axis 0 may be time" in sentence for sentence in found.not_checked)
 
 
+@pytest.mark.parametrize("has_graph", [False, True])
+def test_an_index_that_mixes_samples_leaks_unless_it_belongs_to_a_graph(has_graph):
+    class Net(nn.Linear):
+        def forward(self, x):
+            order = torch.arange(6 if has_graph else len(x)).roll(1)
+            y = super().forward(x)
+            return y + y[order]
+
+    found = checked(Net(4, 3), 6, 4)
+    assert [finding.verdict for finding in found.general] == ([] if has_graph else ["BATCH-LEAK"])
+    assert has_graph == any("the nodes of a graph" in sentence for sentence in found.not_checked)
+
+
 def test_state_that_outlives_a_run():
     found = checked(unusual.Stateful(), 4, 4)
     assert set(verdicts(found).values()) == {"NOISY"}
