@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -125,7 +125,7 @@ class Evidence:
         """Return the module that owns a parameter."""
         return CodeLocation(module=name.rpartition(".")[0])
 
-    def changing_hooks(self, name: str) -> list[Callable[..., object]]:
+    def changing_hooks(self, name: str) -> Sequence[Callable[..., object]]:
         """List the hooks on a parameter and on its module without which its gradient is another one."""
         parameter, found = self.parameters[name], []
         owners = [m for m in self.subject.model.modules() if any(held is parameter for held in m._parameters.values())]
