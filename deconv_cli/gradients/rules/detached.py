@@ -270,34 +270,38 @@ def line_with_gradient(source: str) -> str | None:
     lines = [ast.unparse(remover.visit(statement)) for statement in body]
     if len(lines) != 1 or remover.n_removed != 1 or _NUMPY.search(source):
         return None
+    if isinstance(body[0], ast.Expr):  # or a part of a longer statement
+        return LEAVE_OUT if source.endswith(".detach_()") else None
     target, _, value = lines[0].partition(" = ")
-    if target == value or source.endswith(".detach_()"):
-        return LEAVE_OUT
-    return None if isinstance(body[0], ast.Expr) else lines[0]  # an expression may be a part of a longer statement
+    return LEAVE_OUT if target == value else lines[0]
 
 
 class _Remover(ast.NodeTransformer):
-    """Removes detachments and wrappers, and counts them."""
+    """Removes detachments and wrappers, and counts them; those inside of one another count as one."""
 
     def __init__(self) -> None:
         self.n_removed = 0
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """Replace `x.detach()` and `float(x)` by `x`, and a wrapped list of tensors by their stack."""
+        before = self.n_removed
         self.generic_visit(node)
         function, name = node.func, ast.unparse(node.func).rpartition(".")[2]
         if isinstance(function, ast.Attribute) and name in _DETACHING and not node.args:
-            self.n_removed += 1
+            self.n_removed = before + 1
             return function.value
         inside = node.args[0] if node.args and name in _WRAPPERS else None
         if inside is None or not any(isinstance(part, ast.Name) for part in ast.walk(inside)):
             return node
-        self.n_removed += 1
+        self.n_removed = before + 1
         is_list = isinstance(inside, ast.List | ast.ListComp | ast.Tuple)
         return ast.Call(ast.Name("torch.stack", ast.Load()), [inside], []) if is_list else inside
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         """Replace `x.data` by `x`."""
+        before = self.n_removed
         self.generic_visit(node)
-        self.n_removed += node.attr == "data"
-        return node.value if node.attr == "data" else node
+        if node.attr != "data":
+            return node
+        self.n_removed = before + 1
+        return node.value
