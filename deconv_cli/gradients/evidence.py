@@ -132,8 +132,11 @@ class Evidence:
         for hooks in (parameter._backward_hooks or {}, *(owner._backward_hooks for owner in owners)):
             for key, hook in hooks.items():
                 hooks[key] = lambda *_given: None
-                own, without = self.gradient(name), _gradients(self.subject).get(name)
-                hooks[key] = hook
+                try:
+                    without = _gradients(self.subject).get(name)
+                finally:
+                    hooks[key] = hook
+                own = _gradients(self.subject).get(name)
                 if own is None or without is None or norm_of(own - without) > _ROUNDING * norm_of(own):
                     found.append(hook)
         return found

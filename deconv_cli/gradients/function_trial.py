@@ -116,7 +116,7 @@ class FunctionTrial:
         """Write why a gradient may be meant as a surrogate for that of a step; empty if this input passes no step."""
         with contextlib.suppress(Exception), torch.enable_grad(), _PassingSteps() as mode:
             passed = differentiate(self.pieces(), list(self.tensors.values()), self.weights)[index]
-            if mode.names and self.expected and _is_cut(self.given[index], self.expected[index], passed):
+            if mode.names and self.expected and _is_cut(self.expected[index], passed):
                 return f"forward uses {' and '.join(sorted(mode.names))}, with a derivative of zero"
         return "small changes of this input have no effect on forward" * self._is_step(index)
 
@@ -168,11 +168,9 @@ class _PassingSteps(TorchFunctionMode):
         return args[0] + (result - args[0]).detach() if args else result
 
 
-def _is_cut(given: torch.Tensor | None, own: torch.Tensor | None, passed: torch.Tensor | None) -> bool:
-    """Return whether a step cuts off a part of autograd's own gradient, which `passed` straight through has it."""
-    if own is None or not own.any():
-        return given is not None and bool(given.any())
-    return passed is None or not torch.allclose(passed, own)
+def _is_cut(own: torch.Tensor | None, passed: torch.Tensor | None) -> bool:
+    """Return whether steps cut off a part of autograd's `own` gradient; `passed` goes straight through them."""
+    return passed is not None and (own is None or not torch.allclose(passed, own))
 
 
 class _Context(FunctionCtx):
