@@ -127,11 +127,11 @@ class FunctionTrial:
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * tensor.abs().mean()
         with torch.no_grad():
             before, is_same = self.outputs(), []
-            for size in (1e-7, 1.0):
+            for size in (1e-7, 1.0, 10.0, -10.0):
                 tensor.copy_(kept + size * noise)
                 is_same.append(all(map(torch.equal, before, self.outputs())))
             tensor.copy_(kept)
-        return is_same == [True, False]
+        return is_same[0] and not all(is_same)
 
     def returns(self, index: int) -> bool:
         """Return whether forward returns one of the inputs unchanged."""

@@ -203,6 +203,31 @@ def test_a_gradient_passed_straight_through_for_one_input_does_not_excuse_the_ot
     assert (found["second"], found["third"], found["body.weight"]) == (*expected, "SUBSTITUTED")
 
 
+class Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, decay):
+        ctx.save_for_backward(x, decay)
+        return (x * decay > 0.4).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, decay = ctx.saved_tensors
+        slope = grad / (1 + (x * decay - 0.4).abs()) ** 2
+        return slope * decay, (slope * x).sum()
+
+
+def test_a_surrogate_is_called_one_if_only_large_changes_of_its_input_reach_the_step():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decay = nn.Parameter(torch.tensor(0.1))
+
+        def forward(self, x):
+            return Spike.apply(x, self.decay)
+
+    assert verdicts(checked(Net(), inputs=torch.ones(3, 1))) == {"decay": "SUBSTITUTED"}
+
+
 @pytest.mark.parametrize("change", ["reverse", "scale", "limit"])
 def test_a_function_that_leaves_values_as_they_are_is_there_for_its_backward(change):
     class Same(torch.autograd.Function):
