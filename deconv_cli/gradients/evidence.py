@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -125,6 +125,22 @@ class Evidence:
         """Return the module that owns a parameter."""
         return CodeLocation(module=name.rpartition(".")[0])
 
+    def changing_hooks(self, name: str) -> Sequence[Callable[..., object]]:
+        """List the hooks on a parameter and on its module without which its gradient is another one."""
+        parameter, found = self.parameters[name], []
+        owners = [m for m in self.subject.model.modules() if any(held is parameter for held in m._parameters.values())]
+        for hooks in (parameter._backward_hooks or {}, *(owner._backward_hooks for owner in owners)):
+            for key, hook in hooks.items():
+                hooks[key] = lambda *_given: None
+                try:
+                    without = _gradients(self.subject).get(name)
+                finally:
+                    hooks[key] = hook
+                own = _gradients(self.subject).get(name)
+                if own is None or without is None or norm_of(own - without) > _ROUNDING * norm_of(own):
+                    found.append(hook)
+        return found
+
     def comparison(self, name: str) -> Comparison | None:
         """Return how a gradient compares with finite differences, None where it was not compared."""
         return self.double.results.get(name)
@@ -162,6 +178,9 @@ class Evidence:
     def _is_sound(self, name: str) -> bool:
         return name in self.double.results and not self.differs(name) and not self.wrong_inputs_before(name)
 
+
+_ROUNDING = 1e-5
+"""A smaller relative difference of two gradients comes from rounding."""
 
 _CHANGES = (1e-3, 0.1, 1.0, 10.0)
 """Changes of a parameter in units of its size."""

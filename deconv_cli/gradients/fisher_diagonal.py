@@ -108,6 +108,7 @@ class SampleLoss:
         if self.likelihood is None:
             return as_scalar(self._function(output, target))
         assert target is not None
+        target = target if self.name in OF_CLASSES else _shaped_as(target, output)
         target = target.to(output.dtype) if target.is_floating_point() else target
         return self.likelihood.loss(output, target, reduction="sum") / self.likelihood.factor
 
@@ -164,6 +165,15 @@ class SampleLoss:
             )
         values, vectors = torch.linalg.eigh(hessian)
         return (vectors * values.clamp_min(0).sqrt()).T
+
+
+def _shaped_as(target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Give targets the shape of the outputs, of which axes of length 1 may be missing."""
+    if [n for n in target.shape if n != 1] != [n for n in output.shape if n != 1]:
+        raise UsageError(
+            f"the targets should have the shape of the outputs, {tuple(output.shape)}, but have {tuple(target.shape)}."
+        )
+    return target.reshape(output.shape)
 
 
 def _rows(output: torch.Tensor, target: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:

@@ -64,12 +64,24 @@ def try_batch(subject: Subject) -> BatchIndependence:
             return BatchIndependence(axis, doubt=doubt)
         with _other_sample(subject, axis, last):  # along time nothing before the last step changes
             is_time = _largest_change(before, subject.output(), axis, last) <= _TOLERANCE
-    if is_certain or not (is_time or mixer.bare_name in ALONG_EDGES):
+        is_graph = mixer.bare_name in ALONG_EDGES and not _runs_on_half(subject, axis)
+    if is_certain or not (is_time or is_graph):
         return BatchIndependence(axis, mixer)
-    meaning = f"the nodes of a graph, which {mixer.label} mixes"
+    meaning = f"the nodes of a graph, which {mixer.label} mixes, since the model does not run on half of them"
     if is_time:
         meaning = "time, since later outputs depend on earlier inputs but not the other way round"
     return BatchIndependence(axis, doubt=f"axis {axis} may be {meaning}; name the axis of the samples (batch_axis)")
+
+
+def _runs_on_half(subject: Subject, axis: int) -> bool:
+    def half(leaf: Any) -> Any:  # noqa: ANN401  tensors or anything else
+        is_long = isinstance(leaf, torch.Tensor) and leaf.ndim > axis
+        return leaf.narrow(axis, 0, leaf.shape[axis] // 2) if is_long else leaf
+
+    with subject.changed_inputs(half, target_too=False), contextlib.suppress(Exception):
+        subject.output()
+        return True
+    return False
 
 
 def _drops_the_next_axis(subject: Subject, output: Any) -> bool:  # noqa: ANN401  an output of the model

@@ -178,6 +178,17 @@ def test_a_loss_of_the_users_is_taken_sample_by_sample():
     assert_mean_of_squares(fisher(model, [batch], loss), model, batch, loss)
 
 
+@pytest.mark.parametrize("loss", ["mse", "bce-with-logits"])
+@pytest.mark.parametrize("kind", ["empirical", "ggn"])
+def test_targets_without_the_axis_of_a_single_output(loss, kind):
+    model, x, target = network(1), torch.randn(6, 4, dtype=torch.float64), torch.rand(6, 1)
+    found, expected = (fisher(model, [Batch((x,), {}, t)], loss, kind=kind) for t in (target[:, 0], target))
+    assert_close(found.diagonal, expected.diagonal)
+    assert_close(found.batch_mean_squared, expected.batch_mean_squared)
+    with pytest.raises(UsageError, match=r"should have the shape of the outputs"):
+        fisher(model, [Batch((x,), {}, target.expand(6, 2))], loss, kind=kind)
+
+
 def test_frozen_parameters_are_left_out():
     model = network()
     model[0].weight.requires_grad_(False)

@@ -68,11 +68,27 @@ class TestSeveralLosses:
         assert found.general == ()
         assert "the losses of 3 lines were checked" in found.notes[0]
 
+    def test_a_detached_loss_of_the_generator_is_found_though_the_other_loss_reaches_it(self, tmp_path):
+        changes = (
+            ("fake.detach()", "fake"),
+            ("(discriminator(fake).view(-1), torch.o", "(discriminator(new).view(-1), torch.o"),
+        )
+        step = "    loss = criterion("
+        found = self.changed(tmp_path, *changes, (step, f"    new = generator(torch.randn(8, 4)).detach()\n{step}"))
+        assert verdicts(found)["generator.0.weight"] == "DETACHED"
+
     def test_an_error_after_the_first_pass_is_a_fault(self, tmp_path):
         found = self.changed(tmp_path, ("fake.detach()", "fake"))
         (fault,) = [finding for finding in found.general if finding.is_fault]
         assert (fault.verdict, fault.causes[0].location.line) == ("FAILS", 22)
         assert "fake.detach()" in fault.causes[0].suggestion
+
+
+def test_a_gradient_that_is_cleared_before_every_step_does_not_excuse_a_detached_loss(tmp_path):
+    other = "    model.body(x).square().mean().backward()\n"
+    text = changed("    optimizer.zero_grad()\n", f"{other}    optimizer.zero_grad()\n")
+    found = verdicts(run_text(text.replace("(model(x)", "(model.head(model.body(x).detach())"), tmp_path))
+    assert found == {"body.weight": "DETACHED", "body.bias": "DETACHED", "head.weight": "OK", "head.bias": "OK"}
 
 
 BROKEN = {
@@ -157,6 +173,16 @@ def test_a_scaler_that_skips_its_first_steps_is_usual_and_one_that_skips_all_is_
     text = text.replace("        scaler.u", "        model[0].weight.grad.fill_(torch.inf)\n        scaler.u", 1)
     found = run_text(text, tmp_path)
     assert [finding.verdict for finding in found.general if finding.is_fault] == verdicts_found
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_an_optimizer_without_a_step_is_found_beside_a_gradient_scaler(is_enabled, tmp_path):
+    optimizers = "".join(f"{part} = torch.optim.SGD(model.{part}.parameters(), lr=0.1)\n" for part in ("body", "head"))
+    scaler = f'scaler = torch.amp.GradScaler("cpu", init_scale=2.0, enabled={is_enabled})\n'
+    loop = LOOP.replace("optimizer.zero", "model.zero").replace("loss.back", "scaler.scale(loss).back")
+    text = HEAD + optimizers + scaler + loop.replace("optimizer.step()", "scaler.step(body)\n    scaler.update()")
+    (finding,) = run_text(text, tmp_path).general
+    assert "holds head.weight" in finding.causes[0].why
 
 
 MEMBERS = {

@@ -103,6 +103,19 @@ def test_time_is_told_from_the_batch():
     assert any("axis 0 may be time" in sentence for sentence in found.not_checked)
 
 
+@pytest.mark.parametrize("has_graph", [False, True])
+def test_an_index_that_mixes_samples_leaks_unless_it_belongs_to_a_graph(has_graph):
+    class Net(nn.Linear):
+        def forward(self, x):
+            order = torch.arange(6 if has_graph else len(x)).roll(1)
+            y = super().forward(x)
+            return y + y[order]
+
+    found = checked(Net(4, 3), 6, 4)
+    assert [finding.verdict for finding in found.general] == ([] if has_graph else ["BATCH-LEAK"])
+    assert has_graph == any("the nodes of a graph" in sentence for sentence in found.not_checked)
+
+
 def test_state_that_outlives_a_run():
     found = checked(unusual.Stateful(), 4, 4)
     assert set(verdicts(found).values()) == {"NOISY"}
@@ -141,6 +154,78 @@ def test_a_surrogate_gradient_is_called_one():
     assert not any(finding.is_fault for finding in found.parameters)
     assert "replaces the gradient" in of_body[0].causes[0].why
     assert "right, except for 2 of 4 that the code substitutes" in str(found)
+
+
+class QuantizedLinear(torch.autograd.Function):
+    """Rounds its input and passes gradients straight through, and is wrong for the weight and the bias."""
+
+    @staticmethod
+    def forward(ctx, x, w, b):
+        ctx.save_for_backward(x, w)
+        return torch.round(x * 16) / 16 @ w.t() + b
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad @ w, 0.5 * grad.t() @ x, grad.sum(0) / len(x)
+
+
+class LearnedStep(torch.autograd.Function):
+    """Quantizes by a learned step size (Esser et al., "Learned step size quantization", ICLR 2020)."""
+
+    @staticmethod
+    def forward(ctx, x, step, b):
+        ctx.save_for_backward(x, step)
+        return torch.round(x / step) * step + b
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, step = ctx.saved_tensors
+        slope = (torch.round(x / step) - x / step) * grad
+        return grad, slope.sum() / x.numel() ** 0.5, grad.sum(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "size", "expected"),
+    [(QuantizedLinear, (2, 4), ("WRONG", "WRONG")), (LearnedStep, (), ("SUBSTITUTED", "OK"))],
+)
+def test_a_gradient_passed_straight_through_for_one_input_does_not_excuse_the_others(function, size, expected):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+            self.second, self.third = nn.Parameter(torch.full(size, 0.3)), nn.Parameter(torch.zeros(size[:1] or 4))
+
+        def forward(self, x):
+            return function.apply(self.body(x), self.second, self.third)
+
+    found = verdicts(checked(Net(), 6, 4))
+    assert (found["second"], found["third"], found["body.weight"]) == (*expected, "SUBSTITUTED")
+
+
+class Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, decay):
+        ctx.save_for_backward(x, decay)
+        return (x * decay > 0.4).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, decay = ctx.saved_tensors
+        slope = grad / (1 + (x * decay - 0.4).abs()) ** 2
+        return slope * decay, (slope * x).sum()
+
+
+def test_a_surrogate_is_called_one_if_only_large_changes_of_its_input_reach_the_step():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decay = nn.Parameter(torch.tensor(0.1))
+
+        def forward(self, x):
+            return Spike.apply(x, self.decay)
+
+    assert verdicts(checked(Net(), inputs=torch.ones(3, 1))) == {"decay": "SUBSTITUTED"}
 
 
 @pytest.mark.parametrize("change", ["reverse", "scale", "limit"])

@@ -79,6 +79,20 @@ def test_each_parameter_has_its_own_verdict(report, names):
     assert {name: found[name] for name in names} == names
 
 
+@pytest.mark.parametrize("verdict", ["NOT-LOSS", "DETACHED"])
+def test_a_parameter_that_is_only_logged_is_not_detached(verdict):
+    class Net(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 2)
+            self.scale, self.log = nn.Parameter(torch.ones(())), []
+
+        def forward(self, x):
+            self.log.append(self.scale.item())
+            return super().forward(x) * (1 if verdict == "NOT-LOSS" else self.log[-1])
+
+    assert verdicts(small(Net)) == {"weight": "OK", "bias": "OK", "scale": verdict}
+
+
 def test_parameters_behind_one_line_are_one_fault():
     (fault,) = digits("wrapped_loss").faults()
     assert (fault.verdict, len(fault.causes), len(fault.parameters)) == ("DETACHED", 1, 10)

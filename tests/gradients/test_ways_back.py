@@ -53,6 +53,15 @@ class TestHooks:
         assert (cause.location.file, cause.location.line) == (__file__, line_of(Hooked.forward, "register_hook"))
         assert "hook" in cause.why
 
+    def test_a_hook_on_a_weight_that_only_looks_hides_no_detachment(self):
+        class Net(nn.Linear):
+            def forward(self, x):
+                return super().forward(x) + torch.sin(3 * x @ self.weight.data.T)
+
+        model = Net(4, 2)
+        model.weight.register_hook(looking)
+        assert verdicts(checked(model, 5, 4)) == {"weight": "DETACHED", "bias": "OK"}
+
     def test_a_hook_that_only_looks_is_not_blamed(self):
         class Net(Hooked):
             def forward(self, x):

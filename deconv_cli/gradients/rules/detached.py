@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from deconv_cli.gradients.evidence import Evidence, uses_outside
+from deconv_cli.gradients.evidence import Evidence, loss_changes_with, uses_outside
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.rules.finite_difference_verdict import describe_difference
 from deconv_cli.gradients.tracing.code_location import CodeLocation
@@ -32,21 +32,28 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter without a gradient that leaves torch as a plain value.
-
-    A recorded pass knows the lines whose plain values enter its loss again.
-    """
+    """Find a parameter without a gradient that the loss depends on through plain values."""
     forward, bit = evidence.forward, evidence.forward.bit(name)
     uses = uses_outside(forward, bit)
-    if evidence.gradient(name) is not None or not uses:
-        return None
-    returned = getattr(evidence.subject.model, "returned", None)
-    if forward.reached and returned is not None and returned.isdisjoint(str(use.location) for use in uses):
+    if evidence.gradient(name) is not None or not uses or (forward.reached and not _is_in_loss(evidence, uses)):
         return None
     cutting = [use for use in uses if use.reached & bit]
     detachments = [forward.detachments[index] for use in uses for index in use.before]
     before = [found for found in detachments if found.lost & bit]
     return Finding(Verdict.DETACHED, _causes(cutting or before or uses))
+
+
+def _is_in_loss(evidence: Evidence, uses: Sequence[Detachment]) -> bool:
+    """Return whether the loss depends on one of these plain values, by the parameters without a gradient there.
+
+    A recorded pass does not compute with plain values again; it knows the lines whose plain values enter its loss.
+    """
+    returned = getattr(evidence.subject.model, "returned", None)
+    if returned is not None:
+        return not returned.isdisjoint(str(use.location) for use in uses)
+    names = [name for name in evidence.subject.trainable if evidence.gradient(name) is None]
+    names = [name for name in names if any(evidence.forward.bit(name) & use.lost for use in uses)]
+    return any(loss_changes_with(evidence.subject, name) for name in names)
 
 
 def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
@@ -263,34 +270,38 @@ def line_with_gradient(source: str) -> str | None:
     lines = [ast.unparse(remover.visit(statement)) for statement in body]
     if len(lines) != 1 or remover.n_removed != 1 or _NUMPY.search(source):
         return None
+    if isinstance(body[0], ast.Expr):  # or a part of a longer statement
+        return LEAVE_OUT if source.endswith(".detach_()") else None
     target, _, value = lines[0].partition(" = ")
-    if target == value or source.endswith(".detach_()"):
-        return LEAVE_OUT
-    return None if isinstance(body[0], ast.Expr) else lines[0]  # an expression may be a part of a longer statement
+    return LEAVE_OUT if target == value else lines[0]
 
 
 class _Remover(ast.NodeTransformer):
-    """Removes detachments and wrappers, and counts them."""
+    """Removes detachments and wrappers, and counts them; those inside of one another count as one."""
 
     def __init__(self) -> None:
         self.n_removed = 0
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """Replace `x.detach()` and `float(x)` by `x`, and a wrapped list of tensors by their stack."""
+        before = self.n_removed
         self.generic_visit(node)
         function, name = node.func, ast.unparse(node.func).rpartition(".")[2]
         if isinstance(function, ast.Attribute) and name in _DETACHING and not node.args:
-            self.n_removed += 1
+            self.n_removed = before + 1
             return function.value
         inside = node.args[0] if node.args and name in _WRAPPERS else None
         if inside is None or not any(isinstance(part, ast.Name) for part in ast.walk(inside)):
             return node
-        self.n_removed += 1
+        self.n_removed = before + 1
         is_list = isinstance(inside, ast.List | ast.ListComp | ast.Tuple)
         return ast.Call(ast.Name("torch.stack", ast.Load()), [inside], []) if is_list else inside
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         """Replace `x.data` by `x`."""
+        before = self.n_removed
         self.generic_visit(node)
-        self.n_removed += node.attr == "data"
-        return node.value if node.attr == "data" else node
+        if node.attr != "data":
+            return node
+        self.n_removed = before + 1
+        return node.value

@@ -209,10 +209,8 @@ def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
     detail, found = describe_difference(evidence, name), evidence.comparison(name)
     if not detail or found is None:
         return None
-    parameter = evidence.parameters[name]
-    owners = [m for m in evidence.subject.model.modules() if any(held is parameter for held in m._parameters.values())]
-    hooks = [*(parameter._backward_hooks or {}).values(), *(h for m in owners for h in m._backward_hooks.values())]
-    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]] or evidence.double.forward.hooks
+    locations = [location_of_function(hook) or CodeLocation() for hook in evidence.changing_hooks(name)[:1]]
+    locations = locations or evidence.double.forward.hooks
     share = found.autograd / found.numeric if found.numeric else 0.0
     is_meant = 0 <= share <= 1 or found.n_wrong < 2 or not is_one_factor(share, found.ratio_range)
     why = "a hook changes the gradient on its way back, so it is not the derivative of the loss."

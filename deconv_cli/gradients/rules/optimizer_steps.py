@@ -8,7 +8,7 @@ from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerStep
 from deconv_cli.vocabulary import name_some
 
 _FEW_PASSES = 2
-_MANY_SCALED = 10
+_MANY_SKIPPED = 10
 """A gradient scaler halves its scale at each skipped step, so it usually skips fewer at the start."""
 
 _NEXT_TO_NOTHING = 1e-6
@@ -63,7 +63,7 @@ def _idle(first: OptimizerStep, evidence: TrainingEvidence) -> Finding | None:
 def _never_stepping(evidence: TrainingEvidence) -> Finding | None:
     """Find weights with a gradient whose optimizer takes no step in two passes, while all others do."""
     events = evidence.events
-    is_too_short = events.n_backward < _FEW_PASSES or 0 < events.n_scaled < _MANY_SCALED
+    is_too_short = events.n_backward < _FEW_PASSES or 0 < events.n_skipped < _MANY_SKIPPED
     if events.moved_by_hand or is_too_short or events.is_cut_short:
         return None
     stepping = {step.optimizer for step in events.steps}

@@ -89,8 +89,9 @@ class OptimizerWatch:
         accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
         cleared_at: where gradients were cleared since the last backward pass.
         last_backward: the line of the last backward pass.
+        given: weights that had a gradient other than zero at a step of an optimizer that holds them.
         backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
-        n_scaled: steps of a gradient scaler, which skips them while the scaled gradients overflow.
+        n_skipped: steps that a gradient scaler skipped, since the scaled gradients overflow.
         is_cut_short: the watch stopped before the first step.
     """
 
@@ -103,8 +104,9 @@ class OptimizerWatch:
     failure: Failure | None = None
     cleared_at: CodeLocation | None = None
     last_backward: CodeLocation = field(default_factory=CodeLocation)
+    given: set[int] = field(default_factory=set)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
-    n_scaled: int = 0
+    n_skipped: int = 0
     is_cut_short: bool = False
     _weights: list[torch.Tensor] = field(default_factory=list)
     _first: list[tuple[float, float]] = field(default_factory=list)
@@ -118,6 +120,10 @@ class OptimizerWatch:
     def first_steps(self) -> list[OptimizerStep]:
         """The first step of each optimizer."""
         return list({step.optimizer: step for step in reversed(self.steps)}.values())[::-1]
+
+    def is_starved(self, key: int) -> bool:
+        """Return whether a weight never had a gradient when an optimizer that holds it took a step."""
+        return key in self.backward_before and key not in self.given
 
     def watch(self, weights: list[torch.Tensor]) -> None:
         """Add the weights of a checked pass."""
@@ -163,6 +169,7 @@ class OptimizerWatch:
         """Remember the weights."""
         given = [weight for weight in weights_of(optimizer) if gradient_norm([weight])]
         self._before[id(optimizer)] = {id(weight): fingerprint(weight) for weight in given}
+        self.given |= self._before[id(optimizer)].keys() if self._weights else set()
         for weight in weights_of(optimizer) if self._weights else ():
             self.backward_before.setdefault(id(weight), self.last_backward)
 
@@ -204,13 +211,14 @@ class OptimizerWatch:
         return watched
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Count the steps of a gradient scaler, which skips some, and note its factor."""
+        """Count the steps that a gradient scaler skips, and note its factor."""
 
         def watched(scaler: Any, optimizer: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-            self.n_scaled += bool(self._weights)
+            n_steps = len(self.steps)
             self._scale = float(scaler.get_scale())
             result = step(scaler, optimizer, *args, **keywords)
             self._scale = 1.0
+            self.n_skipped += bool(self._weights) and len(self.steps) == n_steps
             return result
 
         return watched

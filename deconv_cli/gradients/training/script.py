@@ -19,7 +19,7 @@ from deconv_cli.gradients.checker import DEFAULT_BUDGET
 from deconv_cli.gradients.findings import WITHOUT_GRADIENT, Cause, GradientReport, ParameterFinding, Verdict, first_line
 from deconv_cli.gradients.rules import TRAINING_RULES, find_all
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
-from deconv_cli.gradients.training.optimizer_watch import TrainingEvidence
+from deconv_cli.gradients.training.optimizer_watch import OptimizerWatch, TrainingEvidence
 from deconv_cli.gradients.training.training_watch import CheckedPass, EnoughSeenError, TrainingWatch
 from deconv_cli.vocabulary import counted
 
@@ -155,7 +155,7 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     if not watch.passes:
         calls = f"{'was' if n_backward == 1 else 'were'} only {counted(n_backward, 'call')}"
         raise UsageError(f"there {calls} of backward(), so none was checked; choose an earlier one by its number.")
-    report, weights = _joined(watch.passes, watch.optimizers.backward_before)
+    report, weights = _joined(watch.passes, events)
     evidence = TrainingEvidence(report, weights, events)
     not_checked = [*report.not_checked, *watch.unchecked]
     if events.is_cut_short:
@@ -168,9 +168,7 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     )
 
 
-def _joined(
-    passes: Sequence[CheckedPass], own_lines: dict[int, CodeLocation]
-) -> tuple[GradientReport, dict[str, torch.Tensor]]:
+def _joined(passes: Sequence[CheckedPass], events: OptimizerWatch) -> tuple[GradientReport, dict[str, torch.Tensor]]:
     """Join the reports of several passes: each weight keeps the finding of the loss that trains it.
 
     Returns:
@@ -189,7 +187,7 @@ def _joined(
     lines = ", ".join(str(checked.location) for checked in passes)
     joined = replace(
         reports[0],
-        parameters=tuple(_of_own_loss(several, own_lines.get(key)) for key, several in found.items()),
+        parameters=tuple(_of_own_loss(several, key, events) for key, several in found.items()),
         general=tuple(general.values()),
         notes=(f"the losses of {len(passes)} lines were checked: {lines}", *_all(report.notes for report in reports)),
         not_checked=_all(report.not_checked for report in reports),
@@ -200,9 +198,15 @@ def _joined(
     return joined, {names[id(weight)]: weight for weight in trainable}
 
 
-def _of_own_loss(several: list[tuple[ParameterFinding, CodeLocation]], own: CodeLocation | None) -> ParameterFinding:
-    """Choose the finding of the loss that trains a weight; of equal ones that of its own loss, before its step."""
-    return min(several, key=lambda found: (_rank(found[0]), found[1] != own))[0]
+def _of_own_loss(
+    several: list[tuple[ParameterFinding, CodeLocation]], key: int, events: OptimizerWatch
+) -> ParameterFinding:
+    """Choose the finding of the loss that trains a weight; of equal ones that of its own loss, before its step.
+
+    Of a weight without a gradient at every step, the finding of its own loss counts.
+    """
+    own, is_starved = events.backward_before.get(key), events.is_starved(key)
+    return min(several, key=lambda found: (is_starved and found[1] != own, _rank(found[0]), found[1] != own))[0]
 
 
 def _rank(finding: ParameterFinding) -> int:
@@ -225,6 +229,8 @@ def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> P
     if finding.verdict not in (*WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
         return finding  # a partial gradient does not come from another pass
     key, events = id(evidence.weights[finding.name]), evidence.events
+    if events.is_starved(key):
+        return finding
     stepping = {step.optimizer for step in events.first_steps}
     holding = {optimizer for optimizer, held in events.held.items() if key in held}
     if key in events.reached or (finding.verdict != Verdict.ZERO and stepping and holding - stepping):
