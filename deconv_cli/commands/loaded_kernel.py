@@ -326,7 +326,7 @@ def choose_kind(
     if image.is_picture:
         return InputKind.PICTURE, ()
     n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None
-    if "defaults" in given or not is_formula or n_axes < 2 or len(image.axes) > 3:
+    if "defaults" in given or not is_formula or len(image.axes) > 3:
         return InputKind.TENSOR, ()
     from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
     from deconv_cli.diagnostics.spectra import FadedImages
@@ -336,4 +336,5 @@ def choose_kind(
     if noise is None or noise < NOTABLE_NOISE * values.std():
         return InputKind.TENSOR, ()
     why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is a formula"
-    return InputKind.PICTURE, (f'the array is treated as a picture, {why}; defaults="tensor" treats it as a tensor',)
+    what = "signal that was measured" if n_axes == 1 else "picture"
+    return InputKind.PICTURE, (f'the array is treated as a {what}, {why}; defaults="tensor" treats it as a tensor',)
