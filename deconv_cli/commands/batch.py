@@ -37,7 +37,8 @@ _READING = threading.Lock()
 class Manifest:
     """A log of a batch: one line of JSON for each file, as soon as the file is done.
 
-    It `appends` lines to an existing file, also after a torn one, or replaces that with `force`. An empty file is none.
+    It `appends` lines to an existing file, even after a torn line, or replaces the file with `force`. An empty file
+    counts as missing.
 
     Raises:
         UsageError: the file exists already, or is a pipe or a device.

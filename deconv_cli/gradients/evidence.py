@@ -127,7 +127,7 @@ class Evidence:
 
     def changing_hooks(self, name: str) -> Sequence[Callable[..., object]]:
         """List the hooks on a parameter and on its module without which its gradient is another one."""
-        parameter, found = self.parameters[name], []
+        parameter, own, found = self.parameters[name], _gradients(self.subject).get(name), []
         owners = [m for m in self.subject.model.modules() if any(held is parameter for held in m._parameters.values())]
         for hooks in (parameter._backward_hooks or {}, *(owner._backward_hooks for owner in owners)):
             for key, hook in hooks.items():
@@ -136,7 +136,6 @@ class Evidence:
                     without = _gradients(self.subject).get(name)
                 finally:
                     hooks[key] = hook
-                own = _gradients(self.subject).get(name)
                 if own is None or without is None or norm_of(own - without) > _ROUNDING * norm_of(own):
                     found.append(hook)
         return found
