@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, Node, nodes_below
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, Node, differentiate, nodes_below
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
@@ -125,19 +125,27 @@ class Evidence:
         """Return the module that owns a parameter."""
         return CodeLocation(module=name.rpartition(".")[0])
 
-    def changing_hooks(self, name: str) -> Sequence[Callable[..., object]]:
-        """List the hooks on a parameter and on its module without which its gradient is another one."""
-        parameter, own, found = self.parameters[name], _gradients(self.subject).get(name), []
-        owners = [m for m in self.subject.model.modules() if any(held is parameter for held in m._parameters.values())]
-        for hooks in (parameter._backward_hooks or {}, *(owner._backward_hooks for owner in owners)):
+    @cached_property
+    def _without_hooks(self) -> list[tuple[Callable[..., object], dict[str, torch.Tensor]]]:
+        """The hooks on parameters and on modules, and all gradients without each."""
+        of_modules = [d for m in self.subject.model.modules() for d in (m._backward_hooks, m._backward_pre_hooks)]
+        found: list[tuple[Callable[..., object], dict[str, torch.Tensor]]] = []
+        for hooks in (*(p._backward_hooks or {} for p in self.parameters.values()), *of_modules):
             for key, hook in hooks.items():
                 hooks[key] = lambda *_given: None
                 try:
-                    without = _gradients(self.subject).get(name)
+                    found.append((hook, _gradients(self.subject)))
                 finally:
                     hooks[key] = hook
-                if own is None or without is None or norm_of(own - without) > _ROUNDING * norm_of(own):
-                    found.append(hook)
+        return found
+
+    def changing_hooks(self, name: str) -> list[Callable[..., object]]:
+        """List the hooks on parameters and on modules without which the gradient of a parameter is another one."""
+        given, found = _gradients(self.subject).get(name) if self._without_hooks else None, []
+        for hook, gradients in self._without_hooks:
+            without = gradients.get(name)
+            if given is None or without is None or norm_of(given - without) > _ROUNDING * norm_of(given):
+                found.append(hook)
         return found
 
     def comparison(self, name: str) -> Comparison | None:
@@ -282,7 +290,5 @@ def take_first_steps(subject: Subject) -> list[Norms]:
 
 
 def _gradients(subject: Subject) -> dict[str, torch.Tensor]:
-    loss = as_scalar(subject.run()[1])
-    found = torch.autograd.grad(loss, list(subject.trainable.values()), allow_unused=True)
-    given = zip(subject.trainable, found, strict=True)
-    return {name: g.to_dense() if g.is_sparse else g for name, g in given if g is not None}
+    found = differentiate(as_scalar(subject.run()[1]), subject.trainable)
+    return {name: g.to_dense() if g.is_sparse else g for name, g in found.items() if g is not None}

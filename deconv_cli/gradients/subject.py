@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.nested_tensors import DetachedConstants, LiftedCasts, is_plain, leaves_of
+from deconv_cli.gradients.nested_tensors import is_plain, leaves_of
+from deconv_cli.gradients.torch_modes import DetachedConstants, LiftedCasts
 
 Loss = Callable[[Any, Any], Any]
 """Called with the output of the model and the target (None without one); gives a scalar."""

@@ -73,6 +73,24 @@ class TestHooks:
         (cause,) = causes(checked(Net(None), 5, 4), "body.weight")
         assert cause.location.line == line_of(Net.forward, "(doubling)")
 
+    @pytest.mark.parametrize(("factor", "verdict"), [(2.0, "WRONG"), (torch.arange(6) < 3, "SUBSTITUTED")])
+    def test_a_hook_of_a_module_that_changes_gradients_is_named(self, factor, verdict):
+        def changing(module, given, arriving):
+            return tuple(factor * grad for grad in given)
+
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+        model[2].register_full_backward_hook(changing)
+        found = checked(model, 5, 4)
+        assert verdicts(found) == {"0.weight": verdict, "0.bias": verdict, "2.weight": "OK", "2.bias": "OK"}
+        (cause,) = causes(found, "0.weight")
+        assert cause.location.line == changing.__code__.co_firstlineno
+
+    def test_a_hook_of_a_module_hides_no_detachment_and_spoils_no_verdict(self):
+        found = verdicts(check_case(catalogue.BROKEN["data_beside_a_module_hook"]()))
+        cut = {name for name, verdict in found.items() if verdict == "DETACHED"}
+        assert cut == {"body.weight", "body.bias", "middle.aside.weight", "middle.aside.bias"}
+        assert {verdict for name, verdict in found.items() if name not in cut} == {"OK"}
+
 
 class TooFew(wrong.Doubled):
     @staticmethod

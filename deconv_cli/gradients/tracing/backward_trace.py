@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -180,33 +180,40 @@ def trace_backward(
 ) -> BackwardTrace:
     """Differentiate a scalar loss by its trainable parameters, and measure the gradients at every node.
 
-    If autograd reaches none of them (`is_reached`), the trace only holds the graph. Their `.grad` is None before and
-    after.
+    If autograd reaches none of them (`is_reached`), the trace only holds the graph.
     """
     result = BackwardTrace(dict.fromkeys(parameters))
     nodes = _walk(loss.grad_fn, result) if loss.grad_fn is not None else []
     if not is_reached:
         return result
     handles = [node.register_hook(_measuring(node, result)) for node in nodes if not hasattr(node, "variable")]
-    wanted = list(parameters.values())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # torch.utils.checkpoint with use_reentrant=True only fills in .grad.
-            if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
-                loss.backward()
-                result.gradients = {name: parameter.grad for name, parameter in parameters.items()}
-            else:
-                found = torch.autograd.grad(loss, wanted, allow_unused=True)
-                result.gradients = dict(zip(parameters, found, strict=True))
+            result.gradients = differentiate(loss, parameters)
     except Exception as error:  # noqa: BLE001  hand-written backwards raise anything, which is a finding
         result.error = error
     finally:
-        for parameter in wanted:
-            parameter.grad = None
         for handle in handles:
             handle.remove()
     return result
+
+
+def differentiate(loss: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+    """Differentiate a scalar loss, whose graph is freed; None where autograd gives no gradient.
+
+    The `.grad` of the parameters is None before and after.
+    """
+    wanted = list(parameters.values())
+    if not any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes_below([loss.grad_fn])):
+        return dict(zip(parameters, torch.autograd.grad(loss, wanted, allow_unused=True), strict=True))
+    # torch.utils.checkpoint with use_reentrant=True only fills in .grad.
+    try:
+        loss.backward()
+        return {name: parameter.grad for name, parameter in parameters.items()}
+    finally:
+        for parameter in wanted:
+            parameter.grad = None
 
 
 def _measuring(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:

@@ -18,8 +18,8 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
 from deconv_cli.gradients.subject import Subject, untouched_generators
+from deconv_cli.gradients.torch_modes import observing_hidden_calls, replaced
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
-from deconv_cli.gradients.tracing.interception import observing_hidden_calls, replaced
 from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
