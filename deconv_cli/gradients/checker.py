@@ -122,6 +122,7 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
         found.verdict,
         found.causes,
         found.detail,
+        found.is_excused,
         name=name,
         shape=tuple(evidence.parameters[name].shape),
         gradient_norm=norm_of(gradient) if gradient is not None else None,

@@ -33,7 +33,7 @@ class Verdict(StrEnum):
     ZERO_AT_START = "ZERO AT START"
     """The gradient is zero, but no longer after an optimizer step or two; not a fault."""
     NOT_REACHED = "NOT REACHED"
-    """This batch does not use it, as an expert without samples, but other data do; not a fault."""
+    """This batch does not use it, as an expert without samples, but other data or another loss do; not a fault."""
     NON_FINITE = "NON-FINITE"
     """NaN or infinity, in the gradient or in the loss."""
     SUBSTITUTED = "SUBSTITUTED"
@@ -112,16 +112,18 @@ class Finding:
         verdict: one of `Verdict`, or another word of the rule, which counts as a fault.
         causes: operations to look at, possibly none.
         detail: a sentence with the numbers, possibly empty.
+        is_excused: no fault here, though the verdict is one elsewhere; the causes say why.
     """
 
     verdict: str
     causes: tuple[Cause, ...] = ()
     detail: str = ""
+    is_excused: bool = False
 
     @property
     def is_fault(self) -> bool:
         """True where training cannot work as written."""
-        return self.verdict not in _NO_FAULT
+        return self.verdict not in _NO_FAULT and not self.is_excused
 
     @property
     def is_undecided(self) -> bool:
@@ -254,7 +256,7 @@ def summarize(
     """
     trainable = [found for found in parameters if found.verdict != "FROZEN"]
     rest = [found for found in trainable if found.name not in expected]
-    without = [found for found in rest if found.verdict in _GETS_NOTHING]
+    without = [found for found in rest if found.is_fault and found.verdict in _GETS_NOTHING]
     others = [found for found in rest if found.is_fault and found not in without]
     of_all = [found for found in general if found.is_fault and found.verdict not in expected]
     if not trainable or len(without) == len(trainable):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gradient_cases import blamed_line, causes, check_case, checked, load_fixture, verdicts
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from deconv_cli.errors import UsageError
 
@@ -85,11 +86,48 @@ class TestHooks:
         (cause,) = causes(found, "0.weight")
         assert cause.location.line == changing.__code__.co_firstlineno
 
-    def test_a_hook_of_a_module_hides_no_detachment_and_spoils_no_verdict(self):
-        found = verdicts(check_case(catalogue.BROKEN["data_beside_a_module_hook"]()))
-        cut = {name for name, verdict in found.items() if verdict == "DETACHED"}
-        assert cut == {"body.weight", "body.bias", "middle.aside.weight", "middle.aside.bias"}
-        assert {verdict for name, verdict in found.items() if name not in cut} == {"OK"}
+
+class Block(nn.Module):
+    """Two layers, a side path, and a hook of the module that only looks."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.main, self.aside, self.side = nn.Linear(6, 6), nn.Linear(6, 6), side
+        self.register_full_backward_hook(lambda module, given, arriving: None)
+
+    def forward(self, x):
+        return self.main(x) + self.side(self, x)
+
+
+class Product(catalogue.Product):
+    @staticmethod
+    def backward(ctx, grad):
+        a, w = ctx.saved_tensors
+        return grad @ w.t(), a.t() @ grad
+
+
+BESIDE = {
+    "a hook": lambda block, h: torch.sin(block.aside(h.detach())),
+    "a hook, by a norm": lambda block, h: block.aside(h) / block.aside(h).norm(dim=1, keepdim=True).detach(),
+    "a backward": lambda block, h: Product.apply(h, block.aside.weight) + block.aside(h.detach()),
+    "a checkpoint": lambda block, h: checkpoint(
+        lambda h: block.aside(h) * torch.sigmoid(h.detach()), h, use_reentrant=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_detachment_beside_what_runs_without_gradients_spoils_no_verdict(name):
+    found = checked(catalogue.Middle(Block(BESIDE[name])), 5, 4)
+    assert set(verdicts(found).values()) == {"OK"}
+    assert not any(finding.is_fault for finding in found.general)
+
+
+def test_a_hook_of_a_module_hides_no_detachment():
+    found = verdicts(checked(catalogue.Middle(Block(lambda block, h: torch.sin(block.aside(h).data))), 5, 4))
+    cut = {name for name, verdict in found.items() if verdict == "DETACHED"}
+    assert cut == {"body.weight", "body.bias", "middle.aside.weight", "middle.aside.bias"}
+    assert {verdict for name, verdict in found.items() if name not in cut} == {"OK"}
 
 
 class TooFew(wrong.Doubled):

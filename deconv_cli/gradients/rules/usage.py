@@ -36,13 +36,13 @@ def find_unused(evidence: Evidence, name: str) -> Finding | None:
     if evidence.gradient(name) is not None or evidence.forward.used & evidence.forward.bit(name):
         return None
     library = library_class_around(evidence.subject.model, evidence.parameters[name])
+    why = "no operation of forward reads this parameter."
+    suggestion = "use it in forward, or remove it, or pass find_unused_parameters=True to DistributedDataParallel"
     if library:
         why = f"{library}, a class of an installed library, owns this parameter and does not read it in this call."
         suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"
-        return Finding(Verdict.NOT_REACHED, (Cause("not used here", evidence.module_of(name), why, suggestion),))
-    why = "no operation of forward reads this parameter."
-    suggestion = "use it in forward, or remove it, or pass find_unused_parameters=True to DistributedDataParallel"
-    return Finding(Verdict.UNUSED, (Cause("never used", evidence.module_of(name), why, suggestion),))
+    cause = Cause("never used", evidence.module_of(name), why, suggestion)
+    return Finding(Verdict.UNUSED, (cause,), is_excused=bool(library))
 
 
 def find_not_in_loss(evidence: Evidence, name: str) -> Finding | None:

@@ -150,6 +150,7 @@ class FlowTracker:
         if self.suspended:
             result = call()
             self._mark_used(tensors, None)
+            self.trace.detaches_unseen |= name in DETACHING
             return result
         reads = reads_values(function, name)
         # Functions such as `to` and `view_as` read only the type or the shape of their second tensor.
@@ -224,7 +225,7 @@ class FlowTracker:
         self.graph.record_new_nodes(output, step.operation.label, step.operation.location)
         remaining = self.graph.parameters_of(output)
         if step.name in DETACHING and step.flow.detachments:
-            self.trace.detaches_again = True
+            self.trace.detaches_unseen = True
         flow = Flow(step.flow.sources, {known: lost & ~remaining for known, lost in step.flow.detachments.items()})
         lost = step.reachable & ~remaining
         if lost:

@@ -120,7 +120,7 @@ class ForwardTrace:
         reached: parameters that autograd reaches from the loss.
         used: parameters that some operation read; `last_use` holds the last line for each.
         detachments: operations that gradients do not leave.
-        detaches_again: code detached a tensor on purpose that was partly cut off already.
+        detaches_unseen: code detached a tensor on purpose that was partly cut off already, or inside a checkpoint.
         read_on: indices of the `detachments` whose values a layer with weights reads.
         takes_likelihood: the code computes the log_prob of a draw, as in a policy gradient.
         outside_uses: operations at which a tensor became a number, a list or an array.
@@ -145,7 +145,7 @@ class ForwardTrace:
     used: int = 0
     last_use: dict[int, CodeLocation] = field(default_factory=dict)
     detachments: list[Detachment] = field(default_factory=list)
-    detaches_again: bool = False
+    detaches_unseen: bool = False
     read_on: set[int] = field(default_factory=set)
     takes_likelihood: bool = False
     outside_uses: list[Detachment] = field(default_factory=list)
@@ -168,7 +168,7 @@ class ForwardTrace:
     def is_detached_on_purpose(self) -> bool:
         """Whether values on the way to the loss are detached on purpose, so finite differences keep them constant."""
         detachments = (self.detachments[index] for index in self.flow.detachments)
-        is_hidden = self.detaches_again or DETACHING_INSIDE & self.made_by
+        is_hidden = self.detaches_unseen or DETACHING_INSIDE & self.made_by
         return bool(is_hidden) or any(found.is_deliberate for found in detachments)
 
     def bit(self, name: str) -> int:

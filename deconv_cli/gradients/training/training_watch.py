@@ -249,7 +249,8 @@ class TrainingWatch:
         held = frozenset().union(*self.optimizers.held.values())
         waited_for = held - self.optimizers.reached
         return any(
-            found.verdict in (Verdict.UNUSED, Verdict.NOT_LOSS)
+            found.is_fault
+            and found.verdict in (Verdict.UNUSED, Verdict.NOT_LOSS)
             and id(checked.subject.parameters[found.name]) in waited_for
             for checked in self.passes
             for found in checked.report.parameters
