@@ -189,6 +189,9 @@ class Evidence:
 _ROUNDING = 1e-5
 """A smaller relative difference of two gradients comes from rounding."""
 
+_DOUBLE_ROUNDING = 1e-9
+"""The same for two losses in float64."""
+
 _CHANGES = (1e-3, 0.1, 1.0, 10.0)
 """Changes of a parameter in units of its size."""
 
@@ -213,15 +216,25 @@ def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
 
 
 def loss_changes_with(subject: Subject, name: str) -> bool:
-    """Return whether the loss changes with a parameter, changed by little or by much, or can no longer be computed."""
+    """Return whether the loss changes with a parameter, changed by little or by much, or can no longer be computed.
+
+    In float64, where the model runs in it, a change by rounding alone does not count.
+    """
+    try:
+        with subject.in_double():
+            return _changes_with(subject, name, subject.value(), _DOUBLE_ROUNDING)
+    except Exception:  # noqa: BLE001  the model may not run in float64
+        return _changes_with(subject, name, subject.value(), 0.0)
+
+
+def _changes_with(subject: Subject, name: str, before: float, rounding: float) -> bool:
     parameter = subject.parameters[name]
     kept = parameter.data.clone()
     generator = torch.Generator().manual_seed(1)
-    before = subject.value()
     try:
         for size in _CHANGES:
             parameter.data.copy_(kept + size * _noise_like(kept, generator))
-            if subject.value() != before:
+            if not abs(subject.value() - before) <= rounding * max(abs(before), 1e-6):
                 return True
     except Exception:  # noqa: BLE001  as where the parameter is a length, which another one does not fit
         return True

@@ -308,6 +308,18 @@ class TestWatching:
             outputs.square().mean().backward()
         assert set(verdicts(watched.report).values()) == {"OK"}
 
+    def test_memory_that_is_written_to_unseen_after_it_was_read(self):
+        """The loss does not depend on the write, but backward reads what it overwrites."""
+        body, head = nn.Linear(3, 4), nn.Linear(4, 2)
+        with deconv_cli.watch_gradients() as watched:
+            h = torch.exp(body(torch.ones(5, 3)))
+            loss = head(h).square().mean()
+            h.data.mul_(0.5)  # blame
+            loss.backward()
+        found = verdicts(watched.report)
+        assert {found["body.weight"], found["head.weight"], found["head.bias"]} == {"WRONG", "OK"}
+        assert all(cause.location.source.endswith("# blame") for cause in watched.report.faults()[0].causes)
+
     def test_what_was_patched_is_put_back(self):
         before = torch.autograd.backward, torch.optim.Optimizer.zero_grad, nn.Module.zero_grad
         with pytest.raises(KeyError), deconv_cli.watch_gradients():

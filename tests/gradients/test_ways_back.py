@@ -190,6 +190,22 @@ class TestDerivativesInTheLoss:
         assert found.faults() == []
         assert found.not_checked == ()
 
+    def test_the_last_bias_of_a_critic_with_a_gradient_penalty_is_no_fault(self):
+        class Critic(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Sequential(nn.Linear(3, 8), nn.LeakyReLU(), nn.Linear(8, 1))
+
+            def forward(self, x):
+                x = x.clone().requires_grad_()
+                (slopes,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
+                penalty = (slopes.norm(dim=1) - 1).square().mean()
+                return self.net(x[:3]).mean() - self.net(x[3:]).mean() + penalty
+
+        found = checked(Critic(), 6, 3)
+        assert verdicts(found)["net.2.bias"] == "ZERO BY CONSTRUCTION"
+        assert found.faults() == []
+
     def test_forces_that_cannot_be_differentiated_again(self):
         found = checked(Forces(create_graph=False), 5, 3, loss=lambda output: output[1].square().sum())
         assert set(verdicts(found).values()) == {"DETACHED"}

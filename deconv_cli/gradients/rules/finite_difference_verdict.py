@@ -9,6 +9,7 @@ from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.finite_differences import Comparison, Outcome, describe_factor, is_one_factor
 from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_function
+from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
 
 
 def find_ok(evidence: Evidence, name: str) -> Finding | None:
@@ -88,17 +89,27 @@ def find_wrong(evidence: Evidence, name: str) -> Finding | None:
     detail = describe_difference(evidence, name)
     if not detail or evidence.subject.written:  # the old values are back when backward runs, so that this follows
         return None
-    why = (
-        "finite differences differ, though this backward is right in isolation: check what it keeps outside of its "
-        "context."
-    )
-    suggestion = "keep tensors with ctx.save_for_backward, and compute with torch functions of saved tensors"
     functions = dict.fromkeys(call.function for call in evidence.forward.calls)
-    causes = unique_causes(
-        Cause(f"{function.__name__}.backward", location_of_backward(function), why, suggestion)
-        for function in functions
+    causes = [
+        *(_cause_of_unseen(write) for write in evidence.double.forward.writes if write.is_unseen),
+        *(Cause(f"{function.__name__}.backward", location_of_backward(function), *_OUTSIDE) for function in functions),
+    ]
+    return Finding(Verdict.WRONG, unique_causes(causes), detail)
+
+
+_OUTSIDE = (
+    "finite differences differ, though this backward is right in isolation: check what it keeps outside of its "
+    "context.",
+    "keep tensors with ctx.save_for_backward, and compute with torch functions of saved tensors",
+)
+
+
+def _cause_of_unseen(write: InPlaceWrite) -> Cause:
+    why = (
+        f"{write.operation.label} overwrites a tensor of shape {write.shape} past autograd, so backward may compute "
+        "with the new values instead of those of forward."
     )
-    return Finding(Verdict.WRONG, causes, detail)
+    return Cause(".data", write.operation.location, why, "make a new tensor instead of writing to this one")
 
 
 def describe_difference(evidence: Evidence, name: str) -> str:

@@ -129,7 +129,7 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
             Verdict.ZERO_BY_CONSTRUCTION,
             "nothing, unless the loss should also hold the quantity itself",
         )
-        why = "the loss holds only a derivative, and this parameter adds a constant, which the derivative removes."
+        why = "this parameter adds a constant, which a derivative or a difference removes."
     return Finding(verdict, (Cause("torch.autograd.grad(...)", location, why, suggestion),))
 
 

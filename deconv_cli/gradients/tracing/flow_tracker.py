@@ -260,12 +260,13 @@ class FlowTracker:
         flow = self._storages.setdefault(storage_key(tensor), Flow())
         flow.merge(inputs)
         flow.merge(self.flow_of(tensor))
-        if reachable and id(tensor) in self._past_autograd:
+        is_unseen = id(tensor) in self._past_autograd and bool(flow.sources)
+        if reachable and is_unseen:
             # Other tensors of this memory get the values without a history.
             label, location = label_of("data"), operation.location
             self._detach(flow, Detachment("data", label, location, reachable))
         self.count_write(tensor, operation.location)
-        self.trace.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
+        self.trace.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version, is_unseen))
         self.graph.record_new_nodes(tensor, operation.label, operation.location)
         if id(tensor) not in self.bits:
             self._keep(tensor, flow)

@@ -68,12 +68,14 @@ class InPlaceWrite:
     Attributes:
         node: name of the autograd node that made the tensor before, or None.
         version: count of writes, this one included.
+        is_unseen: autograd does not see the write, which goes through `.data` or `.detach()`.
     """
 
     operation: Operation
     shape: tuple[int, ...]
     node: str | None
     version: int
+    is_unseen: bool = False
 
 
 @dataclass(frozen=True, eq=False)
