@@ -15,7 +15,6 @@ from deconv_cli.errors import DeconvError, UsageError, check_type
 from deconv_cli.gradients.double_precision import DoubleEvidence, gather_double
 from deconv_cli.gradients.evidence import Evidence, is_same, repeat
 from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verdict, first_line
-from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, try_batch
@@ -104,9 +103,9 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
         general=find_all(MODEL_RULES, evidence),
         loss=float(evidence.forward.loss.detach()) if evidence.is_loss_finite else None,
         dtype=double.dtype,
-        notes=evidence.notes,
+        notes=double.notes,
         not_checked=(
-            *evidence.not_checked,
+            *double.unchecked,
             *(f"{found.name}: {found.detail}" for found in parameters if found.verdict == Verdict.NOT_CHECKED),
             *([f"leaks between samples of the batch: {doubt}"] if doubt else []),
         ),
@@ -131,10 +130,6 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
     )
 
 
-_FUNCTIONS_SHARE = 0.4
-"""Part of the time that hand-written backwards may take."""
-
-
 def collect_evidence(
     subject: Subject, stack: contextlib.ExitStack, budget: float, on_progress: Callable[[str], None]
 ) -> Evidence:
@@ -148,31 +143,12 @@ def collect_evidence(
     weight_norms, forward = _first_forward(subject, stack, on_progress)
     losses = repeat(subject, forward)
     backward = trace_backward(forward.loss, subject.trainable, is_reached=bool(forward.reached))
-    started = time.monotonic()
     is_checkable = is_same(*losses) and backward.error is None
-    wrong: list[WrongInput] = []
-    unchecked: list[str] = []
-    if is_checkable and forward.reached and forward.calls:
-        on_progress("checking hand-written backwards")
-        wrong, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget)
     magnitudes = backward.magnitudes.items() if bool(forward.loss.detach().isfinite()) else ()
     names = frozenset(name for name, found in magnitudes if found.is_finite and not found.is_zero)
-    left = budget - (time.monotonic() - started)
-    double = gather_double(subject, names, left, on_progress) if is_checkable else DoubleEvidence(forward, backward)
+    double = gather_double(subject, names, budget, on_progress) if is_checkable else DoubleEvidence(forward, backward)
     batch = _try_batch(subject, on_progress)
-    return Evidence(
-        subject=subject,
-        weight_norms=weight_norms,
-        forward=forward,
-        backward=backward,
-        losses=losses,
-        double=double,
-        wrong_inputs=tuple(wrong),
-        batch=batch,
-        budget=budget,
-        notes=double.notes,
-        not_checked=tuple(unchecked),
-    )
+    return Evidence(subject, weight_norms, forward, backward, losses, double, batch, budget)
 
 
 @contextlib.contextmanager

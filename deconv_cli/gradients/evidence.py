@@ -19,7 +19,7 @@ from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_o
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, Node, differentiate, nodes_below
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
 
 _BY_DATA = ("Gather", "Index", "MaskedSelect", "Take", "Topk")
@@ -41,7 +41,6 @@ class Evidence:
         backward: the backward pass in the model's own precision; without gradients where the loss reaches no parameter.
         double: comparison with finite differences, empty where it was not possible.
         losses: of two runs with one seed.
-        wrong_inputs: hand-written backwards with a wrong gradient.
         budget: seconds for finite differences.
     """
 
@@ -51,11 +50,8 @@ class Evidence:
     backward: BackwardTrace
     losses: tuple[float, float]
     double: DoubleEvidence
-    wrong_inputs: tuple[WrongInput, ...]
     batch: BatchIndependence
     budget: float
-    notes: tuple[str, ...]
-    not_checked: tuple[str, ...]
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -152,14 +148,10 @@ class Evidence:
         """Return how a gradient compares with finite differences, None where it was not compared."""
         return self.double.results.get(name)
 
-    def outcome(self, name: str) -> Outcome | None:
-        """Return whether a gradient agrees with finite differences, None where it was not compared."""
-        found = self.comparison(name)
-        return found.outcome if found is not None else None
-
     def differs(self, name: str) -> bool:
         """Return whether a gradient differs from finite differences."""
-        return self.outcome(name) is Outcome.DIFFERS
+        found = self.comparison(name)
+        return found is not None and found.outcome is Outcome.DIFFERS
 
     def origins_of(self, name: str, is_faulty: Callable[[Magnitude], bool]) -> list[Operation]:
         """List the operations at which the gradient of a parameter becomes faulty."""
@@ -167,7 +159,7 @@ class Evidence:
 
     def wrong_inputs_before(self, name: str) -> list[WrongInput]:
         """List the hand-written backwards whose wrong gradient reaches a parameter."""
-        return [item for item in self.wrong_inputs if name in item.parameters]
+        return [item for item in self.double.wrong_inputs if name in item.parameters]
 
     @cached_property
     def layers(self) -> dict[str, tuple[int, float]]:
@@ -208,11 +200,6 @@ def repeat(subject: Subject, forward: ForwardTrace) -> tuple[float, float]:
 def is_same(first: float, second: float) -> bool:
     """Return whether two losses are one number, or both NaN."""
     return first == second or (math.isnan(first) and math.isnan(second))
-
-
-def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
-    """List the operations at which a parameter's value became a number, a list or an array."""
-    return [use for use in forward.outside_uses if use.lost & bit]
 
 
 def loss_changes_with(subject: Subject, name: str) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,23 +31,39 @@ def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:  # noqa
         setattr(owner, name, original) if is_own else delattr(owner, name)
 
 
-@contextlib.contextmanager
-def observing_hidden_calls(observe: Callable[..., Any]) -> Iterator[None]:
-    """Hand calls that no mode of torch sees to `observe`: `apply` of any Function, `nn.Parameter` and `Variable`.
+@dataclass(frozen=True)
+class HiddenCall:
+    """A call that no mode of torch sees: `apply` of a Function (`cls`), `nn.Parameter` or `Variable`, by `name`."""
 
-    `observe` takes the class, a name, the call, its positional arguments and its keywords. A hand-written Function is
-    seen even if its `apply` was bound before.
-    """
+    cls: Any
+    name: str
+    function: Callable[..., Any]
+    args: Any
+    keywords: dict[str, Any]
+
+    @property
+    def is_function(self) -> bool:
+        """Whether this is the `apply` of a Function."""
+        return self.name.endswith(".apply")
+
+    def run(self) -> Any:  # noqa: ANN401  whatever the call gives
+        """Make the call."""
+        return self.function(*self.args, **self.keywords)
+
+
+@contextlib.contextmanager
+def observing_hidden_calls(observe: Callable[[HiddenCall], Any]) -> Iterator[None]:
+    """Hand hidden calls to `observe`, which makes them; also those of an `apply` that was bound before."""
 
     def apply(cls: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
         call = super(_SingleLevelFunction, cls).apply
-        return observe(cls, f"{cls.__name__}.apply", call, args, keywords)
+        return observe(HiddenCall(cls, f"{cls.__name__}.apply", call, args, keywords))
 
     def observed(owner: type, attribute: str, name: str) -> contextlib.AbstractContextManager[None]:
         make = getattr(owner, attribute)
 
         def watched(cls: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
-            return observe(cls, name, functools.partial(make, cls), args, keywords)
+            return observe(HiddenCall(cls, name, functools.partial(make, cls), args, keywords))
 
         return replaced(owner, attribute, watched)
 
@@ -84,23 +101,16 @@ class DetachedConstants(TorchFunctionMode):
         self._stack.close()
         self._is_recorded = self._is_recorded or error[0] is None
 
-    def _run_hidden(
-        self,
-        cls: Any,  # noqa: ANN401
-        _name: str,
-        call: Callable[..., Any],
-        args: Any,  # noqa: ANN401
-        keywords: dict[str, Any],
-    ) -> Any:  # noqa: ANN401  whatever the call gives
+    def _run_hidden(self, hidden: HiddenCall) -> Any:  # noqa: ANN401  whatever the call gives
         """Run a hand-written Function, or the content of a reentrant checkpoint, which backward runs with gradients."""
-        if not issubclass(cls, torch.autograd.Function) or not torch.is_grad_enabled():
-            return call(*args, **keywords)
-        if cls is CheckpointFunction:
-            function, _preserve, *inputs = args
+        if not hidden.is_function or not torch.is_grad_enabled():
+            return hidden.run()
+        if hidden.cls is CheckpointFunction:
+            function, _preserve, *inputs = hidden.args
             return function(*inputs)
         self._n_functions += 1
         try:
-            return call(*args, **keywords)
+            return hidden.run()
         finally:
             self._n_functions -= 1
 

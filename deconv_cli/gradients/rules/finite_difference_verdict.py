@@ -12,26 +12,18 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of
 from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
 
 
-def find_ok(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that is right."""
+def find_compared(evidence: Evidence, name: str) -> Finding:
+    """Give the verdict of finite differences on any parameter, or say why there is none."""
+    found = evidence.comparison(name)
     if name in evidence.double.minima:
         return Finding(
             Verdict.OK, detail="the gradient is zero at a minimum: the loss changes with the square of a step"
         )
-    return Finding(Verdict.OK) if evidence.outcome(name) is Outcome.AGREES else None
-
-
-def find_nondifferentiable(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter at a corner of the loss."""
-    if evidence.outcome(name) is not Outcome.KINK:
-        return None
-    detail = "the slopes on the two sides differ, and the value of autograd lies between them"
-    return Finding(Verdict.NONDIFFERENTIABLE, detail=detail)
-
-
-def find_not_checked(evidence: Evidence, name: str) -> Finding:
-    """Say for any parameter why nothing more is known about its gradient."""
-    found = evidence.comparison(name)
+    if found is not None and found.outcome is Outcome.AGREES:
+        return Finding(Verdict.OK)
+    if found is not None and found.outcome is Outcome.KINK:
+        detail = "the slopes on the two sides differ, and the value of autograd lies between them"
+        return Finding(Verdict.NONDIFFERENTIABLE, detail=detail)
     if found is None:
         reason = f"the budget of {evidence.budget:g} s was spent; give a longer one, or fewer samples"
     elif evidence.subject.written:
@@ -140,8 +132,10 @@ def find_wrong_function(evidence: Evidence, name: str) -> Finding | None:
 
 def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
     """Find wrong backwards with no parameter behind them, one finding for each line."""
-    known = {item.location for item in evidence.wrong_inputs if item.parameters or item.is_on_purpose}
-    causes = {item.location: _of_input(item) for item in reversed(evidence.wrong_inputs) if item.location not in known}
+    known = {item.location for item in evidence.double.wrong_inputs if item.parameters or item.is_on_purpose}
+    causes = {
+        item.location: _of_input(item) for item in reversed(evidence.double.wrong_inputs) if item.location not in known
+    }
     return [Finding(Verdict.WRONG, (cause,), "no parameter reaches this input") for cause in causes.values()]
 
 

@@ -107,25 +107,18 @@ class Magnitude:
     @classmethod
     def of(cls, gradients: Sequence[torch.Tensor | None]) -> Magnitude:
         """Measure several gradients together."""
-        given = [_values(gradient) for gradient in gradients if gradient is not None]
-        given = [values for values in given if values.numel()]
-        if not given:
+        given = [gradient.detach() for gradient in gradients if gradient is not None]
+        values = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in given]
+        sizes = [float(torch.linalg.vector_norm(tensor, math.inf)) for tensor in values if tensor.numel()]
+        if not sizes:
             return cls(None)
-        largest = max((_largest(values) for values in given), key=lambda one: (math.isnan(one), one))
+        largest = max(sizes, key=lambda one: (math.isnan(one), one))
         return cls(largest, math.isfinite(largest))
 
     @property
     def is_zero(self) -> bool:
         """Zero everywhere, or missing."""
         return not self.largest
-
-
-def _largest(values: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, math.inf))
-
-
-def _values(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 
 import torch
 from torch import nn
@@ -181,14 +181,12 @@ class Locator:
 def _frames_in_the_model() -> Iterator[FrameType]:
     """List the running frames up to the call of the model or the loss, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not _calls_the_model(frame.f_code):
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _SUBJECT and code.co_name in ("run", "output"):
+            return  # here the package calls the model or the loss
         yield frame
         frame = frame.f_back
-
-
-def _calls_the_model(code: CodeType) -> bool:
-    """Return whether in this frame the package calls the model or the loss."""
-    return code.co_filename == _SUBJECT and code.co_name in ("run", "output")
 
 
 def running_line() -> CodeLocation:

@@ -77,11 +77,6 @@ class Entry:
     is_library_switch: bool = False
     reads: Reads = field(default_factory=dict)
 
-    @property
-    def is_outdated(self) -> bool:
-        """Whether a weight behind it was overwritten since."""
-        return any(_stamp(weight) != stamp for weight, stamp in self.reads.values())
-
 
 class Tape(TorchFunctionMode):
     """Records every function of torch with a parameter, or a tensor made of one, among its arguments.
@@ -214,7 +209,9 @@ class Tape(TorchFunctionMode):
     def _source_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
         """Find the operation that made a tensor; a tensor without a gradient and with older weights is a constant."""
         known = self.entry_of(tensor)
-        if known is None or tensor.requires_grad or not known[1].is_outdated:
+        if known is None or tensor.requires_grad:
+            return known
+        if all(_stamp(weight) == stamp for weight, stamp in known[1].reads.values()):
             return known
         del self._known[tensor]
         return None
