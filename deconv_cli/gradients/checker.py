@@ -141,8 +141,9 @@ def collect_evidence(
         UsageError: the model cannot be run on these inputs.
     """
     weight_norms, forward = _first_forward(subject, stack, on_progress)
-    losses = repeat(subject, forward)
+    # Another forward pass may overwrite buffers that this backward pass needs.
     backward = trace_backward(forward.loss, subject.trainable, is_reached=bool(forward.reached))
+    losses = repeat(subject, forward)
     is_checkable = is_same(*losses) and backward.error is None
     magnitudes = backward.magnitudes.items() if bool(forward.loss.detach().isfinite()) else ()
     names = frozenset(name for name, found in magnitudes if found.is_finite and not found.is_zero)
@@ -195,6 +196,8 @@ def _first_forward(
         if later.parameter_writes.keys() < forward.parameter_writes.keys():
             forward = later
             stack.push(own.pop_all())
+    if subject.moving and not forward.parameter_writes:
+        forward = trace_forward(subject)
     subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.parameter_writes)
     return weight_norms, forward
 

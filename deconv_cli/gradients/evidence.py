@@ -18,8 +18,8 @@ from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, Node, differentiate, nodes_below
-from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
 
 _BY_DATA = ("Gather", "Index", "MaskedSelect", "Take", "Topk")
@@ -155,7 +155,9 @@ class Evidence:
 
     def origins_of(self, name: str, is_faulty: Callable[[Magnitude], bool]) -> list[Operation]:
         """List the operations at which the gradient of a parameter becomes faulty."""
-        return self.forward.operations(self.backward.origins(self.parameters[name], is_faulty))
+        return [
+            self.forward.graph.operation_of(node) for node in self.backward.origins(self.parameters[name], is_faulty)
+        ]
 
     def wrong_inputs_before(self, name: str) -> list[WrongInput]:
         """List the hand-written backwards whose wrong gradient reaches a parameter."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from deconv_cli.gradients.finite_differences import Comparison
 from deconv_cli.gradients.tracing.code_location import CodeLocation
@@ -294,16 +296,18 @@ def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Findi
     """Write the report as text: the summary, then each fault with its line, its reason and what to write instead."""
     blocks = [summarize(parameters, general)]
     for fault in grouped(found for found in parameters if found.is_fault):
-        blocks.append("\n".join([f"{fault.verdict}: {name_some(fault.parameters)}", *_explain(fault.causes)]))
+        blocks.append("\n".join([f"{fault.verdict}: {name_some(fault.parameters)}", *explain(fault.causes)]))
     for found in general:
-        blocks.append("\n".join([f"{found.verdict}: the model", *_explain(found.causes)]))
+        blocks.append("\n".join([f"{found.verdict}: the model", *explain(found.causes)]))
     return "\n\n".join(blocks)
 
 
-def _explain(causes: Iterable[Cause]) -> list[str]:
+def explain(causes: Iterable[Cause]) -> list[str]:
+    """Write what is at fault, why, and what to write instead; files below the current folder without it."""
     lines = []
     for cause in causes:
         source = f"    {cause.location.source}" if cause.location.source else ""
-        lines += [f"  at       {cause.location}  {cause.operation}{source}", f"  why      {cause.why}"]
+        where = str(cause.location).removeprefix(f"{Path.cwd()}{os.sep}")
+        lines += [f"  at       {where}  {cause.operation}{source}", f"  why      {cause.why}"]
         lines.append(f"  instead  {cause.suggestion}")
     return lines

@@ -14,7 +14,7 @@ from torch import nn
 from deconv_cli.gradients.nested_tensors import tensors_in, to_float64
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, differentiate
-from deconv_cli.gradients.tracing.forward_trace import Operation
+from deconv_cli.gradients.tracing.code_location import Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
 from deconv_cli.gradients.tracing.operations import ALONG_EDGES
 

@@ -33,6 +33,7 @@ class Subject:
         is_axis_given: the user named that axis; otherwise it may be time.
         parameters: by name, each once.
         written: parameters that forward itself writes to; every run restores them.
+        moving: ids of buffers that forward writes to. Every run gives forward a copy, which backward may read later.
         is_starting: runs keep all that forward writes, as in the first passes of a training.
     """
 
@@ -46,6 +47,7 @@ class Subject:
     is_axis_given: bool = False
     parameters: dict[str, nn.Parameter] = field(init=False)
     written: frozenset[str] = field(default=frozenset(), init=False)
+    moving: set[int] = field(default_factory=set, init=False)
     _held: DetachedConstants | None = field(default=None, init=False)
     _is_in_double: bool = field(default=False, init=False)
     is_starting: bool = field(default=False, init=False)
@@ -100,6 +102,9 @@ class Subject:
             ]
             data = [(self.parameters[name], self.parameters[name].data) for name in self.written]
             copies = [values.clone() for _, values in data]
+            own = {id(buffer): buffer.detach().clone() for *_, buffer, _ in kept if id(buffer) in self.moving}
+        for module, name, buffer, _ in kept:
+            module._buffers[name] = own.get(id(buffer), buffer)
         try:
             yield
         finally:
@@ -110,6 +115,8 @@ class Subject:
                     module._buffers[name] = buffer
                     if not torch.equal(buffer, values):
                         buffer.data.copy_(values)
+                        if type(buffer) is torch.Tensor and not buffer.requires_grad:
+                            self.moving.add(id(buffer))
 
     @contextlib.contextmanager
     def with_fields(self, **changed: Any) -> Iterator[None]:  # noqa: ANN401  the types of the fields

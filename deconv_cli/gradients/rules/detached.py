@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from deconv_cli.gradients.evidence import Evidence, loss_changes_with
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.rules.finite_difference_verdict import describe_difference
-from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
+from deconv_cli.gradients.tracing.forward_trace import Detachment
 from deconv_cli.gradients.tracing.operations import COMPARISONS, DETACHING, INDEX_MAKERS, OUTSIDE_USES, WRAPPING
 from deconv_cli.vocabulary import name_some
 

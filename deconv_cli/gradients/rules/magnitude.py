@@ -20,8 +20,7 @@ from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
 from deconv_cli.gradients.rules.detached import returning_none
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
-from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import Operation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
 from deconv_cli.gradients.tracing.operations import STEPS, words
 
 _SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, if the loss contains a derivative"

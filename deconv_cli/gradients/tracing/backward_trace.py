@@ -13,22 +13,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
 
 Node = Any
 """A node of autograd's graph: torch has no one class for them."""
 
 
 class AutogradGraph:
-    """The nodes of a forward pass: the line and the label of each.
+    """The nodes of a forward pass, and the operation that made each.
 
     Args:
         bits: the bit of each parameter in sets of parameters, by the id of the parameter.
     """
 
     def __init__(self, bits: dict[int, int]) -> None:
-        self.locations: dict[Node, CodeLocation] = {}
-        self.labels: dict[Node, str] = {}
+        self.operations: dict[Node, Operation] = {}
         self._bits = bits
         self._masks: dict[Node, int] = {}
 
@@ -46,22 +45,15 @@ class AutogradGraph:
         """Count parameters as reached from a node that passes gradients to them outside of the graph."""
         self._masks[node] = self.parameters_below(node) | parameters
 
-    def record_new_nodes(self, tensor: torch.Tensor, label: str, location: CodeLocation) -> None:
-        """Remember the line of the new nodes behind a tensor."""
-
-        def record(node: Node) -> None:
-            self.locations[node], self.labels[node] = location, label
-
+    def record_new_nodes(self, tensor: torch.Tensor, operation: Operation) -> None:
+        """Remember the operation that made the new nodes behind a tensor."""
         if tensor.grad_fn is not None:
-            self._reach(tensor.grad_fn, record)
+            self._reach(tensor.grad_fn, lambda node: self.operations.update({node: operation}))
 
-    def label_of(self, node: Node) -> str:
-        """Name the operation that made a node, by the class of the node if nothing saw it being made."""
-        return self.labels.get(node) or type(node).__name__.removesuffix("0").removesuffix("Backward")
-
-    def location_of(self, node: Node) -> CodeLocation:
-        """Find the line on which a node was made."""
-        return self.locations.get(node) or CodeLocation()
+    def operation_of(self, node: Node) -> Operation:
+        """Return the operation that made a node, named by the class of the node if nothing saw it being made."""
+        kind = type(node).__name__.removesuffix("0").removesuffix("Backward")
+        return self.operations.get(node) or Operation(kind, CodeLocation())
 
     def _reach(self, start: Node, visit: Callable[[Node], None]) -> int:
         """Find the leaves below a node, and visit each new node once; without recursion, since graphs are deep."""

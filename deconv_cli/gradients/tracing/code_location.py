@@ -1,4 +1,4 @@
-"""Lines of source code of operations, functions and errors."""
+"""Operations, and the lines of source code of operations, functions and errors."""
 
 from __future__ import annotations
 
@@ -56,6 +56,19 @@ class CodeLocation:
         if self.file and self.line:
             return f"{self.file}:{self.line}"
         return f"module {self.module}" if self.module else "the model"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation, as code writes it, and its line."""
+
+    label: str
+    location: CodeLocation
+
+    @property
+    def bare_name(self) -> str:
+        """The name without dots, underscores and brackets."""
+        return self.label.removesuffix("(...)").strip("_.").removesuffix("()")
 
 
 def is_user_code(file: str) -> bool:

@@ -16,13 +16,12 @@ import torch
 from deconv_cli.gradients.nested_tensors import NARROW, storage_key, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph
-from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, Operation
 from deconv_cli.gradients.tracing.forward_trace import (
     Detachment,
     Flow,
     ForwardTrace,
     InPlaceWrite,
-    Operation,
 )
 from deconv_cli.gradients.tracing.operations import (
     DETACHING,
@@ -222,7 +221,7 @@ class FlowTracker:
         return replace(step, flow=flow, reachable=step.reachable & remaining)
 
     def _record_output(self, step: _Step, output: torch.Tensor) -> None:
-        self.graph.record_new_nodes(output, step.operation.label, step.operation.location)
+        self.graph.record_new_nodes(output, step.operation)
         remaining = self.graph.parameters_of(output)
         if step.name in DETACHING and step.flow.detachments:
             self.trace.detaches_unseen = True
@@ -267,7 +266,7 @@ class FlowTracker:
             self._detach(flow, Detachment("data", label, location, reachable))
         self.count_write(tensor, operation.location)
         self.trace.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version, is_unseen))
-        self.graph.record_new_nodes(tensor, operation.label, operation.location)
+        self.graph.record_new_nodes(tensor, operation)
         if id(tensor) not in self.bits:
             self._keep(tensor, flow)
 

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph, Node
-from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
 from deconv_cli.gradients.tracing.operations import DETACHING, DETACHING_INSIDE, LossCall
-
-
-@dataclass(frozen=True)
-class Operation:
-    """An operation, as code writes it, and its line."""
-
-    label: str
-    location: CodeLocation
-
-    @property
-    def bare_name(self) -> str:
-        """The name without dots, underscores and brackets."""
-        return self.label.removesuffix("(...)").strip("_.").removesuffix("()")
 
 
 @dataclass(frozen=True)
@@ -176,7 +162,3 @@ class ForwardTrace:
     def bit(self, name: str) -> int:
         """Return the bit of a parameter."""
         return 1 << self.names.index(name)
-
-    def operations(self, nodes: Iterable[Node]) -> list[Operation]:
-        """Name the operations that made nodes of the graph."""
-        return [Operation(self.graph.label_of(node), self.graph.location_of(node)) for node in nodes]

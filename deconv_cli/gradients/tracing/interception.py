@@ -14,9 +14,9 @@ from torch.utils.checkpoint import CheckpointFunction
 from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.torch_modes import HiddenCall, observing_hidden_calls
-from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
 from deconv_cli.gradients.tracing.flow_tracker import FlowTracker
-from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall, Operation
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall
 from deconv_cli.gradients.tracing.operations import RANDOM, WATCHED, LossCall, find_misuse, label_of, plain_name
 
 
