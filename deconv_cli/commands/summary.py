@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands.console import print_note, print_table, print_warning, shown_name
 from deconv_cli.commands.progress import format_duration
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.settings import with_options
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.vocabulary import (
     counted,
     format_lambda,

@@ -192,7 +192,7 @@ def find_bounds(data: Tensor, kernel: Kernel, resolution: ResolvedInput) -> Tens
     """Find full samples, which are lower bounds, if the estimate can use bounds; `None` if there are none."""
     if resolution.ceiling is None or resolution.has_bounds is False:
         return None
-    if not kernel.layer.is_plain or not resolution.settings.takes_bounds:
+    if not kernel.layer.is_plain or not resolution.settings.predicts:
         return None
     if torch.is_grad_enabled() and (data.requires_grad or kernel.taps.requires_grad):
         return None
