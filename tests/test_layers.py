@@ -30,7 +30,7 @@ ALLOWED = {
     "noise_model": {"errors"},
     "layer_options": {"errors", "vocabulary"},
     "settings": {"errors", "vocabulary", "parts", "noise_model", "layer_options"},
-    "prompt_sentences": {"settings"},
+    "prompt_sentences": {"settings", "vocabulary"},
     "operators": BELOW_OPERATORS,
     "regularizers": BELOW_OPERATORS | {"operators"},
     "kernels": BELOW_OPERATORS | {"operators", "regularizers", "tone_curve", "gradients"},

@@ -327,6 +327,9 @@ def fingerprint_of(problem: BlockProblem, target: RegionTarget, options: BlockOp
         "resolved": repr(problem.resolved.changed),
         "target": [str(target.path), list(target.shape), target.dtype, target.axes, list(target.unit)],
         "block_size": options.block_size,
-        "extras": extras.describe(),
+        "extras": [
+            file and [str(file.path), list(file.shape), file.axes, list(file.unit)]
+            for file in (extras.error_map, extras.trust_mask)
+        ],
     }
     return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()

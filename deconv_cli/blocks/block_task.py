@@ -205,18 +205,13 @@ class BlockTask:
         return float(difference.max())
 
 
-class _Pipelines(threading.local):
-    """The pipeline of a thread, by the fingerprint of its plan: it keeps the inverse of the last block."""
-
-    def __init__(self) -> None:
-        self.by_plan: dict[str, Pipeline] = {}
-
-
-_PIPELINES = _Pipelines()
+_PIPELINES = threading.local()
+"""The pipeline of a thread, by the fingerprint of its plan: it keeps the inverse of the last block."""
 
 
 def _pipeline_of(task: BlockTask) -> Pipeline:
-    key, kept = task.plan.fingerprint, _PIPELINES.by_plan
+    kept: dict[str, Pipeline] = vars(_PIPELINES)
+    key = task.plan.fingerprint
     if key not in kept:
         kept.clear()
         kept[key] = task.problem.pipeline()

@@ -144,22 +144,15 @@ def restore_preview(problem: BlockProblem, max_memory: int, n_threads: int = 1) 
     result = problem.restore(values, data, pipeline, is_tested=True)
     diagnosis = pipeline.diagnose(result, values)
     views = pipeline.vary_lambda(result, values, problem.source.dtype)
-    pixels = _under_data(problem, data)
+    ends = [(*interval, *cut.image_of(interval), cut.shift) for cut, interval in zip(problem.cuts, data, strict=True)]
+    # The pixels of the image that lie under the data.
+    pixels = tuple((max(start - shift, first), min(stop - shift, last)) for start, stop, first, last, shift in ends)
     image = problem.crop(result.image, data, pixels).cpu()
     result = replace(result, image=image, noise_found=diagnosis.tests.noise)
     number = 0
     for part, axis in zip(tile.batch, problem.layout.batch_axes, strict=True):
         number = number * problem.layout.sizes[axis] + part.start
     return Preview(number + 1, data, pixels, values.cpu(), result, diagnosis, views)
-
-
-def _under_data(problem: BlockProblem, data: tuple[Interval, ...]) -> tuple[Interval, ...]:
-    """Find the pixels of the image that lie under the data."""
-    pixels = []
-    for cut, (start, stop) in zip(problem.cuts, data, strict=True):
-        first, last = cut.image_of((start, stop))
-        pixels.append((max(start - cut.shift, first), min(stop - cut.shift, last)))
-    return tuple(pixels)
 
 
 SMALL = 2**14

@@ -167,18 +167,18 @@ def examine_picture(
     result: Reconstruction, stored: Tensor, data: Tensor, kernel: Kernel, resolution: ResolvedInput
 ) -> Reconstruction:
     """Test the light, the range and the alignment of a picture; `data` are in light if the blur acted there."""
-    curve = resolution.tone_curve
-    if resolution.chooses_lambda and resolution.known_curve is not None:
-        found = caution_light(stored, kernel, resolution.known_curve, is_light=curve is not None)
+    curve, metadata = resolution.tone_curve, resolution.metadata
+    if resolution.chooses_lambda and metadata.tone_curve is not None and metadata.convolution is None:
+        found = caution_light(stored, kernel, metadata.tone_curve, is_light=curve is not None)
         result = replace(result, light_caution=found)
-    limits = limits_of(stored, resolution.sample_type)
+    limits = limits_of(stored, metadata.sample_type)
     if limits is not None:
         image, sigma = result.image.detach(), result.settings.noise_sigma
         clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma)
         result = replace(result, clipping=clipping)
     if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
         taps = kernel.taps[0, 0].detach().cpu()
-        sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=resolution.jpeg_table)
+        sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)
         result = replace(result, notes=(*result.notes, *sentences))
     return result
 

@@ -34,12 +34,11 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import InputKind, Size, counted, format_size
+from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, counted, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
 from deconv_cli.workflows.channels import join_channels, join_diagnoses
-from deconv_cli.workflows.estimators import BuiltInverses, build_estimator, solve
-from deconv_cli.workflows.lambda_of_data import settle_lambda
+from deconv_cli.workflows.estimators import BuiltInverses, build_estimator, settle_lambda, solve
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
 from deconv_cli.workflows.measurement import Diagnosis, diagnose, examine_picture, measure
 from deconv_cli.workflows.noise_of_data import (
@@ -50,7 +49,7 @@ from deconv_cli.workflows.noise_of_data import (
     steps_of,
     with_ceiling,
 )
-from deconv_cli.workflows.predict import error_in_samples, predict
+from deconv_cli.workflows.predict import error_in_samples, predict_by_restoring_again, predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolve_settings import (
@@ -194,11 +193,15 @@ class Pipeline:
 
         listener.begin("predicting the error")
         return_freed_memory()
-        if isinstance(estimator, PseudoInverse):
-            estimator = self._framed(estimator, data, resolution)
-            is_sparse = not estimator.operator.is_layer and kurtosis(data.detach()) > OF_POINTS
-            result = replace(result, notes=(*result.notes, *([_SPARSE] if is_sparse else [])))
-        return replace(result, predicted_error=predict(estimator, result, unbiased, resolution, step, truth))
+        least_sigma = step * ROUNDING_NOISE
+        if not isinstance(estimator, PseudoInverse):
+            curve = resolution.tone_curve
+            predicted = predict_by_restoring_again(estimator, result, unbiased, curve, least_sigma, truth)
+            return replace(result, predicted_error=predicted)
+        inverse = self._framed(estimator, data, resolution)
+        predicted = predict_for(inverse, result, unbiased.detach(), least_sigma, truth, resolution.n_pieces)
+        is_sparse = not inverse.operator.is_layer and kurtosis(data.detach()) > OF_POINTS
+        return replace(result, predicted_error=predicted, notes=(*result.notes, *([_SPARSE] if is_sparse else [])))
 
     def _restore_one_by_one(
         self,
