@@ -41,7 +41,7 @@ from deconv_cli.parts import Registry as Registry
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_extras import ExtraFiles as ExtraFiles
     from deconv_cli.blocks.block_plan import BlockOptions as BlockOptions
-    from deconv_cli.blocks.block_reconstruction import BlockReconstruction as BlockReconstruction
+    from deconv_cli.blocks.block_task import BlockReconstruction as BlockReconstruction
     from deconv_cli.blocks.invert_blocks import LargeFileOptions as LargeFileOptions
     from deconv_cli.blocks.invert_blocks import invert_blocks as invert_blocks
     from deconv_cli.chains.chain_inversion import ChainInversion as ChainInversion
@@ -99,7 +99,7 @@ __version__ = "0.2.0"
 _NAMES = {
     "blocks.block_extras": ("ExtraFiles",),
     "blocks.block_plan": ("BlockOptions",),
-    "blocks.block_reconstruction": ("BlockReconstruction",),
+    "blocks.block_task": ("BlockReconstruction",),
     "blocks.invert_blocks": ("LargeFileOptions", "invert_blocks"),
     "gradients.checker": ("check_gradients",),
     "gradients.findings": ("Cause", "Finding", "GradientReport", "Verdict"),

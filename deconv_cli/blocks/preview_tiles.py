@@ -104,10 +104,12 @@ def map_tiles(
     return [look_at(tile, StepOf(name, progress)) for tile, name in zip(tiles, names, strict=True)]
 
 
-def prediction_sides(problem: BlockProblem, max_memory: int) -> Size:
-    """Return the sides of the tiles whose error can be predicted in a memory of `max_memory` bytes."""
-    largest = MAX_SAMPLES if len(problem.data_size) > 1 else MAX_SAMPLES_OF_SIGNALS
-    affordable = largest_samples(problem, max_memory, is_tested=True) // 2  # a prediction takes more than restoring
+def tile_sides(problem: BlockProblem, max_memory: int, n_batch: int = 1, *, is_predicted: bool = False) -> Size:
+    """Return the sides of the tiles that choose, or whose error is predicted, in a memory of `max_memory` bytes."""
+    largest = MAX_SAMPLES_OF_SIGNALS if is_predicted and len(problem.data_size) == 1 else MAX_SAMPLES
+    # Choosing λ and predicting take more memory than restoring, and a solver for the whole of a tile more than for a
+    # part.
+    affordable = largest_samples(problem, max_memory, n_batch, is_tested=True) // 2
     return cube_sides(problem.data_size, max(min(largest, affordable), 1))
 
 
@@ -137,7 +139,7 @@ class Preview:
 def restore_preview(problem: BlockProblem, max_memory: int, n_threads: int = 1) -> Preview:
     """Restore the piece with the most contrast."""
     limit_threads(n_threads)
-    sides, pipeline = prediction_sides(problem, max_memory), problem.pipeline()
+    sides, pipeline = tile_sides(problem, max_memory, is_predicted=True), problem.pipeline()
     tile = find_tiles(problem, sides)[0]
     data = tile.data(sides, problem.data_size)
     values = problem.read(tile.batch, data)

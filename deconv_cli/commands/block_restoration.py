@@ -22,7 +22,7 @@ from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import as_typed, parse_size
 
 if TYPE_CHECKING:
-    from deconv_cli.blocks.block_reconstruction import BlockReconstruction
+    from deconv_cli.blocks.block_task import BlockReconstruction
     from deconv_cli.blocks.invert_blocks import BlockRun
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.region_arrays import RegionSource

@@ -22,8 +22,7 @@ from deconv_cli.vocabulary import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-    from deconv_cli.blocks.block_task import BlockTask
+    from deconv_cli.blocks.block_task import BlockReconstruction, BlockTask
     from deconv_cli.blocks.invert_blocks import BlockRun
     from deconv_cli.diagnostics.predicted_error import ExpectedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness

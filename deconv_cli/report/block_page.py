@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deconv_cli.blocks.block_grid import Interval
-from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-from deconv_cli.blocks.block_task import BlockTask
+from deconv_cli.blocks.block_task import BlockReconstruction, BlockTask
 from deconv_cli.blocks.invert_blocks import BlockRun
 from deconv_cli.blocks.preview_tiles import Preview
 from deconv_cli.diagnostics.predicted_error import PredictedError

@@ -25,7 +25,7 @@ from deconv_cli.vocabulary import (
     format_spacing,
     parse_padding,
 )
-from deconv_cli.workflows.light import RECORDED, choose_light
+from deconv_cli.workflows.arithmetic import RECORDED, choose_light
 
 SAME_SPACING = 0.01
 """Distances of samples count as equal up to this share."""
