@@ -256,8 +256,8 @@ class ReconstructionSettings(ShownInNotebook):
     def _check_layer(self) -> None:
         """Bring the options of a layer into the form of `LayerOptions`, and refuse what torch would."""
         for name in (field.name for field in fields(LayerOptions)):
-            value, plain = getattr(self, name), getattr(PLAIN, name)
-            if value is not None and (value != plain or type(value) is not type(plain)):
+            value = getattr(self, name)
+            if value is not None:
                 # Output padding is refused where it meets a layer that is not transposed, which may be known later.
                 known = PLAIN if name != "output_padding" else TRANSPOSED
                 self._set(name, getattr(replace(known, **{name: value}), name))
