@@ -18,7 +18,7 @@ from deconv_cli.io import read_image
 
 COMMANDS = ["forward", "invert"]
 NO_BLURRED_DATA = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
-"""The inputs of these tests were blurred by no kernel, and may be told so."""
+"""No kernel blurred the inputs of these tests, so they may be doubted."""
 
 
 @pytest.fixture

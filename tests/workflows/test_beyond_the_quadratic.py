@@ -1,4 +1,4 @@
-"""`deconv_cli.invert` with a constraint, a prior or counts: what it gives, what it says, and what it refuses."""
+"""`deconv_cli.invert` with a constraint, a prior or counts: its results, its notes, and its refusals."""
 
 import pytest
 import torch
