@@ -211,6 +211,11 @@ class ReconstructionSettings(ShownInNotebook):
         return names.get(self.objective, f"prior {self.objective}")
 
     @property
+    def stops_at_noise(self) -> bool:
+        """Whether an estimate without λ follows the data down to their noise, and nobody said how far."""
+        return self.objective in ("richardson-lucy", "tv") and self.iterations is None and self.weight in (None, "auto")
+
+    @property
     def has_lambda(self) -> bool:
         """Whether there is a quadratic penalty, and so a λ."""
         return self.objective in ("quadratic", "nonnegative")
