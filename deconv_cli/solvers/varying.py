@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.varying_convolution import Part, VaryingConvolution, hat_weights, parts_of
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iterative import N_ITERATIONS, IterativeInverse, RestoringPreconditioner, TorusPreconditioner
@@ -54,19 +53,12 @@ class VaryingSolver(Solver):
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=OVERLAP * symbols)
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
-        """Build the preconditioner."""
+        """Build the preconditioner; without λ nothing preconditions it."""
         check_ramps(problem)
-        return VaryingInverse(problem, rule)
+        return IterativeInverse(problem, rule, VaryingPreconditioner(problem) if problem.weight > 0 else None)
 
 
 VARYING = VaryingSolver()
-
-
-class VaryingInverse(IterativeInverse):
-    """Inverse of one problem, ready for many outputs; without λ nothing preconditions it."""
-
-    def _build_preconditioner(self) -> LinearOperator | None:
-        return VaryingPreconditioner(self.problem) if self.problem.weight > 0 else None
 
 
 class VaryingPreconditioner(RestoringPreconditioner):
