@@ -30,7 +30,6 @@ from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 from deconv_cli.solvers.square_border import SquareBorderSystem
-from deconv_cli.vocabulary import Size
 
 BYTES_PER_NUMBER = 8
 # A factorization was measured to run this many times more operations a second than an iteration does.
@@ -169,7 +168,9 @@ class DenseBorderSystem:
         taps = operator.kernel.double()
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
         self._n_channels, self._axes = len(taps), space_axes(len(places.torus))
-        self._outside = _positions_outside(places.image_size, places.torus, taps.device)
+        is_outside = torch.ones(places.torus, dtype=torch.bool, device=taps.device)
+        self._crop(is_outside).fill_(False)
+        self._outside = synchronize.places(is_outside.flatten())
         estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
         self._estimate = FrequencyBlocks(estimate)
         system = self._write_out(self._restore(channels_first(estimate)))
@@ -261,13 +262,3 @@ class DenseBorderSystem:
     def _crop(self, field: Tensor) -> Tensor:
         """View the image in a field on the torus."""
         return crop(field, (0,) * len(self._axes), self._places.image_size)
-
-
-def _positions_outside(size: Size, torus: Size, device: torch.device) -> Tensor:
-    """List the positions outside a box at the start of a torus, numbered like the entries of a flattened tensor."""
-    numbers = torch.arange(math.prod(torus), device=device).reshape(torus)
-    parts = []
-    for axis, length in enumerate(size):
-        inside = crop(numbers, (0,) * len(size), (*size[:axis], *torus[axis:]))
-        parts.append(inside.narrow(axis, length, torus[axis] - length).flatten())
-    return torch.cat(parts)
