@@ -217,22 +217,17 @@ def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: 
     preconditioner may be an iteration itself, and differ from vector to vector. The basis is orthogonalized
     twice by the classical process, which keeps it orthogonal to rounding. Arguments as for `solve_definite`.
     """
-    x = torch.zeros_like(right)
-    residual, going = right, True
+    x, residual, going = torch.zeros_like(right), right, True
     while going:
-        correction, going, has_gained = _cycle(apply, precondition, residual, watch, n_vectors)
+        correction, going = _cycle(apply, precondition, residual, watch, n_vectors)
         x = x + correction
-        if going and has_gained:
+        if going:
             residual = right - apply(x)
-        else:
-            break
     return x
 
 
-def _cycle(
-    apply: Action, precondition: Action, residual: Tensor, watch: Watch, n_vectors: int
-) -> tuple[Tensor, bool, bool]:
-    """Run one cycle; returns the correction, whether to go on, and whether it has brought the residual down."""
+def _cycle(apply: Action, precondition: Action, residual: Tensor, watch: Watch, n_vectors: int) -> tuple[Tensor, bool]:
+    """Run one cycle; returns the correction, and whether to go on: only if it has brought the residual down."""
     wide = accumulation_dtype(residual)
     n_batch, n_unknowns = residual.shape
     beta = residual.norm(dim=-1)
@@ -267,7 +262,7 @@ def _cycle(
         n += 1
         going = watch(reduced[:, n].abs())
     if n == 0:
-        return torch.zeros_like(residual), False, False
+        return torch.zeros_like(residual), False
     triangle = triangle[:, :n, :n]
     # A right-hand side that was done before the others has zeros on the diagonal, and no part in what follows.
     idle = triangle.diagonal(dim1=-2, dim2=-1) == 0
@@ -277,8 +272,7 @@ def _cycle(
     combined = torch.zeros_like(residual)
     for k, direction in enumerate(moved):
         combined.addcmul_(weights[:, k], direction)
-    has_gained = synchronize.holds_anywhere(reduced[:, n].abs() < MIN_GAIN * beta)
-    return combined, going, has_gained
+    return combined, going and synchronize.holds_anywhere(reduced[:, n].abs() < MIN_GAIN * beta)
 
 
 def _nonzero(scale: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ costs. Method phases gives one to each group of a layer that differs by its grou
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -92,9 +92,14 @@ class IterativeSolver(Solver):
         )
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
-        """Build the preconditioner."""
+        """Build the preconditioner, if there is one."""
         check_ramps(problem)
-        return IterativeInverse(problem, rule, _preconditioner(problem))
+        if problem.operator.is_layer:
+            return IterativeInverse(problem, rule)
+        if problem.weight > 0:
+            on_torus = TorusPreconditioner(problem)
+            return IterativeInverse(problem, rule, on_torus, on_torus.estimate)
+        return IterativeInverse(problem, rule, StripPreconditioner(problem) if uses_strip(problem) else None)
 
 
 ITERATIVE = IterativeSolver()
@@ -157,17 +162,28 @@ class IterativeInverse(IteratedInverse):
     solution for a tiny λ, unless the problem is known to be well-conditioned: as many iterations are left as modes that
     the border almost loses. With fewer outputs only a start from zero without a preconditioner keeps the iteration in
     the range of Aᴴ, where the solution of least norm lies.
+
+    Args:
+        problem: the problem.
+        rule: when to stop.
+        preconditioner: close to the inverse of AᴴA + μLᴴL; `None` for none.
+        estimate: restores data `(*batch, C_out, *output_size)` roughly, as the start; `None` starts from zero.
     """
 
-    def __init__(self, problem: TikhonovProblem, rule: StoppingRule, preconditioner: LinearOperator | None) -> None:
-        self.problem, self.rule, self._preconditioner = problem, rule, preconditioner
+    def __init__(
+        self,
+        problem: TikhonovProblem,
+        rule: StoppingRule,
+        preconditioner: LinearOperator | None = None,
+        estimate: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.problem, self.rule, self._preconditioner, self._estimate = problem, rule, preconditioner, estimate
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
-        if self.problem.weight == 0 or self._preconditioner is None:
+        if self._estimate is None:
             return self._solve_exactly(y, progress)
-        assert isinstance(self._preconditioner, RestoringPreconditioner)
-        start = self._better_start(y, self._preconditioner.estimate(y))
+        start = self._better_start(y, self._estimate(y))
         return self._approach(y, self.rule, self._preconditioner, progress, start)
 
     def _approach(
@@ -235,23 +251,6 @@ class IterativeInverse(IteratedInverse):
         return torch.where(as_factor(better, better, n_dims), estimate, 0)
 
 
-def _preconditioner(problem: TikhonovProblem) -> LinearOperator | None:
-    """Build what preconditions a problem, if anything; for λ > 0 it is a `RestoringPreconditioner`."""
-    if problem.operator.is_layer:
-        return None
-    if problem.weight > 0:
-        return TorusPreconditioner(problem)
-    return StripPreconditioner(problem) if uses_strip(problem) else None
-
-
-class RestoringPreconditioner(SymmetricOperator):
-    """A preconditioner that also restores data roughly, as the start of the iteration."""
-
-    @abstractmethod
-    def estimate(self, y: Tensor) -> Tensor:
-        """Restore data `y` of shape `(*batch, C_out, *output_size)`; shape `(*batch, C_in, *size)`."""
-
-
 class StripPreconditioner(SymmetricOperator):
     """(AᴴA + μ)⁻¹ for a tiny μ, by the exact solution on the strip (`strip.py`)."""
 
@@ -264,7 +263,7 @@ class StripPreconditioner(SymmetricOperator):
         return self._system.solve(None, x, GradientLog(PRECONDITIONER_RULE, norm(x, len(self.input_shape))))
 
 
-class TorusPreconditioner(RestoringPreconditioner):
+class TorusPreconditioner(SymmetricOperator):
     """`Eᵀ(KᴴK + μ|l|²)⁻¹E`: zero-pad onto a torus, divide in frequency, crop."""
 
     def __init__(self, problem: TikhonovProblem) -> None:
