@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -71,6 +72,12 @@ def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> 
 
 def name_new(written: Path, final: Path) -> None:
     """Give a written file its name, which must be new; raises `FileExistsError` where another process was first."""
+    if written.is_dir():
+        try:
+            written.rename(final)
+        except OSError as error:
+            raise FileExistsError(*error.args) if error.errno == errno.ENOTEMPTY else error from error
+        return
     try:
         os.link(written, final)
     except FileExistsError:

@@ -21,7 +21,7 @@ import numpy as np
 from deconv_cli.errors import DeconvError, FileAccessError
 from deconv_cli.io import atomic
 from deconv_cli.io.atomic import partial_path
-from deconv_cli.io.files import reason_of
+from deconv_cli.io.files import reason_of, remove
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata
 
@@ -164,7 +164,13 @@ class RegionTarget(_Array):
 
 @dataclass(frozen=True, eq=False)
 class PartialFile(RegionTarget):
-    """An array in one unfinished file of its final size and a hidden name; its writers change its samples alone."""
+    """An array in an unfinished file or folder of a hidden name; its writers change its samples alone.
+
+    Attributes:
+        metadata: of the file.
+    """
+
+    metadata: Metadata = field(default_factory=Metadata)
 
     def create(self) -> bool:
         """Make the hidden file, unless an earlier run or another process did; return whether it was there already.
@@ -176,11 +182,11 @@ class PartialFile(RegionTarget):
         with refusing_to_write(self.path):
             try:
                 self._make(own)
-                if _has_no_other_name(partial) and _is_like(partial, own, self._without_samples(own)):
+                if self._is_like(partial, own):
                     return True
-                partial.unlink(missing_ok=True)
+                remove(partial)
                 room = shutil.disk_usage(self.path.parent).free
-                if room < self.n_bytes:
+                if room < self.n_bytes and own.is_file():  # a folder of compressed chunks may take less
                     raise FileAccessError(
                         f"'{self.path}' needs {self.n_bytes} bytes, but its disk has {room} left; free some space, or "
                         "choose another disk."
@@ -189,9 +195,9 @@ class PartialFile(RegionTarget):
             except FileExistsError:
                 return True  # of several processes the first one wins, and may have written into its file already
             finally:
-                own.unlink(missing_ok=True)
+                remove(own)
             # The file is mapped, and a process that writes to a mapped file on a full disk ends.
-            if hasattr(os, "posix_fallocate"):
+            if partial.is_file() and hasattr(os, "posix_fallocate"):
                 with partial.open("rb+") as stream:
                     os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
         return False
@@ -209,23 +215,24 @@ class PartialFile(RegionTarget):
     def _make(self, own: Path) -> None:
         """Make the file, of its final size, under a name."""
 
-    @abstractmethod
+    def _is_like(self, found: Path, new: Path) -> bool:
+        """Check whether the hidden file differs from a new one in its samples alone."""
+        if not _has_no_other_name(found) or found.stat().st_size != new.stat().st_size:
+            return False
+        with found.open("rb") as one, new.open("rb") as other:
+            return all(
+                one.seek(start) == other.seek(start) and one.read(stop - start) == other.read(stop - start)
+                for start, stop in self._without_samples(new)
+            )
+
     def _without_samples(self, new: Path) -> list[tuple[int, int]]:
         """List the parts of a new file, first byte and end, that hold no samples."""
+        raise NotImplementedError
 
     @property
     def _written(self) -> Path:
         """The unfinished file, or the finished result."""
         return partial_path(self.path) if self.is_begun() else self.path
-
-
-def _is_like(found: Path, new: Path, parts: list[tuple[int, int]]) -> bool:
-    """Check whether two files are of one size and alike in some parts."""
-    with found.open("rb") as one, new.open("rb") as other:
-        return found.stat().st_size == new.stat().st_size and all(
-            one.seek(start) == other.seek(start) and one.read(stop - start) == other.read(stop - start)
-            for start, stop in parts
-        )
 
 
 def _has_no_other_name(partial: Path) -> bool:
@@ -244,7 +251,7 @@ def _remove_partial(path: Path) -> None:
     """Remove the hidden file, and files that killed processes left while they made one."""
     hidden = partial_path(path)
     for found in [hidden, *hidden.parent.glob(f"{glob.escape(hidden.name)}-*")]:
-        found.unlink(missing_ok=True)
+        remove(found)
 
 
 def put_in_place(path: Path) -> None:

@@ -33,7 +33,7 @@ HALF_WRITTEN = ".partial"
 _LAYOUT = "bioformats2raw.layout"
 """Marks a group that holds several images, called 0, 1, ..."""
 _PARTS_TO_OPEN, _MAX_CODECS = 64, 16
-_DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs", "plan.json")
+_DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs")
 """Files of an array that hold no samples."""
 FLAVOR = "ome-zarr"
 """Of `Metadata.flavor`."""
