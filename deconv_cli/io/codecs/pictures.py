@@ -20,7 +20,7 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import ALPHA_NOTE, Codec, PictureCodec, StoredImage, WriteRequest, is_opaque
+from deconv_cli.io.codec import ALPHA_NOTE, Codec, PictureCodec, StoredImage, WriteRequest, is_opaque, zeros_of
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata, PixelDensity, put_record, split_exif
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 _BYTES_PER_PIXEL = 3
+_GRAY_MODES = ("L", "LA", "1", "I", "I;16", "I;16B")
 _NEVER_CARRIED = {
     **{"XMP": "xmp", "Photoshop": "photoshop", "comment": "comment"},
     **{"PNG chunk cHRM": "chromaticity", "PNG chunk cICP": "coding"},
@@ -45,8 +46,8 @@ class PillowCodec(PictureCodec):
     """Pillow's arguments for every picture that is written."""
 
     @contextmanager
-    def opened(self, path: Path, data: bytes | None = None) -> Iterator[ImageFile]:
-        """Open a picture, or `data` in its place, and decode it once its size has been checked; refuse animations."""
+    def opened(self, path: Path, data: bytes | None = None, *, decodes: bool = True) -> Iterator[ImageFile]:
+        """Open a picture, or `data` in its place; check its size, then decode it; refuse animations."""
         n_bytes = path.stat().st_size
         limits.check_budget(path, n_bytes)
         module, kind = self.plugin
@@ -60,13 +61,20 @@ class PillowCodec(PictureCodec):
                     f"'{path}' should be one picture, but is an animation of {n_frames} frames; export the frames as "
                     "a TIFF stack."
                 )
-            image.load()
+            if decodes:
+                image.load()
             yield image
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read a picture."""
         with self.opened(path) as image:
             return _stored(image, *_plain_samples(path, image))
+
+    def read_header(self, path: Path) -> StoredImage:
+        """Read the metadata before the samples, where deconv writes its record."""
+        with self.opened(path, decodes=False) as image:
+            size = (image.height, image.width)
+            return _stored(image, zeros_of(size if image.mode in _GRAY_MODES else (*size, 3), "uint8"), ())
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a picture."""
@@ -99,14 +107,9 @@ def _stored(
     image: Image,
     samples: Array,
     notes: tuple[str, ...],
-    record: dict[str, Any] | None = None,
     native: dict[str, Any] | None = None,
 ) -> StoredImage:
-    """Add the metadata of an opened picture to its samples and notes.
-
-    The record of the run that wrote it is sought in the EXIF block if it is `None`; `native` is metadata of the format
-    alone.
-    """
+    """Add the metadata of an opened picture to its samples and notes; `native` is metadata of the format alone."""
     block, orientation, inside = split_exif(image.info.get("exif"))
     return StoredImage(
         samples=samples,
@@ -118,7 +121,7 @@ def _stored(
             native=native or {},
             unsupported=tuple(name for name, key in _NEVER_CARRIED.items() if image.info.get(key)),
         ),
-        record=record or inside,
+        record=records.decode_record(image.info.get(records.KEYWORD)) or inside,
         orientation=orientation,
         notes=notes,
     )
@@ -282,14 +285,13 @@ class Png(PillowCodec):
             if color_type == 0 and bit_depth in (2, 4):
                 notes = (*notes, f"{bit_depth}-bit gray was read as 0 to 255")
             texts = {str(keyword): str(text) for keyword, text in getattr(image, "text", {}).items()}
-            record = records.decode_record(texts.pop(records.KEYWORD, None))
-            native: dict[str, Any] = {_TEXT + keyword: text for keyword, text in texts.items()}
+            native: dict[str, Any] = {_TEXT + name: text for name, text in texts.items() if name != records.KEYWORD}
             if "gamma" in image.info:
                 native[_CHUNK + "gAMA"] = struct.pack(">I", round(100_000 * image.info["gamma"]))
             if "srgb" in image.info:
                 native[_CHUNK + "sRGB"] = bytes([image.info["srgb"]])
             image.info["coding"] = has_coding
-            return _stored(image, samples, notes, record, native)
+            return _stored(image, samples, notes, native)
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a picture: the samples by imagecodecs, everything else by Pillow around a single pixel."""
