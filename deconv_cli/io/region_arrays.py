@@ -114,68 +114,26 @@ class RegionSource(_Array):
 class RegionTarget(_Array):
     """An array whose parts are written in any order, also more than once, and that can be read when it is complete.
 
-    Until `finish` no program can read `path` as a whole result. A target can be sent to other processes. Two writers
-    never share a unit if each writes whole units.
+    Until `finish` it is an unfinished file or folder of a hidden name, and there is no result at `path`.
+    A target can be sent to other processes. Two writers never share a unit if each writes whole units.
 
     Attributes:
         unit: samples along each axis that are written together, or not at all: the chunk or shard of the format.
         notes: on metadata that could not be carried over from the source, and on axes that were renamed.
+        metadata: of the file.
     """
 
     unit: tuple[int, ...]
     notes: tuple[str, ...] = ()
-
-    @abstractmethod
-    def create(self) -> bool:
-        """Allocate the result beside `path`, unless it is allocated already; return whether it was.
-
-        An allocation that differs in more than its samples is replaced.
-
-        Raises:
-            FileAccessError: no permission, or the disk has too little room.
-        """
-
-    @abstractmethod
-    def is_begun(self) -> bool:
-        """Check whether the result is allocated, and not finished yet."""
-
-    @abstractmethod
-    def write(self, region: Region, samples: Array) -> None:
-        """Write a part that covers whole units, or ends with the array, once or again. Raises `FileAccessError`."""
-
-    @abstractmethod
-    def read(self, region: Region) -> Array:
-        """Read a part of the unfinished or finished result; raises `DeconvError` if it is damaged."""
-
-    def check_units(self, region: Region) -> None:
-        """Raise `ValueError` for parts of units: two writers of one unit would overwrite each other's samples."""
-        axes = zip(region, self.unit, self.shape, strict=True)
-        if any(part.start % unit or (part.stop % unit and part.stop != size) for part, unit, size in axes):
-            raise ValueError(f"parts of '{self.path}' cover whole units of {self.unit}, but {region} does not")
-
-    @abstractmethod
-    def finish(self, record: dict[str, Any]) -> None:
-        """Put the whole result at `path`, with the record of the run; all parts are there. Raises `FileAccessError`."""
-
-    @abstractmethod
-    def discard(self) -> None:
-        """Remove the allocation, if there is one."""
-
-
-@dataclass(frozen=True, eq=False)
-class PartialFile(RegionTarget):
-    """An array in an unfinished file or folder of a hidden name; its writers change its samples alone.
-
-    Attributes:
-        metadata: of the file.
-    """
-
     metadata: Metadata = field(default_factory=Metadata)
 
     def create(self) -> bool:
         """Make the hidden file, unless an earlier run or another process did; return whether it was there already.
 
         A hidden file that differs from a new one in more than its samples is replaced, and so is a link or a pipe.
+
+        Raises:
+            FileAccessError: no permission, or the disk has too little room.
         """
         partial = partial_path(self.path)
         own = partial.with_name(f"{partial.name}-{secrets.token_hex(4)}")
@@ -203,13 +161,31 @@ class PartialFile(RegionTarget):
         return False
 
     def is_begun(self) -> bool:
-        """Look for the hidden file."""
+        """Check whether the hidden file is there, so that the result is not finished yet."""
         return partial_path(self.path).exists()
 
     def discard(self) -> None:
         """Remove the hidden file."""
         with refusing_to_write(self.path):
             _remove_partial(self.path)
+
+    @abstractmethod
+    def write(self, region: Region, samples: Array) -> None:
+        """Write a part that covers whole units, or ends with the array, once or again. Raises `FileAccessError`."""
+
+    @abstractmethod
+    def read(self, region: Region) -> Array:
+        """Read a part of the unfinished or finished result; raises `DeconvError` if it is damaged."""
+
+    def check_units(self, region: Region) -> None:
+        """Raise `ValueError` for parts of units: two writers of one unit would overwrite each other's samples."""
+        axes = zip(region, self.unit, self.shape, strict=True)
+        if any(part.start % unit or (part.stop % unit and part.stop != size) for part, unit, size in axes):
+            raise ValueError(f"parts of '{self.path}' cover whole units of {self.unit}, but {region} does not")
+
+    @abstractmethod
+    def finish(self, record: dict[str, Any]) -> None:
+        """Put the whole result at `path`, with the record of the run; all parts are there. Raises `FileAccessError`."""
 
     @abstractmethod
     def _make(self, own: Path) -> None:

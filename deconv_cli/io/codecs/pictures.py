@@ -85,7 +85,12 @@ class PillowCodec(PictureCodec):
 
     def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
         """List Pillow's arguments for the metadata of a picture, and for the record of the run."""
-        return _save_options(image.metadata)
+        known = image.metadata
+        options: dict[str, Any] = {"icc_profile": known.icc_profile, "exif": known.exif}
+        if known.density:
+            per_inch = known.density.per("inch")
+            options["dpi"] = (float(per_inch.x), float(per_inch.y))
+        return {name: value for name, value in options.items() if value}
 
 
 def _plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
@@ -132,15 +137,6 @@ def _density(dpi: Any) -> PixelDensity | None:  # noqa: ANN401
         return None
     x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
     return PixelDensity(x, y, "inch") if x and y else None
-
-
-def _save_options(known: Metadata) -> dict[str, Any]:
-    """List Pillow's arguments for the metadata that all these formats share."""
-    options: dict[str, Any] = {"icc_profile": known.icc_profile, "exif": known.exif}
-    if known.density:
-        per_inch = known.density.per("inch")
-        options["dpi"] = (float(per_inch.x), float(per_inch.y))
-    return {name: value for name, value in options.items() if value}
 
 
 class Bmp(PillowCodec):
@@ -307,7 +303,7 @@ class Png(PillowCodec):
             else:
                 info.add_itxt(name.removeprefix(_TEXT), str(content), zip=len(str(content)) > _LONG_TEXT)
         stream = io.BytesIO()
-        Image.new("L", (1, 1)).save(stream, "PNG", pnginfo=info, **_save_options(image.metadata))
+        Image.new("L", (1, 1)).save(stream, "PNG", pnginfo=info, **self.metadata_arguments(image))
         described, encoded = stream.getvalue(), imagecodecs.png_encode(np.array(image.samples, order="C"))
         between = described[_END_OF_HEADER : described.rindex(b"IDAT") - 4]
         path.write_bytes(encoded[:_END_OF_HEADER] + between + encoded[_END_OF_HEADER:])

@@ -23,9 +23,9 @@ from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import Array
 from deconv_cli.io.limits import allowing, memory_budget
 from deconv_cli.io.region_arrays import (
-    PartialFile,
     Region,
     RegionSource,
+    RegionTarget,
     overlap,
     put_in_place,
     refusing_to_write,
@@ -181,7 +181,7 @@ class TiffSource(RegionSource):
 
 
 @dataclass(frozen=True, eq=False)
-class TiffTarget(PartialFile):
+class TiffTarget(RegionTarget):
     """A plain or OME file in the making: BigTIFF of its final size, which any process writes whole tiles into."""
 
     def _make(self, own: Path) -> None:

@@ -38,7 +38,6 @@ from deconv_cli.io.files import FOLDER, list_members, read_member, refusing_dama
 from deconv_cli.io.layout import Array, Layout, rename_batch, working_bytes
 from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.region_arrays import (
-    PartialFile,
     Region,
     RegionSource,
     RegionTarget,
@@ -221,7 +220,7 @@ def _each_unit(array: Any) -> Iterator[tuple[slice, ...]]:  # noqa: ANN401 (a za
 
 
 @dataclass(frozen=True, eq=False)
-class ZarrTarget(PartialFile):
+class ZarrTarget(RegionTarget):
     """An unfinished Zarr, in a folder of a hidden name; it gets its metadata last."""
 
     def _make(self, own: Path) -> None:
