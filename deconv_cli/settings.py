@@ -219,6 +219,11 @@ class ReconstructionSettings(ShownInNotebook):
         return self.objective in ("quadratic", "photo")
 
     @property
+    def stops_at_noise(self) -> bool:
+        """Whether an estimate without λ follows the data down to their noise, and nobody said how far."""
+        return self.objective in ("richardson-lucy", "tv") and self.iterations is None and self.weight in (None, "auto")
+
+    @property
     def has_lambda(self) -> bool:
         """Whether there is a quadratic penalty, and so a λ."""
         return self.objective in ("quadratic", "nonnegative")

@@ -226,6 +226,9 @@ def format_lambda(lam: float | tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in (lam if isinstance(lam, tuple) else (lam,)))
 
 
+SCHEMA = 2
+"""Version of every JSON document and record; it changes where a name or a meaning changes that was released."""
+
 LONG = 64
 """Taps along an axis above which a kernel larger than the data is refused; shorter ones cost no time."""
 

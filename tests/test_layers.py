@@ -334,7 +334,7 @@ MAX_PARAMETERS = 8
 
 
 def long_signatures(folder: Path) -> list[str]:
-    """Name every function with too many parameters, but for entry points and commands, whose options they are."""
+    """Name every function with too many parameters, except entry points and commands, whose options they are."""
     found = []
     for module in read_package(folder).values():
         for node in ast.walk(module.tree):

@@ -23,7 +23,7 @@ from deconv_cli.commands.kernel_output import (
 )
 from deconv_cli.commands.option_groups import KERNEL_OPTION, KernelOptions, option
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Light, check_name
+from deconv_cli.vocabulary import SCHEMA, Light, check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ def estimate(
     chosen = light_of(image, light)
     found = estimate_kernel_of(image, chosen, family or ())
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "kernel estimate",
         "input": str(photo),
         "light": chosen.reason,
@@ -174,7 +174,7 @@ def align(
         jpeg_table=image.jpeg_table,
     )
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "kernel align",
         "input": str(photo),
         "kernel_file": ", ".join(map(str, kernel)),

@@ -190,9 +190,12 @@ and more iterations made it a little brighter for as much more time."""
 
 def find_bounds(data: Tensor, kernel: Kernel, resolution: ResolvedInput) -> Tensor | None:
     """Find full samples, which are lower bounds, if the estimate can use bounds; `None` if there are none."""
-    if resolution.ceiling is None or resolution.has_bounds is False:
-        return None
-    if not kernel.layer.is_plain or not resolution.settings.takes_bounds:
+    return find_full(data, kernel, resolution) if resolution.settings.takes_bounds else None
+
+
+def find_full(data: Tensor, kernel: Kernel, resolution: ResolvedInput) -> Tensor | None:
+    """Find full samples, whether or not the estimate can use bounds; `None` if there are none."""
+    if resolution.ceiling is None or resolution.has_bounds is False or not kernel.layer.is_plain:
         return None
     if torch.is_grad_enabled() and (data.requires_grad or kernel.taps.requires_grad):
         return None

@@ -294,7 +294,7 @@ def test_a_link_in_place_of_the_notes_is_not_followed(begun, tmp_path):
 
 
 class Ended(BaseException):
-    """In the place of SIGKILL: once it was raised, nothing changes the disk any more, whatever cleans up."""
+    """Simulate SIGKILL: once it was raised, nothing changes the disk any more, whatever cleans up."""
 
 
 @dataclass

@@ -69,7 +69,7 @@ def test_the_spectrum_of_smoothed_noise_is_found(scene, name):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_noise_goes_on_at_its_level_where_the_scene_hides_it(scene, name):
-    """Rounded coefficients err alike where they are strong, and by no more than themselves where they are weak."""
+    """Rounded coefficients err alike where they are strong, and by at most their own size where they are weak."""
     rounded = NoiseModel(2.0, tuple(min(1.0, math.exp(-8 * (f - 0.22))) for f in FREQUENCIES))
     y, taps = blurred(scene, KERNELS[name], rounded)
     found = noise_of(y[None], taps[None, None])
@@ -138,7 +138,7 @@ def test_the_choice_of_lambda_sees_through_smoothed_noise(scene, name):
     ("white", "lambda_rule", "taken"), [(255, None, "whiteness"), (255, "gcv", "gcv"), (65535, None, "gcv")]
 )
 def test_where_cross_validation_fails_on_rounded_light_the_whitest_residual_decides(scene, white, lambda_rule, taken):
-    """The noise is smoothed, and taken for white; judged by the error of the blurred picture itself."""
+    """The noise is smoothed, but treated as white; judged by the error of the blurred picture itself."""
     smoothed = NoiseModel(2.0, tuple(2 / (1 + (f / 0.25) ** 4) + 0.1 for f in FREQUENCIES))
     y, taps = blurred(scene, KERNELS["gaussian:1.8"], smoothed)
     y, middle = y[:, :112, :112], slice(len(taps) // 2, len(taps) // 2 + 112)

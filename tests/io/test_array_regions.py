@@ -1,4 +1,4 @@
-"""Arrays in .npy files by parts; nothing half-written goes by the name of a result."""
+"""Arrays in .npy files by parts; nothing half-written has the name of a result."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_parts_in_any_order_make_the_file_that_numpy_makes(tmp_path, rng):
     for plane in (2, 0, 3, 1, 0):
         region = (slice(plane, plane + 1), slice(0, 5), slice(0, 9))
         target.write(region, samples[region])
-        target.create()  # keeps what is there
+        target.create()  # keeps the existing data
         assert not target.path.exists()
     target.finish({"command": "invert"})
     assert np.array_equal(np.load(target.path), samples)
