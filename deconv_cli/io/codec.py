@@ -191,9 +191,15 @@ class Codec(ABC):
     def describe_result(self, request: WriteRequest, layout: Layout, metadata: Metadata) -> StoredImage:
         """Describe a result before it is computed: its axes, its metadata, and notes on both; its samples are zeros."""
         layout, axes, notes = self.order_axes(request, layout)
-        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, metadata)
-        kept, lost = self.choose_metadata(request, image)
-        return replace(image, metadata=kept, notes=(*notes, *not_carried(lost)))
+        return self.with_metadata(
+            request, StoredImage(zeros_of(layout.sizes, request.dtype), axes, notes=notes), metadata
+        )
+
+    def with_metadata(self, request: WriteRequest, image: StoredImage, metadata: Metadata) -> StoredImage:
+        """Add the metadata that the file can hold to an image, and a note on all other fields."""
+        kept, lost = self.choose_metadata(request, replace(image, metadata=metadata))
+        notes = (f"not carried over: {', '.join(dict.fromkeys(lost))}",) if lost else ()
+        return replace(image, metadata=kept, notes=(*image.notes, *notes))
 
     def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
         """Choose the part of the record of a run that goes into the file: all of it, but no absolute paths."""
@@ -287,11 +293,6 @@ class PictureCodec(Codec):
         if kept.density and not kept.density.unit:
             kept, lost = replace(kept, density=None), [*lost, "resolution"]
         return kept, lost
-
-
-def not_carried(lost: list[str]) -> tuple[str, ...]:
-    """Note which metadata could not be carried over, if any."""
-    return (f"not carried over: {', '.join(dict.fromkeys(lost))}",) if lost else ()
 
 
 def from_images(layout: Layout, samples: Array) -> Array:
