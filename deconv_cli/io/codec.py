@@ -48,10 +48,6 @@ class StoredImage:
     jpeg_table: tuple[int, ...] | None = None
     """The 64 divisors of a JPEG's luma coefficients, row by row from the lowest frequency."""
 
-    def noting(self, *notes: str) -> StoredImage:
-        """Add notes."""
-        return replace(self, notes=(*self.notes, *notes))
-
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape as stored."""
@@ -95,11 +91,6 @@ class WriteRequest:
     from_picture: bool
     flavor: str
     """`Metadata.flavor` of that image."""
-
-    @property
-    def same_channels(self) -> bool:
-        """True where the result has as many channels as the source."""
-        return self.n_channels == self.layout.n_channels
 
     def layout_of_result(self, n_channels: int, size: Sequence[int]) -> Layout:
         """Compute the layout of a result of `n_channels` and this size in space, in the order of the source."""
@@ -174,7 +165,7 @@ class Codec(ABC):
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata of an image that the file can hold; return the names of all other fields, too."""
         kept, lost = image.metadata, list(image.metadata.unsupported)
-        if not request.same_channels:
+        if request.n_channels != request.layout.n_channels:
             lost += ["ICC profile (it is for other channels)"] if kept.icc_profile else []
             lost += ["channel names"] if kept.channel_names else []
             lost += kept.native_of_channels

@@ -349,7 +349,8 @@ def test_at_whatever_step_a_run_is_ended_the_next_one_comes_to_the_same(folder, 
         with contextlib.suppress(BlocksCompleteError):
             planned(folder, KERNEL, predict=True, resume=True, **files).finish(SerialScheduler(), describe)
         assert [content_of(path) for path in outputs] == expected, n_steps
-        assert names_in(folder) == there, n_steps
+        left = [name for name in names_in(folder) if not name.startswith(".deconv-")]  # such a file may stay
+        assert left == there, n_steps
     assert n_steps > 20
 
 

@@ -224,11 +224,11 @@ class Jpeg(ExifCodec):
             raise ValueError(f"it has {n_scans} scans, but a normal file has about ten")  # each takes time
         # The decoder invents rows that are missing before the end marker. Without that marker it asks for more bytes.
         with self.opened(path, data[:end] + _LOOKAHEAD if n_scans == 1 and end < len(data) else data) as image:
-            stored = _stored(image, *_plain_samples(path, image))
+            samples, notes = _plain_samples(path, image)
             tables: dict[int, list[int]] = getattr(image, "quantization", {})
             if "mp" in image.info:
-                stored = stored.noting("the file holds more pictures after the first, which were not read")
-            return replace(stored, jpeg_table=tuple(tables[min(tables)]) if tables else None)
+                notes += ("the file holds more pictures after the first, which were not read",)
+            return replace(_stored(image, samples, notes), jpeg_table=tuple(tables[min(tables)]) if tables else None)
 
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; some are too large for the format."""

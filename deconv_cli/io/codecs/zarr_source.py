@@ -271,10 +271,6 @@ def _density(scale: dict[str, float], units: dict[str, str]) -> tuple[PixelDensi
     unknown = sorted({units[letter] for letter in space if units[letter] not in UNITS and units[letter]})
     if unknown or len({bool(units[letter]) for letter in space}) > 1:
         return None, (f"OME-Zarr scale in {', '.join(unknown) or 'mixed units'}",)
-    sizes = {a: Fraction(str(scale[a])) * (_in_unit(units[a], unit) if unit else 1) for a in space}
+    lengths = {a: METERS[UNITS[units[a]]] / METERS[unit] if unit else 1 for a in space}
+    sizes = {a: Fraction(str(scale[a])) * length for a, length in lengths.items()}
     return PixelDensity(1 / sizes["X"], 1 / sizes["Y"], unit, sizes.get("Z")), ()
-
-
-def _in_unit(name: str, unit: str) -> Fraction:
-    """Convert a unit of OME-Zarr to a unit of a resolution."""
-    return METERS[UNITS[name]] / METERS[unit]
