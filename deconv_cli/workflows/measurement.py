@@ -291,7 +291,7 @@ def equivalent_convolution(
     """
     if not isinstance(operator, LayerConvolution):
         return operator.kernel, data, estimate, residual, False
-    axes, options = operator.layer_geometry.grid_axes, operator.options
+    axes, options = operator.geometry.grid_axes, operator.options
     part, n_dims = whole_layer(axes), len(operator.input_shape)
     of_groups = [of.unflatten(-n_dims, (options.groups, -1)) for of in (data, residual, estimate)]
     squares = of_groups[1].square().movedim(-n_dims - 1, 0).flatten(1).sum(-1)
@@ -299,9 +299,9 @@ def equivalent_convolution(
     outputs, left, images = (of.select(-n_dims - 1, group) for of in of_groups)
     taps = rearranged_taps(operator.kernel, axes, options.groups, on_torus=True)
     if options.transposed:
-        taps, outputs, left = transposed_taps(taps), part.take_fine(outputs), part.take_fine(left)
+        taps, outputs, left = transposed_taps(taps), part.take(outputs), part.take(left)
     else:
-        images = part.take_fine(images)
+        images = part.take(images)
     return taps[group], outputs, images, left, any(axis.stride > 1 for axis in axes)
 
 
