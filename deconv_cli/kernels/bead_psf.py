@@ -93,7 +93,8 @@ def clipped_mean(values: Tensor) -> tuple[float, float]:
 
 def kurtosis(samples: Tensor) -> float:
     """Compute the fourth central moment over the square of the second: large if few bright points hold the light."""
-    squares = (samples.double() - samples.double().mean()).square()
+    wide = samples.double()
+    squares = (wide - wide.mean()).square_()
     return synchronize.as_number(squares.square().mean() / squares.mean().square().clamp_min(1e-300))
 
 

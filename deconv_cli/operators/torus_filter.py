@@ -58,11 +58,12 @@ class TorusFilter:
     def transform(self, shape: tuple[int, int], fill: Fill, n_planes: int | None = None) -> Tensor:
         """Transform a field of `(B, C)` images and channels, which `fill` writes, along all axes but the first.
 
-        The field is zero beyond `n_planes`, by default all. The spectrum has the shape `(B, C, n_planes, …, Nn // 2 +
-        1)`.
+        The field is zero beyond `n_planes`, by default all. The spectrum has the shape `(B, C, N1, …, Nn // 2 + 1)`.
         """
         n_planes = self.torus[0] if n_planes is None else n_planes
-        spectrum = self.like.new_empty(*shape, n_planes, *self._half[1:], dtype=self.like.dtype.to_complex())
+        # With the planes of zeros: the transform along the first axis would copy every part to append them.
+        spectrum = self.like.new_empty(*shape, *self._half, dtype=self.like.dtype.to_complex())
+        spectrum[:, :, n_planes:] = 0
         for planes in self._planes_up_to(n_planes):
             field = self.like.new_zeros(*shape, planes.stop - planes.start, *self.torus[1:])
             fill(field, planes)
@@ -85,7 +86,7 @@ class TorusFilter:
         n_channels = spectrum.shape[1] if n_channels is None else n_channels
         n_planes = self.torus[0] if n_planes is None else n_planes
         result = spectrum
-        if n_channels != spectrum.shape[1] or n_planes > spectrum.shape[2]:
+        if n_channels != spectrum.shape[1]:
             result = spectrum.new_empty(len(spectrum), n_channels, n_planes, *self._half[1:])
         for number, part in enumerate(self.parts):
             columns = self._columns(spectrum, part)
@@ -94,7 +95,7 @@ class TorusFilter:
         return result
 
     def _columns(self, spectrum: Tensor, part: slice) -> Tensor:
-        return torch.fft.fft(spectrum[:, :, :, part], n=self.torus[0], dim=2)
+        return torch.fft.fft(spectrum[:, :, :, part], dim=2)
 
     def squares(self, spectrum: Tensor, apply: Filter) -> Tensor:
         """Add up the squares of the field that a filter makes from the result of `transform`, shape `(B,)`."""
