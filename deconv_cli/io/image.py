@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.errors import DeconvError, MalformedInputError, UsageError
+from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec, StoredImage, codec_of_content, suffix_note
 from deconv_cli.io.files import open_source, read_head, refusing_damage
@@ -128,7 +128,7 @@ class ImageFile:
                 tensor.
 
         Raises:
-            UsageError: the image lacks one of these axes.
+            ShapeError: the image lacks one of these axes.
         """
         if dimensions == self.dimensions and n_space in (None, dimensions):
             return self
@@ -141,7 +141,7 @@ class ImageFile:
         """Name the axes so that all of space is among them; return a note on guesses, too."""
         space, axes = SPACE[-dimensions:], self.axes
         if dimensions == 1 and self.is_picture:
-            raise UsageError(
+            raise ShapeError(
                 f"the kernel has 1 axis, like the kernel of a signal, but '{self.path}' is a picture; give a kernel "
                 "with two axes, for instance of shape (1, k) for a blur along the rows."
             )
@@ -159,7 +159,7 @@ class ImageFile:
             advice, n_named = f'choose axes="{letters}" if this is wrong', len(self.axes.replace("S", ""))
             if n_named < dimensions:
                 advice = f"give a kernel with {counted(n_named, 'axis', 'axes')}"
-            raise UsageError(
+            raise ShapeError(
                 f"the kernel spans {spans} ({space}), but the image '{self.path}' of shape {self.shape} has axes "
                 f"{self.axes}; {advice}."
             )

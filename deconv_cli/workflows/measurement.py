@@ -37,7 +37,8 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import WHITES, limits_of
-from deconv_cli.vocabulary import InputKind, format_percent
+from deconv_cli.vocabulary import InputKind, format_percent, format_size
+from deconv_cli.workflows import trust
 from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.arithmetic import caution_light
 from deconv_cli.workflows.noise_of_data import find_full, find_noise
@@ -112,6 +113,10 @@ def measure(
         lambda_choice=choice,
         notes=(*resolution.notes, *_notes(estimator, settings, bounds)),
     )
+    size = tuple(detached.shape[-kernel.n_axes :])
+    if any(k > n for k, n in zip(kernel.size, size, strict=True)):
+        larger = f"the kernel of {format_size(kernel.size)} taps is larger than the data of {format_size(size)}"
+        result = replace(result, scale=replace(result.scale, larger_kernel=larger))
     if not resolution.is_tested:
         return result
     faded = FadedImages.of(arranged, kernel.n_axes)
@@ -211,7 +216,9 @@ def examine_picture(
     if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
         taps = kernel.taps[0, 0].detach().cpu()
         sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)
-        result = replace(result, notes=(*result.notes, *sentences))
+        # Under a kernel of another size neither light is whiter for its own sake.
+        caution = None if sentences else result.light_caution
+        result = replace(result, notes=(*result.notes, *sentences), light_caution=caution)
     return result
 
 
