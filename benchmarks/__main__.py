@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def answer(question: str, scale: Scale) -> dict[str, Figures]:
-    """Measure all cases of one question, one after the other."""
+    """Measure all cases of one question in turn."""
     outcomes = {}
     for case in QUESTIONS[question].cases(scale):
         print(f"{question}: {case.name} …", end=" ", flush=True)

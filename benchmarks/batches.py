@@ -1,7 +1,7 @@
 """What does a folder of frames cost beyond the arithmetic: reading, tests, hashes, writing that is checked?
 
-The solver by itself, on frames that are in memory already, against `deconv invert` on their files as a whole, from its
-start to its end, and against a process for each file.
+Compare the solver alone, on frames in memory, with `deconv invert` on all their files, from start to end, and with one
+process for each file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class StepTimer(ProgressListener):
         self._step, self._since = "", time.perf_counter()
 
     def begin(self, step: str, *, goal: float | None = None, limit: int = 0) -> None:
-        """End the step at hand, and begin another."""
+        """End the current step, and begin another."""
         del goal, limit
         now = time.perf_counter()
         self.seconds[self._step] += now - self._since

@@ -2,8 +2,8 @@
 
 Photographs that come with scikit-image are blurred by six kernels as parts of larger scenes, noised and rounded to 256
 levels, so that no method inverts the model that made them. The filters of scikit-image are given the best λ by the
-truth, and mirrored or tapered edges; this package sees the data alone. Its predicted error is held against the real one
-in three bands by distance from the edge.
+truth, and mirrored or tapered edges; this package sees the data alone. Its predicted error is compared with the real
+one in three bands by distance from the edge.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _error_ratio(bands: Sequence[ErrorBand], low: int, high: int) -> float:
 
 
 def _share_within(ratios: Sequence[float]) -> float:
-    """Tell what part of the predictions is within the tolerance of the real error."""
+    """Compute the share of the predictions within the tolerance of the real error."""
     return sum(abs(ratio - 1) <= ERROR_TOLERANCE for ratio in ratios) / len(ratios)
 
 

@@ -2,8 +2,8 @@
 
 Photographs that come with scikit-image and matplotlib are blurred by four kernels as parts of larger scenes, noised at
 one of four levels, compressed at one of three qualities, and read again. Levels and qualities take turns, so that 48
-files of the 576 that all of them would make are measured, with each level 12 times and each quality 16 times. What the
-automatic choice loses to the best λ by the truth stands beside what it loses where the noise is taken for white. The
+files of the 576 that all of them would make are measured, with each level 12 times and each quality 16 times. The
+report shows the loss of the automatic λ against the best one by the truth, and with white noise assumed. The
 total variation, which takes a hundred times as long, is tried for one kernel of each photograph, with the levels in
 turn. Constants of this package were set on other photographs.
 """
@@ -75,7 +75,7 @@ def restored(name: str, number: int, size: int) -> Figures:
 
 
 def _of_lambda(y: Tensor, taps: Tensor, truth: Tensor) -> Figures:
-    """Measure what the automatic λ loses to the best one, and how far the predicted error is right."""
+    """Measure the loss of the automatic λ against the best one, and the accuracy of the predicted error."""
     best = _best(y, taps, truth)
     figures: Figures = {"best": best}
     for way in WAYS:

@@ -19,7 +19,7 @@ from benchmarks.printing import Report, Target, column, memory, number, ratio, s
 from deconv_cli.vocabulary import parse_memory
 
 ROOM = 300 * 10**6
-"""What a run may take beside the memory that it is given: the interpreter, and the code of torch."""
+"""Memory that a run may use in addition to its limit: the interpreter, and the code of torch."""
 LIMIT = 1.5
 """The time of a sample, in that of the whole in memory."""
 

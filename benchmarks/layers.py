@@ -3,8 +3,7 @@
 LSQR is SciPy's, on torch's own convolution and its transpose; the time is that of the shortest run, of those with
 twice as many iterations again and again, that ends with the error of this package. Times are processor times of one
 thread, which hardly depend on what else the machine does. Networks have random weights; each different convolution is
-applied to a random input of the size that it has there, held against torch, and undone with λ = 0 by what
-`method="auto"` takes.
+applied to a random input of its real size, compared with torch, and undone with λ = 0 by `method="auto"`.
 """
 
 from __future__ import annotations

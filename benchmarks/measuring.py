@@ -116,9 +116,9 @@ class Peak:
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Measure how far a block of code raises the resident memory of this process above what was there before.
+    """Measure how much a block of code raises the resident memory of this process.
 
-    What is not counted is what the process holds at the start: the libraries and the data. Linux only, since no other
+    The libraries and the data that are loaded before are not counted. Linux only, since no other
     system forgets an earlier peak when asked; elsewhere the figure stays 0.
     """
     peak = Peak()

@@ -1,7 +1,7 @@
-"""How soon do other packages undo `F.conv2d(x, K, padding=1)`, and how far do they get?
+"""How fast do other packages undo `F.conv2d(x, K, padding=1)`, and how accurately?
 
 No other package has an inverse of this operator; each has an iteration, and ways to give it the operator. All solve
-the same least-squares problem without a penalty, from zero, and are told when to stop by nothing but a number of
+the same least-squares problem without a penalty, from zero, and stop after a given number of
 iterations. SigPy is measured twice: with its own multi-channel convolution, cropped, and with torch's.
 """
 
@@ -195,7 +195,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
 def _least_time(solve: Solve, truth: Tensor, limit_s: float) -> Figures:
     """Find the shortest run that reaches the goal, to within a tenth, among those that end in the time given.
 
-    Each run begins anew, as a user would run it, so that no time goes into watching the iteration.
+    Each run starts from zero, as a user would run it, so that no time goes into watching the iteration.
     """
     n_failed, n_iterations = 0, 1
     with peak_memory() as peak:

@@ -55,7 +55,7 @@ class Method:
     Attributes:
         restore: what it does.
         peer: the package that it needs beside this one.
-        takes_lambda: whether it wants to be told λ.
+        takes_lambda: whether it needs λ as an argument.
     """
 
     restore: Restore
@@ -88,7 +88,7 @@ def cases(scale: Scale) -> list[Case]:
 
 
 def blurred(size: int, diameter: int) -> Figures:
-    """Measure how far the data themselves are from the truth."""
+    """Measure the error of the data themselves."""
     _, truth, y = _photograph(size, diameter)
     return {"psnr": problems.psnr(y, truth), "border_psnr": problems.psnr(y, truth, BAND)}
 

@@ -1,4 +1,4 @@
-"""Tables of what was measured, targets beside it, and the machine it was measured on."""
+"""Tables of the measured figures, their targets, and the machine."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Target:
         bound: the figure to be reached.
         figure: the one that was; `None` where a measurement is missing.
         is_floor: whether the figure must be at least, and not at most, the bound.
-        unit: stands behind both numbers.
-        note: stands behind the figure.
+        unit: printed after both numbers.
+        note: printed after the figure.
     """
 
     what: str
@@ -140,7 +140,7 @@ def memory(value: float | None) -> str:
 
 
 Column = tuple[str, Callable[[Figures], str]]
-"""A head, and what stands under it for a case's figures."""
+"""A column: its head, and the function that writes its cell from a case's figures."""
 
 
 def table(title: str, first: str, outcomes: dict[str, Figures], columns: Sequence[Column]) -> Table:
@@ -166,7 +166,7 @@ def word(head: str, name: str) -> Column:
 
 
 def describe_machine() -> dict[str, str]:
-    """Tell what the figures depend on: processor, memory, versions, and settings of the environment."""
+    """Describe what the figures depend on: processor, memory, versions, and settings of the environment."""
     processors = Path("/proc/cpuinfo")
     names = [
         line for line in processors.read_text(encoding="utf-8").splitlines() if line.startswith("model name")

@@ -1,4 +1,4 @@
-"""The problems that are measured: kernels, pictures, and how far an estimate is off."""
+"""The problems that are measured: kernels, pictures, and the error of an estimate."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Work:
         run: the workload.
         floor: the same by hand.
         data: one pass over it is a part of the floor.
-        n_floors: so many floors cannot be avoided.
+        n_floors: number of floors that cannot be avoided.
         goal: the largest ratio to the floor that is aimed at.
     """
 

@@ -35,7 +35,7 @@ def cases(scale: Scale) -> list[Case]:
 
 
 def solved(shape: str, size: list[int], taps: list[int], lam: float) -> Figures:
-    """Measure the exact answer, from the kernel to the estimate, and the filter that takes the stack for a torus."""
+    """Measure the exact answer, from the kernel to the estimate, and the filter that treats the stack as a torus."""
     kernel, y = KERNELS[shape](taps).float(), _photograph(KERNELS[shape](taps), size)
     settings = {"boundary": "unknown", "lam": lam, "dimensions": 3, "tolerance": TOLERANCE}
     filter_s, _ = timed(lambda: problems.one_shot_filter(y, kernel, lam))

@@ -1,8 +1,8 @@
 """What do stacks gain over the three-dimensional tools of microscopists, and at what cost?
 
 Richardson–Lucy on a large stack: the time of an iteration, and what is wrong in the outer planes after fifty. Then a
-stack of cells with the noise of few counts, restored by ours as it comes, and by the others with the best number of
-iterations.
+stack of cells with the noise of few counts, restored by ours with its defaults, and by the others with the best number
+of iterations.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Method:
     Attributes:
         restore: what it does.
         peer: the package that it needs beside this one.
-        takes_number: whether it wants to be told a number of iterations.
+        takes_number: whether it needs a number of iterations.
     """
 
     restore: Restore
@@ -80,7 +80,7 @@ def cases(scale: Scale) -> list[Case]:
 
 
 def fifty(name: str, n_iterations: int, size: list[int], taps: list[int]) -> Figures:
-    """Measure so many iterations on a bright stack: the time of one, and the error in the outer planes."""
+    """Measure this number of iterations on a bright stack: the time of one, and the error in the outer planes."""
     margins = [k // 2 if name == KNOWN else 0 for k in taps]
     frame = tuple(slice(margin, margin + n) for n, margin in zip(size, margins, strict=True))
     wide = [n + 2 * margin for n, margin in zip(size, margins, strict=True)]
@@ -102,7 +102,7 @@ def fifty(name: str, n_iterations: int, size: list[int], taps: list[int]) -> Fig
 
 
 def blurred(size: list[int], taps: list[int]) -> Figures:
-    """Measure how far the data themselves are from the truth."""
+    """Measure the error of the data themselves."""
     _, truth, counts = _photograph(size, taps, PHOTONS)
     return _quality(counts, truth, taps)
 
@@ -178,7 +178,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
 
 
 def _gain(quality: dict[str, Figures], name: str, key: str) -> float | None:
-    """Compute how many decibels ours, as it comes, is above another at its best."""
+    """Compute by how many decibels ours, with its defaults, exceeds another at its best."""
     ours, theirs = (number(quality.get(f"{QUALITY}: {method}", {}), key) for method in (OURS, name))
     return None if ours is None or theirs is None else ours - theirs
 
@@ -224,7 +224,7 @@ def _package(**settings: object) -> Restore:
 
 
 def _richardson_lucy(counts: Tensor, psf: Tensor, n_iterations: int) -> Tensor:
-    """Take so many steps, however well the counts are explained."""
+    """Take this number of steps, however well the counts are explained."""
     return _package(method="richardson-lucy", iterations=n_iterations)(counts, psf, 0)
 
 

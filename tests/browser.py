@@ -18,7 +18,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def find_browser() -> str | None:
-    """Find a browser by the names it goes by."""
+    """Find a browser by its usual names."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
@@ -84,7 +84,7 @@ class Browser:
 
     @property
     def requests(self) -> list[str]:
-        """Addresses that were asked for, but for those that carry their content, and those that the policy bars."""
+        """Requested addresses, except those that carry their content, and those that the policy bars."""
         return list(self._asked.values())
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The cases that every operator and every inverse is held against: borders × paddings × kernels."""
+"""The cases that test every operator and every inverse: borders × paddings × kernels."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ ALL_CASES = [Case(*values) for values in itertools.product(BOUNDARIES, PADDINGS,
 
 
 EACH = 5
-"""One of so many cases is quick, the others are exhaustive ones: each border still meets each padding and kernel.
+"""One case in this number is quick, the others are exhaustive ones: each border still meets each padding and kernel.
 
 No number of borders, penalties or precisions is a multiple of it, so that the quick ones have all of them.
 """

@@ -10,7 +10,7 @@ import torch
 # The problems are small: a second thread costs more than it brings, and far more on a machine that is busy.
 torch.set_num_threads(1)
 
-# The benchmarks measure the memory of processes as Unix tells it.
+# The benchmarks read the memory of processes from Unix.
 collect_ignore = ["test_benchmarks.py"] if sys.platform == "win32" else []
 
 OF_UNIX = re.compile(r"\bresource\b|mkfifo|symlink_to|SIGKILL|killpg|openpty|geteuid|\"bash\"")

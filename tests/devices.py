@@ -137,7 +137,7 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def record(task: Task, inputs: tuple[Any, ...]) -> tuple[list[Tensor], list[tuple[str, Any]]]:
-    """Run a task on the CPU, and write down what its host has read."""
+    """Run a task on the CPU, and record every value that its host reads."""
     tape: list[tuple[str, Any]] = []
 
     def noting(name: str, read: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,7 +206,7 @@ def check_without_numbers(
 
 
 def check_on_cuda(task: Task, *inputs: Any, tolerance: float = 1e-6) -> None:
-    """Check that a task gives on a CUDA device what it gives on the CPU."""
+    """Check that a task gives the same result on a CUDA device as on the CPU."""
     expected = tensors(task(*inputs))
     found = tensors(task(*tree_map(lambda leaf: leaf.cuda() if isinstance(leaf, Tensor) else leaf, inputs)))
     assert {t.device.type for t in found} == {"cuda"}

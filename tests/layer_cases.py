@@ -22,7 +22,7 @@ BOUNDARIES = ("zero", "zero", "zero", "circular", "reflect", "replicate", "symme
 LARGEST = {1: 11, 2: 6, 3: 4}
 """Pixels along each axis at most, by the number of axes."""
 LEAST_GAIN = 1e-4
-"""Singular values below this part of the largest, but for zeros, would make a comparison one of rounding."""
+"""Singular values below this part of the largest, except zeros, would make a comparison one of rounding."""
 MODULES = {
     False: {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d},
     True: {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d},
@@ -89,7 +89,7 @@ def is_well_conditioned(matrix: Tensor) -> bool:
 
 
 N_CASES, N_QUICK = 420, 60
-"""So many layers are tried, and so many of them on every run."""
+"""Number of layers, and number of those that every run tries."""
 
 
 def case_of(number: int) -> LayerCase:
@@ -100,7 +100,7 @@ def case_of(number: int) -> LayerCase:
 
 
 def draw_cases() -> Iterator[LayerCase]:
-    """Draw layers that torch would take, always the same, but for those that no kernel makes well-conditioned."""
+    """Draw layers that torch accepts, always the same, except those that no kernel makes well-conditioned."""
     chance = pseudo_random.Random(20)
     for number in count():
         case = _draw(chance, number)

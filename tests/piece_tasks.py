@@ -1,4 +1,4 @@
-"""Pieces of work for schedulers: what they write is known, and some of them do not come back."""
+"""Pieces of work for schedulers: their outputs are known, and some never return."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def linearity_defect(operator: LinearOperator) -> float:
 
 
 def matrix_defect(operator: LinearOperator) -> float:
-    """How far the adjoint is from the transposed dense matrix, and the forward from the matrix itself."""
+    """The distance of the adjoint from the transposed dense matrix, and of the forward from the matrix itself."""
     matrix = operator.as_matrix()
     x = random(operator.input_shape, seed=5)
     y = random(operator.output_shape, seed=6)
@@ -44,7 +44,7 @@ def matrix_defect(operator: LinearOperator) -> float:
 
 
 def backward_defect(operator: LinearOperator) -> float:
-    """How far autograd's vector-Jacobian product is from the adjoint."""
+    """The distance of autograd's vector-Jacobian product from the adjoint."""
     x = random(operator.input_shape, seed=7).requires_grad_()
     y = random(operator.output_shape, seed=8)
     (gradient,) = torch.autograd.grad(operator.forward(x), x, y)
@@ -52,7 +52,7 @@ def backward_defect(operator: LinearOperator) -> float:
 
 
 def reference_convolution(x: Tensor, kernel: Tensor, pads: Pads, boundary: str) -> Tensor:
-    """Convolve `(B, C, *size)` by padding that is not ours and torch's `conv1d`, `conv2d` or `conv3d`."""
+    """Convolve `(B, C, *size)` with NumPy's padding and torch's `conv1d`, `conv2d` or `conv3d`."""
     modes = {
         "zero": "constant",
         "circular": "wrap",

@@ -1,4 +1,4 @@
-"""Freed memory is kept where glibc can, goes back to the system beyond a limit, and peaks are told of one process."""
+"""Freed memory is kept where glibc can, goes back to the system beyond a limit, and peaks are those of one process."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The benchmarks can be run: every case is well-formed, a tiny one gives figures, and what fails says so."""
+"""The benchmarks can be run: every case is well-formed, a tiny one gives figures, and a failing one names its error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README keeps its word: its commands run, its picture is what the first one makes, its figures were measured."""
+"""The README keeps its word: its commands run, the first one makes its picture, and its figures were measured."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""A registry knows names without importing, gives parts when they are asked for, and says what there is."""
+"""A registry knows names without importing, loads parts on request, and lists its names."""
 
 import subprocess
 import sys

@@ -118,7 +118,7 @@ def test_the_list_of_commands_has_the_first_sentence_of_each_help(group):
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_the_tab_key_completes_commands_options_and_their_words():
-    """In a real bash, by the lines that `--show-completion` prints; none of it loads torch."""
+    """In a real bash, by the lines that `--show-completion` prints; completion never loads torch."""
     script = """
         deconv() { "$PYTHON" -m deconv_cli "$@"; }; export -f deconv
         lines=$(deconv --show-completion) && eval "$lines"

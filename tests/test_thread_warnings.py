@@ -1,4 +1,4 @@
-"""What one thread does with its warnings is none of the others' business."""
+"""The warnings settings of one thread do not affect the others."""
 
 import logging
 import threading

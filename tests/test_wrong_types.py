@@ -1,4 +1,4 @@
-"""What a caller gives by mistake is answered by one sentence of the package's own, whatever its type."""
+"""An argument of a wrong type is answered by one sentence of the package's own."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ WRONG = {"number": 3, "text": "x", "nothing": None, "list": [1.0, 2.0], "array":
 KERNEL, IMAGE, PAIRS = torch.ones(3, 3) / 9, torch.ones(1, 8, 8), [(torch.ones(1, 8, 8), torch.ones(1, 8, 8))]
 FIELD = {"taps": torch.ones(2, 2, 3, 3), "rows": (0.2, 0.8), "columns": (0.2, 0.8)}
 RECOVERED = deconv_cli.pseudo_inverse(KERNEL, input_size=(8, 8), lam=1e-3)
-# Each with arguments that are right, but for the ones that are given wrongly.
+# Each with right arguments, except those that are given wrongly.
 CALLS = {
     "align_kernel": ({"kernel": KERNEL, "image": IMAGE}, ("kernel", "image")),
     "check_gradients": ({}, ("model",)),

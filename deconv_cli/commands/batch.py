@@ -22,9 +22,9 @@ from deconv_cli.commands.option_groups import BatchOptions, FileOptions, PrintOp
 from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_duration
 from deconv_cli.commands.work import Job, JobResult, Process, Work, is_large, print_nothing
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError, as_too_large
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.schedulers.scheduler import Finished, Scheduler, attempt
-from deconv_cli.settings import with_options
-from deconv_cli.vocabulary import NUMBER, counted, name_some
+from deconv_cli.vocabulary import NUMBER, SCHEMA, counted, name_some
 
 N_NAMED = 20
 """Failed inputs that the last note names; a manifest has them all."""
@@ -350,7 +350,7 @@ class Batch:
 
     def _document(self) -> dict[str, Any]:
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "command": self._command,
             "results": [self._records[number] for number in sorted(self._records)],
             "failed": [{"path": str(job.source), "error": sentence} for job, sentence, _ in self._failures],
@@ -398,7 +398,7 @@ def list_jobs(jobs: Iterable[Job], *, as_json: bool) -> None:
     """Print which output each input would have, and whether it exists."""
     planned = [{"input": str(j.source), "output": str(j.target), "exists": j.target.exists()} for j in jobs]
     if as_json:
-        print_document({"schema": 1, "command": "invert", "planned": planned})
+        print_document({"schema": SCHEMA, "command": "invert", "planned": planned})
         return
     for job in planned:
         print_answer(f"{job['input']} → {job['output']}{' (exists already)' if job['exists'] else ''}")

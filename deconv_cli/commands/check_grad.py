@@ -28,8 +28,8 @@ from deconv_cli.commands.gradient_case import CaseOptions, open_case, refuse_idl
 from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
-from deconv_cli.settings import with_options
-from deconv_cli.vocabulary import counted, nearest_name, package_version
+from deconv_cli.prompt_sentences import with_options
+from deconv_cli.vocabulary import SCHEMA, counted, nearest_name, package_version
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.findings import Finding, GradientReport
@@ -111,7 +111,7 @@ def check_grad(
     from deconv_cli.report.gradient_record import describe_gradients
 
     record: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "check-grad",
         "versions": {"deconv": package_version("deconv-cli"), "torch": package_version("torch")},
         **header,

@@ -14,6 +14,7 @@ from deconv_cli.commands.gradient_case import Case, CaseOptions, first_output, o
 from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import SCHEMA
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.inputs import Batch
@@ -99,7 +100,7 @@ def _write(
             f"'{path}' was not written: torch cannot differentiate the model sample by sample (“{first_line(error)}”)."
         ) from error
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "fisher",
         **describe_fisher(found),
         "output": str(path),

@@ -154,7 +154,7 @@ class ForwardWork(Work):
     def _apply(self, kernel: LoadedKernel, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Convolve one input, write the result, and describe it."""
         from deconv_cli.report.run import ForwardRun, describe_run
-        from deconv_cli.workflows.light import choose_light
+        from deconv_cli.workflows.arithmetic import choose_light
 
         progress.begin("convolving")
         text, noise, seed = self.noise or (None, None, None)

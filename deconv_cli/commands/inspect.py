@@ -23,8 +23,8 @@ from deconv_cli.commands.console import (
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, option
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
-from deconv_cli.settings import with_options
-from deconv_cli.vocabulary import PaddingLike, Size, format_padding, format_size, parse_padding, parse_size
+from deconv_cli.prompt_sentences import with_options
+from deconv_cli.vocabulary import SCHEMA, PaddingLike, Size, format_padding, format_size, parse_padding, parse_size
 
 if TYPE_CHECKING:
     from deconv_cli.io.file_inspection import Entry, Inspected
@@ -91,7 +91,7 @@ def inspect(
             _print_inspection(records[-1])
     if as_json:
         failed = [{"path": str(path), "error": str(error)} for path, error in failures]
-        print_document({"schema": 1, "command": "inspect", "files": records, "failed": failed})
+        print_document({"schema": SCHEMA, "command": "inspect", "files": records, "failed": failed})
     if failures:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY if records else exit_code_for(failures[0][1]))
 

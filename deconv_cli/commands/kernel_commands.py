@@ -23,14 +23,14 @@ from deconv_cli.commands.kernel_output import (
 )
 from deconv_cli.commands.option_groups import KERNEL_OPTION, KernelOptions, option
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Light, check_name
+from deconv_cli.vocabulary import SCHEMA, Light, check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.blind.estimate import KernelEstimate
-    from deconv_cli.workflows.light import ChosenLight
+    from deconv_cli.workflows.arithmetic import ChosenLight
 
 ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
@@ -94,7 +94,7 @@ def estimate(
     chosen = light_of(image, light)
     found = estimate_kernel_of(image, chosen, family or ())
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "kernel estimate",
         "input": str(photo),
         "light": chosen.reason,
@@ -174,7 +174,7 @@ def align(
         jpeg_table=image.jpeg_table,
     )
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "kernel align",
         "input": str(photo),
         "kernel_file": ", ".join(map(str, kernel)),
@@ -207,7 +207,7 @@ def align(
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:
     """Decide what the blur of a picture acts on: `linear`, `stored`, or `auto` by what the file says."""
-    from deconv_cli.workflows.light import choose_light
+    from deconv_cli.workflows.arithmetic import choose_light
     from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
     if not image.is_picture:

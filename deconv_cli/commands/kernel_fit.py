@@ -25,7 +25,7 @@ from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, LOSSES, PENALTIES
-from deconv_cli.vocabulary import counted, format_percent, format_size, parse_numbers, parse_size, shortened
+from deconv_cli.vocabulary import SCHEMA, counted, format_percent, format_size, parse_numbers, parse_size, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,7 +136,7 @@ def fit(
     notes = () if doubts else found.notes(n_axes)
     light = read[0][1]
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "kernel fit",
         "is_cut": is_cut,
         "doubts": list(doubts),

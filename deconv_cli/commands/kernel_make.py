@@ -23,7 +23,7 @@ from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.user_code import ModelOptions, open_module
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import format_percent, format_size
+from deconv_cli.vocabulary import SCHEMA, format_percent, format_size
 
 if TYPE_CHECKING:
     from deconv_cli.kernels.bead_psf import BeadPsf
@@ -73,7 +73,7 @@ def make(
     taps = make_kernel(words, dimensions=dimensions, size=wanted[0] if wanted and len(wanted) == 1 else wanted)
     error = transform_error(read_formula(words, dimensions), taps.flip(tuple(range(taps.ndim))))
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "kernel make",
         "kernel": words,
         "shape": list(taps.shape),
@@ -124,7 +124,7 @@ def extract(
     stored, module = open_module(model_file, options)
     layers = list_layers(stored, module)
     record: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "kernel extract",
         "input": str(model_file),
         "model": {"format": str(stored.kind), "sha256": stored.sha256},
@@ -221,7 +221,7 @@ def from_beads(
         white=limits and limits[1],
     )
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "kernel from-beads",
         "input": str(beads),
         "spacing": None if steps is None else list(steps),
@@ -294,7 +294,7 @@ def microscope(
     psf = microscope_psf(chosen, wanted)
     notes = [*assumed, *sampling_notes([chosen], [psf])]
     record: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": "kernel microscope",
         "input": None if image is None else str(image),
         "microscope": {**vars(chosen), "spacing": list(chosen.spacing)},

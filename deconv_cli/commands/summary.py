@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands.console import print_note, print_table, print_warning, shown_name
 from deconv_cli.commands.progress import format_duration
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.settings import with_options
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.vocabulary import (
     counted,
     format_lambda,
@@ -22,8 +22,7 @@ from deconv_cli.vocabulary import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-    from deconv_cli.blocks.block_task import BlockTask
+    from deconv_cli.blocks.block_task import BlockReconstruction, BlockTask
     from deconv_cli.blocks.invert_blocks import BlockRun
     from deconv_cli.diagnostics.predicted_error import ExpectedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness
@@ -64,10 +63,11 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     elif result.prior_sentence is not None:
         rows.append(_prior_row(result.settings.objective, result.finest))
     else:
-        solution = result.solution
+        solution, gain = result.solution, result.settings.gain
+        at_gain = f", by a gain of {gain:.4g} units a count" if isinstance(gain, float) else ""
         rows += [
             ("minimized", solution.objective),
-            ("iterations", f"{solution.n_iterations}: {with_options(solution.ending)}"),
+            ("iterations", f"{solution.n_iterations}: {with_options(solution.ending)}{at_gain}"),
         ]
     rows.append(("residual", f"{format_percent(result.residual.relative, 3)} of the data{_noise(result)}"))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
@@ -141,6 +141,8 @@ def _layer_rows(layer: LayerOptions) -> Rows:
 
 
 def _kernel(source: KernelInput, options: LayerOptions) -> str:
+    from deconv_cli.kernels.sources.formula import name_numbers
+
     gain, field = source.kernel.dc_gain, source.kernel.field
     if field is not None:
         sums = [total for row in field.sums for total in row]
@@ -151,6 +153,8 @@ def _kernel(source: KernelInput, options: LayerOptions) -> str:
         n_outputs, n_inputs = source.kernel.with_layer(options).n_channels
         total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{n_inputs} → {n_outputs} channels"
     layer = "" if source.layer is None else f" layer {source.layer}"
+    named = "" if source.sha256 else name_numbers(source.path)
+    total += f", {named}" if named else ""
     bias = ", with its bias" if source.has_bias else ""
     return f"{shown_name(str(source.path))}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
 

@@ -101,17 +101,26 @@ def estimate_noise_of_blurred(faded: FadedImages) -> float | None:
     cells. `None` if they differ, because not only white noise fills them, or if they are hardly below the picture
     itself.
     """
+    levels = _levels(faded)
+    lowest = [level for level in levels if level <= _AGREEMENT * levels[0]]
+    noise = sum(lowest) / max(len(lowest), 1)
+    is_the_picture = noise > _MAX_LEVEL * synchronize.as_number(to_float64(faded.images).std(correction=0))
+    return None if noise <= 0 or len(lowest) < _MIN_PART * len(levels) or is_the_picture else noise
+
+
+def least_noise_level(faded: FadedImages) -> float | None:
+    """Return the lowest level in any cell of frequencies: that of white noise, or less; `None` for tiny images."""
+    return next(iter(_levels(faded)), None)
+
+
+def _levels(faded: FadedImages) -> list[float]:
+    """List the standard deviation of white noise that would fill each cell of frequencies, the lowest first."""
     n_axes, power = faded.n_axes, faded.power.flatten(0, 1)
-    spread = synchronize.as_number(to_float64(faded.images).std(correction=0))
     n_cells = min(_N_CELLS[n_axes], int((power.numel() / _MIN_COEFFICIENTS[n_axes]) ** (1 / n_axes)))
     if n_cells < _N_CELLS[n_axes] // 2:
-        return None
+        return []
     medians = synchronize.medians([cell for cell in _cells(power, n_cells) if cell.numel()])
-    levels = [math.sqrt(median) / _RAYLEIGH_MEDIAN for median in sorted(medians)]
-    lowest = [level for level in levels if level <= _AGREEMENT * levels[0]]
-    noise = sum(lowest) / len(lowest)
-    is_the_picture = noise > _MAX_LEVEL * spread
-    return None if noise <= 0 or len(lowest) < _MIN_PART * len(levels) or is_the_picture else noise
+    return [math.sqrt(median) / _RAYLEIGH_MEDIAN for median in sorted(medians)]
 
 
 def _cells(power: Tensor, n_bands: int) -> list[Tensor]:

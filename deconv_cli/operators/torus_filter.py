@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.axes import crop, half_spectrum, space_axes
+from deconv_cli.operators.axes import accumulation_dtype, crop, half_spectrum, half_weights, space_axes
 from deconv_cli.vocabulary import Size
 
 # Numbers at a time on a processor, which has a cache, and on other devices, which want them many.
@@ -100,17 +100,12 @@ class TorusFilter:
     def squares(self, spectrum: Tensor, apply: Filter) -> Tensor:
         """Add up the squares of the field that a filter makes from the result of `transform`, shape `(B,)`."""
         total: Tensor | None = None
-        last = self._half[-1] - 1
         for number, part in enumerate(self.parts):
             values = torch.view_as_real(apply(number, self._columns(spectrum, part))).square()
-            # In a half spectrum mirrored frequencies count twice.
-            weights = values.new_full((self._half[-1],), 2.0)
-            weights[0] = 1.0
-            if self.torus[-1] % 2 == 0:
-                weights[last] = 1.0
+            weights = half_weights(self.torus[-1], values)
             if len(self.torus) == 2:
                 weights = weights[part]
-            squares = (values.sum(-1) * weights).flatten(1).sum(-1, dtype=_widest(values))
+            squares = (values.sum(-1) * weights).flatten(1).sum(-1, dtype=accumulation_dtype(values))
             total = squares if total is None else total + squares
         assert total is not None
         return total / math.prod(self.torus)
@@ -142,7 +137,3 @@ def parts_of(n: int, n_numbers: int, device: torch.device) -> list[slice]:
     most = MAX_NUMBERS_IN_CACHE if device.type == "cpu" else MAX_NUMBERS_ELSEWHERE
     length = max(1, most // max(1, n_numbers))
     return [slice(first, min(first + length, n)) for first in range(0, n, length)]
-
-
-def _widest(values: Tensor) -> torch.dtype:
-    return values.dtype if values.device.type == "mps" else torch.float64

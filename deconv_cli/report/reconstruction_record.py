@@ -9,14 +9,11 @@ from typing import Any
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.well_posedness import KernelProperties, WellPosedness
-from deconv_cli.settings import with_options
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.vocabulary import format_padding
 from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.trust import Doubt
-
-SCHEMA = 2
-"""Version of the records; it changes where a name or a meaning changes that was released."""
 
 Record = dict[str, Any]
 """An object of JSON: its members are objects, lists, texts, finite numbers, booleans and `None`."""
@@ -54,6 +51,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "noise_sigma": list(result.noise_sigmas) or None,
         "noise_sigma_in_samples": list(result.solution.noise_levels) or None,
         "weight": result.solution.weight,
+        "gain": None if result.settings.gain == "auto" else result.settings.gain,
         "strength": (result.settings.strength or 1.0) if result.settings.objective == "photo" else None,
         "residual": {**vars(result.residual), "per_channel": list(result.residual.per_channel)},
         "scale": dict(vars(result.scale)),

@@ -16,8 +16,9 @@ from deconv_cli.diagnostics.conditioning import (
     measure_resolution,
 )
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.noise_level import least_noise_level
 from deconv_cli.diagnostics.residual import border_profile, summarize_residual
-from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual, measure_noise_ratio
+from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests, check_residual, measure_noise_ratio
 from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
@@ -25,7 +26,7 @@ from deconv_cli.kernels.blind.blurred_picture import describe_alignment
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop
+from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.phases import rearranged_taps, transposed_taps, whole_layer
@@ -35,14 +36,20 @@ from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.tone_curve import limits_of
+from deconv_cli.tone_curve import WHITES, limits_of
 from deconv_cli.vocabulary import InputKind, format_percent
 from deconv_cli.workflows.apply_kernel import subtract_bias
-from deconv_cli.workflows.light import caution_light
-from deconv_cli.workflows.noise_of_data import find_noise
+from deconv_cli.workflows.arithmetic import caution_light
+from deconv_cli.workflows.noise_of_data import find_full, find_noise
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolve_settings import ResolvedInput
-from deconv_cli.workflows.trust import looks_rectified, measure_clipping, measure_scale
+from deconv_cli.workflows.trust import (
+    CLEAR_RESIDUAL,
+    FAR_ABOVE_NOISE,
+    looks_rectified,
+    measure_clipping,
+    measure_scale,
+)
 
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 _BANDS: WeakKeyDictionary[PseudoInverse, ModeBands] = WeakKeyDictionary()
@@ -77,6 +84,8 @@ def measure(
     residual, weight = kernel.join(unexplained), 0.0
     if settings.has_lambda:
         weight = settings.lam * estimator.spectrum.sigma_max**2
+    if isinstance(estimator, RichardsonLucyEstimator) and estimator.gain is not None:
+        settings = replace(settings, gain=estimator.gain)
     summary = of_all = summarize_residual(residual, detached, kernel.n_axes)
     if resolution.measured is not None:
         left, measured = (crop(samples, *resolution.measured) for samples in (residual, detached))
@@ -106,6 +115,15 @@ def measure(
     if not resolution.is_tested:
         return result
     faded = FadedImages.of(arranged, kernel.n_axes)
+    if not settings.predicts and (full := find_full(detached, kernel, resolution)) is not None:
+        share_full = format_percent(synchronize.as_number(full.double().mean()))
+        note = (
+            f"{share_full} of the samples are saturated, but {settings.objective_name} treats them as measurements, so "
+            "the result is wrong around them; the quadratic prior treats them as lower bounds"
+        )
+        result = replace(result, notes=(*result.notes, note))
+    elif settings.stops_at_noise:
+        result = replace(result, excess=_measure_excess(of_all.root_mean_square, faded, resolution))
     if settings.noise == "auto":
         whole = faded if bounds is None else None
         found = find_noise(filled, kernel, settings, estimator=estimator, observed_share=share, faded=whole)
@@ -139,6 +157,20 @@ def measure(
     return replace(result, noise_ratio=ratio)
 
 
+def _measure_excess(rms: float, data: FadedImages, resolution: ResolvedInput) -> float | None:
+    """Divide a residual by the noise in the data, if it is much larger, and no small part of the contrast.
+
+    Samples of 8 bits may have been a JPEG, whose error is colored. Elsewhere a wrong kernel itself makes the noise look
+    colored, and large.
+    """
+    level, noise, fitted = least_noise_level(data) or 0.0, resolution.settings.noise, None
+    if isinstance(noise, NoiseModel) and (noise.is_sigma_given or resolution.ceiling == WHITES["uint8"]):
+        fitted = noise.sigma
+    contrast = synchronize.as_number((data.images - data.images.mean(space_axes(data.n_axes), keepdim=True)).std())
+    least = max(FAR_ABOVE_NOISE * level, EXCESS * (fitted or 0.0), CLEAR_RESIDUAL * contrast)
+    return rms / level if level > 0 and rms > least else None
+
+
 def _notes(estimator: Estimator, settings: ResolvedSettings, bounds: Tensor | None) -> tuple[str, ...]:
     """Note how many samples were lower bounds, whether a gain was not found, and which pixels a layer does not see."""
     notes: tuple[str, ...] = ()
@@ -167,18 +199,18 @@ def examine_picture(
     result: Reconstruction, stored: Tensor, data: Tensor, kernel: Kernel, resolution: ResolvedInput
 ) -> Reconstruction:
     """Test the light, the range and the alignment of a picture; `data` are in light if the blur acted there."""
-    curve = resolution.tone_curve
-    if resolution.chooses_lambda and resolution.known_curve is not None:
-        found = caution_light(stored, kernel, resolution.known_curve, is_light=curve is not None)
+    curve, metadata = resolution.tone_curve, resolution.metadata
+    if resolution.chooses_lambda and metadata.tone_curve is not None and metadata.convolution is None:
+        found = caution_light(stored, kernel, metadata.tone_curve, is_light=curve is not None)
         result = replace(result, light_caution=found)
-    limits = limits_of(stored, resolution.sample_type)
+    limits = limits_of(stored, metadata.sample_type)
     if limits is not None:
         image, sigma = result.image.detach(), result.settings.noise_sigma
         clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma)
         result = replace(result, clipping=clipping)
     if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
         taps = kernel.taps[0, 0].detach().cpu()
-        sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=resolution.jpeg_table)
+        sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)
         result = replace(result, notes=(*result.notes, *sentences))
     return result
 
@@ -259,7 +291,7 @@ def equivalent_convolution(
     """
     if not isinstance(operator, LayerConvolution):
         return operator.kernel, data, estimate, residual, False
-    axes, options = operator.layer_geometry.grid_axes, operator.options
+    axes, options = operator.geometry.grid_axes, operator.options
     part, n_dims = whole_layer(axes), len(operator.input_shape)
     of_groups = [of.unflatten(-n_dims, (options.groups, -1)) for of in (data, residual, estimate)]
     squares = of_groups[1].square().movedim(-n_dims - 1, 0).flatten(1).sum(-1)
@@ -267,9 +299,9 @@ def equivalent_convolution(
     outputs, left, images = (of.select(-n_dims - 1, group) for of in of_groups)
     taps = rearranged_taps(operator.kernel, axes, options.groups, on_torus=True)
     if options.transposed:
-        taps, outputs, left = transposed_taps(taps), part.take_fine(outputs), part.take_fine(left)
+        taps, outputs, left = transposed_taps(taps), part.take(outputs), part.take(left)
     else:
-        images = part.take_fine(images)
+        images = part.take(images)
     return taps[group], outputs, images, left, any(axis.stride > 1 for axis in axes)
 
 

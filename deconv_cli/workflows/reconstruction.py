@@ -30,7 +30,7 @@ from deconv_cli.solvers.solver import GIVEN, Choice
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda, format_percent
 from deconv_cli.workflows import trust
-from deconv_cli.workflows.light import RECORDED
+from deconv_cli.workflows.arithmetic import RECORDED
 from deconv_cli.workflows.resolve_settings import Reasons
 from deconv_cli.workflows.trust import Doubt, DoubtReason
 
@@ -59,6 +59,7 @@ class Reconstruction(ShownInNotebook):
         predicted_error: the expected error, if `predict` is set. It trusts no pixel of a result that is not trusted.
         residual_tests: verdict on the residual; `None` if it was not tested, as for estimates that are not linear.
         noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise; else `None`.
+        excess: how many times larger than the noise a residual is that the noise should have ended; else `None`.
         noise_between: the same if bright points stand out of the noise, which a chosen λ leaves between them.
         clipping: samples outside the range of their type; `None` for samples without a range, and for tensors.
         quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.
@@ -88,6 +89,7 @@ class Reconstruction(ShownInNotebook):
     predicted_error: PredictedError | None = None
     residual_tests: ResidualTests | None = None
     noise_ratio: float | None = None
+    excess: float | None = None
     noise_between: float | None = None
     clipping: trust.Clipping | None = None
     tone_curve: ToneCurve | None = None
@@ -306,7 +308,7 @@ def _doubt_residual(result: Reconstruction) -> list[Doubt]:
     """
     residual, tests, is_lambda_chosen = result.residual, result.residual_tests, result.lambda_choice is not None
     if tests is None:
-        return []
+        return [] if result.excess is None else [_doubt_excess(result.excess, result.settings)]
     if residual.relative < trust.NEGLIGIBLE_RESIDUAL:
         is_noise = tests.interior_rms <= MORE_THAN_LEFT * tests.rms_of_noise
         if residual.relative <= trust.ROUNDING or is_noise or tests.implausible_share <= CLEARLY_IMPLAUSIBLE:
@@ -325,8 +327,15 @@ def _doubt_residual(result: Reconstruction) -> list[Doubt]:
         ]
     if not (tests.finding is ResidualFinding.OVER_SMOOTHED and is_far and is_lambda_chosen):
         return []
-    found = f"the residual is {tests.interior_rms / noise:.2g} times as large as the noise"
-    return [Doubt(DoubtReason.RESIDUAL, f"{found}: the kernel is probably wrong for these data")]
+    return [_doubt_excess(tests.interior_rms / noise, result.settings)]
+
+
+def _doubt_excess(ratio: float, settings: ResolvedSettings) -> Doubt:
+    """Doubt a kernel that leaves a residual of `ratio` times the noise, although the data chose how far to smooth."""
+    given = [] if settings.has_lambda else [n for n in ("tolerance", "gain") if isinstance(getattr(settings, n), float)]
+    other = f", or {' or '.join(given)} is too large" if given else ""
+    cause = f"the kernel is probably wrong for these data{other}"
+    return Doubt(DoubtReason.RESIDUAL, f"the residual is {ratio:.2g} times as large as the noise: {cause}")
 
 
 def _doubt_noise(result: Reconstruction) -> list[Doubt]:

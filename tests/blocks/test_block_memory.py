@@ -1,4 +1,4 @@
-"""What a block takes is told before it is restored, and is no more than was told."""
+"""The memory of a block is predicted before it is restored, and stays below the prediction."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def restore(size):
     data = [(start, start + n) for n in size]
     problem.restore(problem.read([], data), data, problem.pipeline())
 restore([24 for _ in size])
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = peak()
 restore(size)
 print(block_bytes(problem, size) / (peak() - before))

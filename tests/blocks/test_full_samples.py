@@ -1,4 +1,4 @@
-"""Full samples are bounds in blocks as in the whole picture: parts agree at all others, and the rest is said."""
+"""Full samples are bounds in blocks as in the whole picture: parts agree at all others, and notes name the rest."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ CHOSEN = OPTIONS | {"lam": 0.03}
 
 
 def exposed(folder, factor):
-    """Write a picture whose ground is white on one side, and which was exposed so many times too long."""
+    """Write a picture whose ground is white on one side, overexposed by a factor."""
     picture = factor * scene(230, 220)
     picture[:, 130:][picture[:, 130:] == 100 * factor] = 262.0
     y = deconv_cli.forward(picture[None], KERNEL, boundary="reflect")

@@ -41,7 +41,7 @@ def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, boundary):
     assert found.summary is not None
     assert found.summary.n_blocks == 9
     assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
-    # Beyond its own pixels a block has a closed or unknown edge, which is none of the picture's.
+    # Beyond its own pixels a block has a closed or unknown edge, which the picture does not have.
     assert found.summary.residual_rms == pytest.approx(whole.residual.root_mean_square, rel=0.02)
     assert found.seam is not None
     assert found.seam <= found.plan.halo.predicted

@@ -1,4 +1,4 @@
-"""The command line run in this process, small samples, and a convolution written anew to judge it by."""
+"""The command line run in this process, small samples, and a second implementation of convolution to judge it by."""
 
 from __future__ import annotations
 

@@ -64,6 +64,7 @@ def test_the_table_says_why_the_iteration_stopped_and_whether_a_gain_was_found(d
     said = deconv(*words, "--gain", 0.5, expect=FINISHED).stderr
     assert re.search(r"\niterations +\d+: stopped before the fit followed the noise", said)
     assert "do not show a gain" not in said
+    assert "the fit followed the noise, by a gain of 0.5 units a count" in said
     said = deconv(*words, "--gain", "auto", expect=FINISHED).stderr
     assert "note: the data do not show a gain, so held-out samples stop the iteration" in said
 

@@ -47,7 +47,7 @@ def net(tmp_path):
 
 @pytest.fixture
 def activation(net, tmp_path):
-    """An input between 0 and 1, and what the first two layers make of it, in a file."""
+    """An input between 0 and 1, and its output of the first two layers, in a file."""
     x = torch.rand(1, 9, 8, generator=torch.Generator().manual_seed(1))
     save_file({"y": net[:2](x[None])[0].contiguous()}, tmp_path / "y.safetensors")
     return x, tmp_path / "y.safetensors"

@@ -62,7 +62,7 @@ class TestVerdicts:
         assert deconv("check-grad", *NETWORK).stdout.splitlines()[-1] == "healthy: 4 parameters"
         assert deconv("check-grad", *NETWORK, "-q").stdout == "healthy: 4 parameters\n"
         report = check(*NETWORK, "--budget", "inf")
-        assert (report["schema"], report["command"], report["exit_code"]) == (1, "check-grad", 0)
+        assert (report["schema"], report["command"], report["exit_code"]) == (2, "check-grad", 0)
         assert (report["loss_name"], report["counts"]) == ("projection", {"OK": 4})
         assert report["data"] == {"kind": "synthetic", "inputs": ["[5, 4] float32"], "seed": 0}
         assert any("synthetic" in note for note in report["notes"])

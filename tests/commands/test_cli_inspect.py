@@ -203,7 +203,7 @@ def test_blocks_of_bytes_are_only_measured(deconv, tmp_path):
 
 
 def test_a_whole_module_is_listed_with_what_its_layers_do(deconv, tmp_path):
-    """Its layers say of themselves what a state dict cannot: which of them are no plain convolutions."""
+    """Its layers state what a state dict cannot: which layers are no plain convolutions."""
     path = tmp_path / "model.pt"
     layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.ConvTranspose2d(4, 4, 3, stride=2), torch.nn.Conv2d(4, 2, 3, stride=2)]
     torch.save(torch.nn.Sequential(*layers), path)

@@ -66,7 +66,7 @@ def test_the_kernel_of_a_signal(deconv, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
 def test_signals_stay_signals(deconv, save, tmp_path, suffix):
-    """What `forward` says of the axes is read again, and an array of one axis is a signal by itself."""
+    """The axes that `forward` records are read again, and an array of one axis is a signal without a record."""
     blurred, back = tmp_path / f"y{suffix}", tmp_path / f"z{suffix}"
     lines, line = save("x", np.random.default_rng(0).random((2, 40))), save("l", np.random.default_rng(1).random(40))
     for source, words in ((lines, ["--dimensions", "1"]), (line, [])):

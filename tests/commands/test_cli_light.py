@@ -1,4 +1,4 @@
-"""`--light`: the blur acts in linear light or in the samples as they are stored, and what was done is said and kept."""
+"""`--light`: the blur acts in linear light or in the stored samples, and the output records which."""
 
 import json
 

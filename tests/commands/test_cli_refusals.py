@@ -1,4 +1,4 @@
-"""What cannot be done is said in one sentence, with the exit code that stands for it, and nothing is written."""
+"""What cannot be done ends with one sentence and its exit code, and nothing is written."""
 
 import os
 

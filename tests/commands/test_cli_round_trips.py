@@ -1,4 +1,4 @@
-"""`deconv forward`, then `deconv invert`: the input comes back as exactly as the conditioning allows."""
+"""`deconv forward`, then `deconv invert`: the input is restored as exactly as the conditioning allows."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Stacks and signals at the prompt: what goes in comes out in its own format, and wrong axes are one sentence."""
+"""Stacks and signals at the prompt: the output has the format of the input, and wrong axes are one sentence."""
 
 import shlex
 

@@ -15,14 +15,14 @@ from deconv_cli.operators.geometry import Pads
 
 
 def look_at(residual):
-    """What comes out are numbers; the last tensor shows that they were read from where the residual is."""
+    """The results are numbers; the last tensor shows that they were computed on the device of the residual."""
     assert summarize_residual(residual, 2 * residual).relative > 0
     assert border_profile(residual, (3, 5))[0].residual_rms > 0
     return inner(residual, residual, 2)
 
 
 def examine(data, n_inputs):
-    """The numbers of a page, with taps cut out of the data; the modes themselves are what comes out."""
+    """The numbers of a page, with taps cut out of the data; the function returns the modes."""
     taps, residual = data[:n_inputs, :, :3, :3].transpose(0, 1), 0.5 * data.roll(3, -1)
     modes = torus_modes(taps, (residual.shape[-2], residual.shape[-1]))
     inverse = InverseFilter(0.1, "gradient", 1e-6)

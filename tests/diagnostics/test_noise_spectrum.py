@@ -59,7 +59,8 @@ def noise_of(y, taps):
 def test_the_spectrum_of_smoothed_noise_is_found(scene, name):
     y, taps = blurred(scene, KERNELS[name], SMOOTHED)
     found = noise_of(y[None], taps[None, None])
-    true = interpolated(SMOOTHED.spectrum, (SIZE, SIZE), y, is_whole=True).mean().sqrt() * SMOOTHED.sigma
+    power = interpolated(SMOOTHED.spectrum, (SIZE, SIZE), y)
+    true = torch.fft.irfft2(power + 0j, s=(SIZE, SIZE))[..., 0, 0].sqrt() * SMOOTHED.sigma
     assert found.sigma == pytest.approx(float(true), rel=0.2)  # the scene hides a part
     power = [found.sigma**2 * p for p in found.spectrum[3:11]]
     expected = [SMOOTHED.sigma**2 * p for p in SMOOTHED.spectrum[3:11]]
@@ -69,7 +70,7 @@ def test_the_spectrum_of_smoothed_noise_is_found(scene, name):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_noise_goes_on_at_its_level_where_the_scene_hides_it(scene, name):
-    """Rounded coefficients err alike where they are strong, and by no more than themselves where they are weak."""
+    """Rounded coefficients err alike where they are strong, and by at most their own size where they are weak."""
     rounded = NoiseModel(2.0, tuple(min(1.0, math.exp(-8 * (f - 0.22))) for f in FREQUENCIES))
     y, taps = blurred(scene, KERNELS[name], rounded)
     found = noise_of(y[None], taps[None, None])
@@ -113,7 +114,8 @@ def test_noise_is_drawn_with_the_spectrum_of_its_model():
 def test_a_kernel_passes_more_of_smooth_noise():
     taps, y = KERNELS["gaussian:1.8"][None, None], like(1, 48, 40)
     gain = torch.fft.fft2(taps[0, 0], s=(48, 40)).abs()
-    power = interpolated(SMOOTHED.spectrum, (48, 40), y, is_whole=True)
+    half = interpolated(SMOOTHED.spectrum, (48, 40), y)
+    power = torch.fft.fft2(torch.fft.irfft2(half + 0j, s=(48, 40))).real
     expected = SMOOTHED.sigma * ((power * gain).sum() / gain.sum()).sqrt()
     assert passed_sigma(SMOOTHED, taps, y) == pytest.approx(float(expected))
     assert passed_sigma(NoiseModel(2.0), taps, y) == 2.0
@@ -138,7 +140,7 @@ def test_the_choice_of_lambda_sees_through_smoothed_noise(scene, name):
     ("white", "lambda_rule", "taken"), [(255, None, "whiteness"), (255, "gcv", "gcv"), (65535, None, "gcv")]
 )
 def test_where_cross_validation_fails_on_rounded_light_the_whitest_residual_decides(scene, white, lambda_rule, taken):
-    """The noise is smoothed, and taken for white; judged by the error of the blurred picture itself."""
+    """The noise is smoothed, but treated as white; judged by the error of the blurred picture itself."""
     smoothed = NoiseModel(2.0, tuple(2 / (1 + (f / 0.25) ** 4) + 0.1 for f in FREQUENCIES))
     y, taps = blurred(scene, KERNELS["gaussian:1.8"], smoothed)
     y, middle = y[:, :112, :112], slice(len(taps) // 2, len(taps) // 2 + 112)

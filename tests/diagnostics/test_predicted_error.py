@@ -234,7 +234,7 @@ def test_a_truth_of_another_shape_is_refused():
 
 
 class TestImagesOfTheirOwn:
-    """What one image of a batch is like, and its noise, must not be taken for that of another."""
+    """The content and the noise of one image of a batch must not affect another."""
 
     @pytest.fixture
     def pair(self):

@@ -25,7 +25,7 @@ MEMORY = 2**40
 
 
 def choose(taps, y, boundary, rule):
-    """What comes out is a number; the data times it show that it was found where they are."""
+    """The result is a number; the product with the data shows that it was computed on their device."""
     kernel = Kernel(taps, shared=taps.shape[0] == 1)
     options = {"boundary": boundary, "penalty": "gradient", "max_memory": MEMORY}
     return y * choose_lambda(PeriodicExtension(kernel, SIZE, **options), y, rule=rule).lam

@@ -42,7 +42,7 @@ def test_the_residual_by_channel_and_by_distance(size):
 
 
 def test_sizes_of_residuals_whose_squares_leave_their_type():
-    """2^90 is a number of single precision, and its square is none."""
+    """Single precision holds 2^90, but not its square."""
     residual, data = random((3, 20, 24)).float(), random((3, 20, 24), seed=1).float()
     plain, huge = summarize_residual(residual, data), summarize_residual(2.0**90 * residual, 2.0**90 * data)
     assert (huge.relative, huge.per_channel) == (plain.relative, plain.per_channel)
@@ -88,7 +88,7 @@ def test_the_noise_of_a_smooth_signal_and_stack_is_found(n_axes, size):
 
 def test_noise_that_cannot_be_told_from_the_picture_is_not_made_up():
     assert noise_of(random((1, 64, 64))) is None
-    # A picture without noise: what is left at the highest frequencies is no more than the window lets through.
+    # A picture without noise: at the highest frequencies only the leakage of the window is left.
     assert (noise_of(scene()) or 0) < 1e-4 * float(scene().std())
     assert noise_of(torch.ones(1, 64, 64)) is None
     # Too few samples to tell one frequency from another.

@@ -98,7 +98,7 @@ def test_another_border_is_found_out(name, boundary):
 
 
 def test_the_right_border_is_fine_too():
-    """Blurred around a torus, and taken for what it is."""
+    """Blurred around a torus, and restored as such."""
     taps = KERNELS["disk"]
     with Image.open(SAMPLES / "camera.png") as picture:
         x = torch.from_numpy(np.array(picture, dtype=np.float64))[None, None]

@@ -1,4 +1,4 @@
-"""What is said about a border, against the singular values of dense matrices."""
+"""The findings about a border, compared with the singular values of dense matrices."""
 
 import pytest
 import torch
@@ -60,13 +60,13 @@ def test_lost_modes_are_as_many_as_small_singular_values(boundary, shape, n):
     ("boundary", "padding"), [("zero", (2, 1)), ("symmetric", (0, 1)), ("zero", 1), ("symmetric", 2), ("zero", 3)]
 )
 def test_any_whole_number_of_border_pixels(boundary, padding):
-    """Among them borders that add rows and take columns: what one axis lacks meets the surplus of the other."""
+    """Some borders add rows and remove columns: the deficit of one axis meets the surplus of the other."""
     predicted = counted = 0
     for seed in range(5):
         kernel = random((1, 1, 4, 4), seed=seed)
         geometry = Geometry.of_image((22, 22), (4, 4), padding)
         found = finding(kernel, geometry, boundary)
-        # All but the null space that any convolution with fewer outputs than inputs has.
+        # Except the null space that any convolution with fewer outputs than inputs has.
         values = singular_values(kernel, geometry, boundary)
         predicted += found.n_lost_modes
         counted += int((values < LOST).sum())
@@ -130,14 +130,14 @@ def test_the_advice_mends_what_is_lost(boundary, shape):
     values = torch.linalg.svdvals(matrix)
     assert values[0] / values[-1] > 1e4 * symbol.condition
 
-    # λ: no noise is amplified more than five times as much as the symbol itself does, nor more than is said.
+    # λ: noise is amplified at most five times as much as by the symbol itself, and at most as the advice states.
     assert f"λ = {found.advised_lambda:g} " in found.advice[0]
     weight = found.advised_lambda * symbol.sigma_max**2
     gain = float((values / (values**2 + weight)).max())
     assert gain <= 0.5 / weight**0.5 * 1.001
     assert gain <= 5.01 / symbol.sigma_min
     assert f"{0.5 / found.advised_lambda**0.5:.3g} / σmax" in found.advice[0]
-    # ... and the weakest frequency of the symbol loses no more than a few percent.
+    # ... and the weakest frequency of the symbol loses at most a few percent.
     assert weight / symbol.sigma_min**2 <= 0.025
 
     # Padding.

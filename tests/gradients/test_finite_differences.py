@@ -1,4 +1,4 @@
-"""Finite differences by themselves: what agrees, what differs, what is a corner, and how sure that is."""
+"""Finite differences alone: what agrees, what differs, what is a corner, and how certain that is."""
 
 from __future__ import annotations
 

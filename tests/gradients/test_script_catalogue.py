@@ -25,7 +25,7 @@ QUICK_FAULTS = (
     *("counted_in_a_range_never_met", "fisher_before_backward"),
 )
 ELSEWHERE = {"tangent_last_tap_left_out"}
-"""What is found on another line: the head of a loop is at fault, and a line inside of it is blamed."""
+"""Faults that are found on another line: the head of a loop is at fault, and a line inside the loop is blamed."""
 
 
 def marked(names, quick):

@@ -1,4 +1,4 @@
-"""Arrays in .npy files by parts; nothing half-written goes by the name of a result."""
+"""Arrays in .npy files by parts; nothing half-written has the name of a result."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_parts_in_any_order_make_the_file_that_numpy_makes(tmp_path, rng):
     for plane in (2, 0, 3, 1, 0):
         region = (slice(plane, plane + 1), slice(0, 5), slice(0, 9))
         target.write(region, samples[region])
-        target.create()  # keeps what is there
+        target.create()  # keeps the existing data
         assert not target.path.exists()
     target.finish({"command": "invert"})
     assert np.array_equal(np.load(target.path), samples)
@@ -100,20 +100,20 @@ def test_a_picture_becomes_an_array_in_the_order_of_tensors(tmp_path, imagej_fil
         open_regions(tmp_path / "out.npy", tensor="image")
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+@pytest.mark.parametrize("suffix", [".tif", ".npy", ".zarr"])
 def test_the_first_of_two_that_make_room_wins(tmp_path, monkeypatch, suffix):
     samples = np.random.default_rng(2).random((64, 48)).astype("float32")
     tifffile.imwrite(tmp_path / "in.tif", samples, tile=(32, 16))
     target = planned(open_regions(tmp_path / "in.tif"), tmp_path / f"out{suffix}")
-    link = region_arrays.os.link
+    name_new = region_arrays.atomic.name_new
 
     def other_is_quicker(own, partial):
-        monkeypatch.setattr(region_arrays.os, "link", link)
+        monkeypatch.setattr(region_arrays.atomic, "name_new", name_new)
         target.create()
         target.write((slice(0, 64), slice(0, 48)), samples)
-        link(own, partial)
+        name_new(own, partial)
 
-    monkeypatch.setattr(region_arrays.os, "link", other_is_quicker)
+    monkeypatch.setattr(region_arrays.atomic, "name_new", other_is_quicker)
     target.create()
     target.finish({})
     found = open_regions(target.path).read((slice(0, 64), slice(0, 48)))

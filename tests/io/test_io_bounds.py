@@ -84,7 +84,7 @@ def test_a_compressed_file_of_gigabytes_is_weighed_before_decoding(tmp_path, mon
 
 
 def test_an_imagej_stack_cut_short_is_no_single_plane(tmp_path, rng):
-    """tifffile reads it as one plane and says so in its log alone, which a caller may have silenced."""
+    """tifffile reads it as one plane and reports it only in its log, which a caller may have silenced."""
     planes = rng.integers(0, 255, (4, 32, 32)).astype("uint8")
     description = "ImageJ=1.54f\nimages=4\nslices=4\n"
     tifffile.imwrite(tmp_path / "a.tif", planes[0], description=description, metadata=None, software=False)
@@ -139,7 +139,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_descriptions(tmp_path, kind, rewrite):
-    """Numbers of samples that cannot be are refused; sizes of a pixel that cannot be are left out."""
+    """Impossible numbers of samples are refused; impossible pixel sizes are ignored."""
     options, pattern, honest, changes, left_out = HOSTILE[kind]
     path = tmp_path / ("a.ome.tif" if "ome" in options else "a.tif")
     for new in changes:

@@ -1,4 +1,4 @@
-"""What goes in comes out: samples, axes, metadata and the record, in every format."""
+"""Every format keeps samples, axes, metadata and the record."""
 
 import json
 import shlex
@@ -244,7 +244,7 @@ def test_tiff_tags(tmp_path, rng, rewrite):
 
 
 def test_stacks_of_colors_and_planar_colors(tmp_path, rng, rewrite):
-    """Alpha is left out, with a note."""
+    """Alpha is dropped, with a note."""
     stack = rng.integers(0, 255, (4, 16, 20, 4)).astype("uint8")
     tifffile.imwrite(
         tmp_path / "s.tif", stack, photometric="rgb", extrasamples=["unassalpha"], metadata={"axes": "TYXS"}
@@ -313,7 +313,7 @@ def test_records_in_files_name_no_folders(tmp_path, rng, rewrite, suffix):
     assert found.record["inputs"] == [{"path": "in.png"}]
     assert found.record["kernel"] == {"path": "k.npy", "sha256": "ab"}
     assert found.record["notes"] == ['"k.npy" was flipped', record["notes"][1]]
-    # Without its folders it might take one file for another, so it replaces none.
+    # Without its folders it might confuse two files, so it replaces none.
     assert found.record["rerun"] == "deconv invert --kernel=k.npy --layer=a/b -- in.png"
     kept = {
         **record,

@@ -1,4 +1,4 @@
-"""Stacks and signals: which axes are space is told from the file, or from its letters, and comes back."""
+"""Stacks and signals: the file or its letters decide which axes are space, and the output keeps them."""
 
 import re
 

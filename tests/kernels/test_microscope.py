@@ -1,4 +1,4 @@
-"""Microscopes: against the vectorial integrals written anew, and what is known of each kind."""
+"""Microscopes: compared with a second implementation of the vectorial integrals, and with known facts of each kind."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ SAMPLES = Path(__file__).parents[2] / "sample_images"
 
 
 def spot(side=31, sigma=2.0, row=0.0, column=0.0, peak=4000.0):
-    """A bright spot off the middle by so many pixels."""
+    """A bright spot, off the middle by a number of pixels."""
     places = torch.arange(side, dtype=torch.float64) - (side - 1) // 2
     return peak * torch.exp(-((places[:, None] - row) ** 2 + (places - column) ** 2) / (2 * sigma**2))
 
@@ -31,7 +31,7 @@ def test_a_photograph_is_no_point_spread_function(name):
 def test_a_wide_point_spread_function_is_no_photograph(formula):
     taps = make_kernel(formula)
     assert not looks_like_photograph(taps)
-    assert not looks_like_photograph(spot(side=101) + 5)  # 80 % of it are background
+    assert not looks_like_photograph(spot(side=101) + 5)  # 80 % background
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -74,7 +74,7 @@ def test_cleaning_finds_the_spot_again(offset):
 
 
 def test_tails_and_the_place_between_pixels_are_kept():
-    """Measured on a spot with a halo: all but 5 % of the light, and the center to a tenth of a pixel."""
+    """Measured on a spot with a halo: at least 95 % of the light, and the center to a tenth of a pixel."""
     truth = spot(64, 1.5, 2.5, -3.4) + spot(64, 6.0, 2.5, -3.4, peak=120)
     cleaned, _ = clean_psf(torch.poisson(truth + 40, generator=torch.Generator().manual_seed(2)))
     assert float(cleaned.sum() / truth.sum()) == pytest.approx(1, abs=0.05)

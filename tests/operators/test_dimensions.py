@@ -58,7 +58,7 @@ def test_four_dimensions_go_by_the_fft():
     assert adjoint_defect(operator) <= 1e-12
     delta = torch.zeros(1, 3, 4, 3, 2, dtype=torch.float64)
     delta[0, 1, 1, 1, 1] = 1
-    # conv correlates, so that the taps come out mirrored.
+    # conv correlates, so that the taps are mirrored.
     found = operator(delta)[0, :2, :2, :2, :2]
     torch.testing.assert_close(found, kernel[0, 0].flip(0, 1, 2, 3), rtol=0, atol=1e-13)
 

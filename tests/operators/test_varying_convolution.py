@@ -1,4 +1,4 @@
-"""A blur that varies over the frame, held against a loop over dense matrices."""
+"""A blur that varies over the frame, compared with a loop over dense matrices."""
 
 import numpy as np
 import pytest

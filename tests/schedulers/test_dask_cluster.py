@@ -50,7 +50,7 @@ def cluster():
 
 
 def wait_for_workers(cluster):
-    for _ in range(60):  # a test may have killed one, and Dask ends what takes long to start it anew
+    for _ in range(60):  # a test may have killed one, and Dask ends workers that start slowly
         if len(cluster._present()) == 2:
             break
         cluster.started.scale(2)
@@ -163,7 +163,7 @@ def test_without_distributed_the_extra_is_named(monkeypatch):
         DaskCluster.open(WorkSettings(scheduler="tcp://127.0.0.1:9"))
 
 
-@pytest.mark.exhaustive  # a worker is started anew for each trial
+@pytest.mark.exhaustive  # each trial starts a new worker
 def test_a_piece_that_ends_every_worker_costs_only_itself(cluster, tmp_path):
     path = a_file(tmp_path)
     found = {one.number: one for one in cluster.run(DieAt(WriteUnit(path), {1: 9}), range(4))}

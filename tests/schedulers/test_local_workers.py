@@ -142,7 +142,7 @@ def test_as_many_pieces_as_there_are_threads_go_on_at_once_with_a_core_each():
 
 
 def test_an_interrupted_run_begins_nothing_more_and_yields_what_was_finished():
-    """When the first piece is done, the second goes on until it is told to end and the third is nearly done."""
+    """When the first piece is done, the second continues until the pool ends, and the third is nearly done."""
     given, writes, pool = count(1), threading.Event(), ThreadPool(3)
 
     def work(number):

@@ -62,7 +62,7 @@ def test_krylov_methods_solve_a_batch_each_for_itself():
         x = solve(lambda v, m=matrix: v @ m.T, lambda v, s=scaling: v * s, right.clone(), watch)
         assert len(heights) < 400
         assert (x @ matrix.T - right).norm(dim=-1).le(1e-11 * scale).all()
-        # What the method was told remained is what remains.
+        # The remainder that the method reported is the real one.
         assert (heights[-1] <= 1e-12 * scale).all()
 
 

@@ -1,4 +1,4 @@
-"""The condition number that the choice of a method goes by, against dense matrices; and what is chosen by it."""
+"""The condition number that decides the method, compared with dense matrices; and the method that it chooses."""
 
 import math
 

@@ -68,7 +68,7 @@ def test_nothing_is_stated_where_nothing_is_known():
 @pytest.mark.parametrize("penalty", ["identity", "gradient", "laplacian"])
 @pytest.mark.parametrize("lam", [1e2, 1e4])
 def test_a_heavy_penalty_is_solved(penalty, lam, dtype):
-    """In float32 the gradient of such a penalty is rounded by more than the tolerance."""
+    """In float32 the gradient of this penalty is rounded by more than the tolerance."""
     for boundary in ("zero", "unknown", "reflect"):
         solution, distance = solved(KERNELS["gauss"].to(dtype), boundary, "strip", lam=lam, penalty=penalty)
         assert solution.status is Status.CONVERGED, boundary

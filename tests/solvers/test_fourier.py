@@ -1,4 +1,4 @@
-"""Blocks at every frequency, held against `torch.linalg.pinv`."""
+"""Blocks at every frequency, compared with `torch.linalg.pinv`."""
 
 import itertools
 
@@ -67,7 +67,7 @@ def test_regularized_inverses_are_those_of_the_stacked_matrix(m, n, weight):
 def test_blocks_of_lower_rank_get_the_pseudo_inverse(m, n):
     blocks = complex_blocks(*PLANE, m, n)
     blocks[0, 1] = 0
-    blocks[1, 2] *= 1e-12  # too weak to be told from nothing, though of full rank by itself
+    blocks[1, 2] *= 1e-12  # indistinguishable from zero, though of full rank alone
     if min(m, n) > 1:
         blocks[2, 3] = complex_blocks(m, 1, seed=1) @ complex_blocks(1, n, seed=2)
         blocks[4, 0, :, 0] = blocks[4, 0, :, 1]

@@ -11,7 +11,7 @@ BOX = {k: torch.ones(k, k, dtype=torch.float64) / k**2 for k in (3, 4, 5)}
 
 
 def judged(kernel, size, boundary, method="auto", lam=0.0, penalty="identity"):
-    """Restore what some image gives, and compare with the dense answer."""
+    """Restore the output of an image, and compare with the dense answer."""
     P = deconv_cli.pseudo_inverse(
         torch.as_tensor(kernel, dtype=torch.float64),
         input_size=size,

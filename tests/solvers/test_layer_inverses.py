@@ -1,4 +1,4 @@
-"""Inverses of layers, held against the dense matrix of each."""
+"""Inverses of layers, compared with the dense matrix of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RULE = StoppingRule(1e-12, 2000)
 def test_the_pseudo_inverse_is_that_of_the_matrix(number: int) -> None:
     case = case_of(number)
     operator = case.operator
-    if case.boundary == "unknown":  # what is wanted back is the frame alone
+    if case.boundary == "unknown":  # only the frame is restored
         problem = TikhonovProblem(operator, 0.0)
         inverse, _ = build_inverse(problem, RULE, choose_method(problem))
         found = _matrix_of(inverse, operator)

@@ -1,4 +1,4 @@
-"""What an inverse takes is told before it is taken, within a factor of two, and refused where it does not fit."""
+"""The memory of an inverse is predicted within a factor of two, and refused where it does not fit."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def restore(shape, size):
     inverse.solve(torch.randn(inverse.problem.operator.output_shape, dtype=torch.float64))
     return find_solver(inverse.choice.method).cost(inverse.problem).n_bytes()
 restore((1, 1, *(3 for _ in shape[2:])), 12)
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = peak()
 estimate = restore(shape, size)
 print(estimate / (peak() - before))

@@ -1,4 +1,4 @@
-"""The nonnegative estimate is held against a long projected gradient on the dense matrix, and its own conditions."""
+"""The nonnegative estimate, compared with a long projected gradient on the dense matrix, and its own conditions."""
 
 import pytest
 import torch

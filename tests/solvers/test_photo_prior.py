@@ -167,7 +167,7 @@ def test_pictures_of_8_bits_with_a_tone_curve_are_photographs_unless_a_setting_s
     found = deconv_cli.invert(y, tone_curve=deconv_cli.ToneCurve.srgb(255), **given)
     assert found.settings.objective == prior
     is_noted = any("restored as a photograph" in note for note in found.notes)
-    assert "may be invented" not in str(found.notes)  # the prior says so
+    assert "may be invented" not in str(found.notes)  # the prior's own note covers it
     assert is_noted == (prior == "photo" and "strength" not in options)
     is_overruled = any("looks like a photograph" in note for note in found.notes)
     assert is_overruled == (options in ({"lam": 0.01}, {"lam": "auto"}, {"penalty": "laplacian"}))

@@ -58,7 +58,7 @@ def test_no_image_has_less_total_variation(problem, boundary):
     assert solution.status is Status.CONVERGED
     assert solution.certificate <= 1e-6
     assert (estimate.choice.method == "slab") == (boundary == "unknown")
-    # Written down anew: neighbors inside the frame, by distance.
+    # A second implementation: neighbors inside the frame, by distance.
     D = torch.stack([difference(operator.input_shape, axis, boundary == "circular") for axis in range(len(size))])
     if spacing is not None:
         D = D / torch.tensor(spacing, dtype=D.dtype)[:, None, None]

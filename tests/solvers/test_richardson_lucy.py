@@ -61,7 +61,7 @@ def test_the_likelihood_never_falls_and_light_is_kept(taps, boundary):
         steps.step(torch.ones(1, dtype=torch.bool))
         found.append(negative_log_likelihood(estimate, steps.x, y))
         assert steps.x.min() >= 0
-        # All light of the data, but for the little that pixels at the rim keep whom hardly any output sees.
+        # All light of the data, except a little in pixels at the rim that hardly any output sees.
         assert float((sensitivity * steps.x).sum()) == pytest.approx(float(y.sum()), rel=1e-3)
     assert all(after <= before + 1e-9 * abs(before) for before, after in itertools.pairwise(found))
     assert found[-1] < found[0] - 10

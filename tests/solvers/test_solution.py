@@ -1,4 +1,4 @@
-"""What is said of how a solve ended."""
+"""The sentences about the end of a solve."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Total variation is held against a long run of another algorithm (Chambolle and Pock) on the dense matrices."""
+"""Total variation, compared with a long run of another algorithm (Chambolle and Pock) on the dense matrices."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A point-spread function that is known comes back from beads with Poisson noise and a background."""
+"""A known point-spread function is recovered from beads with Poisson noise and a background."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deconv_cli.invert` with a constraint, a prior or counts: what it gives, what it says, and what it refuses."""
+"""`deconv_cli.invert` with a constraint, a prior or counts: its results, its notes, and its refusals."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from cases import random
 
 import deconv_cli
 from deconv_cli.solvers.solution import Status
+from deconv_cli.workflows.trust import DoubtReason
 
 KERNEL = torch.outer(torch.tensor([1.0, 2, 3, 2, 1]), torch.tensor([1.0, 2, 1])) / 36
 
@@ -70,6 +71,47 @@ def test_richardson_lucy_with_and_without_a_gain():
         assert result.image.min() >= 0
         assert "Poisson divergence" in result.solution.objective
         assert (result.image / 10 - 0.2 - x).norm() < 0.95 * (counts / 10 - 0.2 - x).norm()
+
+
+def test_the_gain_that_was_found_is_told():
+    counts = torch.poisson(torch.linspace(20, 900, 96).expand(1, 96, 96), generator=torch.Generator().manual_seed(4))
+    result = deconv_cli.invert(counts / 4, KERNEL, boundary="unknown", method="richardson-lucy", gain="auto")
+    assert result.settings.gain == pytest.approx(1 / 4, rel=0.1)
+
+
+def sky(n_counts=0.0):
+    """Stars on an even background under a Moffat function, with noise of counts or exact."""
+    places = torch.randint(4, 92, (30, 2), generator=torch.Generator().manual_seed(3))
+    x = torch.full((1, 96, 96), 20.0)
+    x[0, places[:, 0], places[:, 1]] = torch.logspace(3, 5, 30)
+    y = deconv_cli.forward(x, deconv_cli.make_kernel("moffat:3@2.8"), boundary="reflect").clamp_min(0)
+    unit = float(y.max()) / n_counts if n_counts else 0.0
+    return torch.poisson(y / unit, generator=torch.Generator().manual_seed(4)) * unit if n_counts else y
+
+
+@pytest.mark.parametrize(
+    ("n_counts", "options"),
+    [(0, {}), (10, {}), (30000, {}), (30000, {"gain": "auto"}), (30000, {"tolerance": 1e-2}), (30000, {"prior": "tv"})],
+)
+def test_a_kernel_that_is_too_wide_for_stars_is_doubted(n_counts, options):
+    options = options if "prior" in options else {"method": "richardson-lucy", **options}
+    common = {"boundary": "unknown", "defaults": "picture", "max_iterations": 400, **options}
+    wrong = deconv_cli.invert(sky(n_counts), deconv_cli.make_kernel("moffat:6@2.8"), **common)
+    found = [doubt.sentence for doubt in wrong.doubts if doubt.reason is DoubtReason.RESIDUAL]
+    assert len(found) == (n_counts != 10)  # noise hides it
+    assert all("the kernel is probably wrong for these data" in sentence for sentence in found)
+    assert all(("tolerance" in sentence) == ("tolerance" in options) for sentence in found)
+    if "tolerance" not in options:
+        right = deconv_cli.invert(sky(n_counts), deconv_cli.make_kernel("moffat:3@2.8"), **common)
+        assert DoubtReason.RESIDUAL not in [doubt.reason for doubt in right.doubts]
+
+
+def test_saturated_stars_under_richardson_lucy_are_noted():
+    stored = (sky(30000) * 20).clamp_max(65535).round().to(torch.uint16)
+    options = {"defaults": "picture", "boundary": "unknown", "method": "richardson-lucy"}
+    result = deconv_cli.invert(stored, deconv_cli.make_kernel("moffat:3@2.8"), **options)
+    assert any("saturated, but method richardson-lucy treats them as measurements" in note for note in result.notes)
+    assert result.excess is None
 
 
 def test_a_bias_is_subtracted_first():

@@ -1,4 +1,4 @@
-"""Channels with a kernel or a λ of their own: each comes out as if it had been alone."""
+"""Channels with a kernel or a λ of their own: each is restored as if it were alone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A detail under other λ is what a restoration with that λ gives there."""
+"""A detail under other λ equals a restoration with that λ at the same place."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_unknown_boundary_restores_the_frame_of_a_larger_scene():
     truth = scene[:, 1:-1, 1:-1]
     assert result.image.shape == truth.shape
     assert (result.image - truth).norm() <= 0.02 * truth.norm()
-    # A wrong border shows: the same data taken for zero-padded are restored far worse.
+    # A wrong border shows: the same data, restored as zero-padded, are far worse.
     wrong = deconv_cli.invert(y, kernel, boundary="zero", lam=1e-6, penalty="gradient")
     assert (wrong.image - truth).norm() > 10 * (result.image - truth).norm()
 
@@ -138,7 +138,7 @@ def test_noise_is_seeded_and_has_the_stated_level():
     assert float((noisy - image).std()) == pytest.approx(2.5, rel=0.03)
     counts = Noise.parse("poisson:400").add(image, seed=1)
     assert float(counts.mean()) == pytest.approx(50, rel=0.01)
-    # 200 counts stand for 50: their standard deviation √200 stands for √200 / 4.
+    # 200 counts are a sample of 50: their standard deviation √200 is √200 / 4 in samples.
     assert float((counts - image).flatten()[1:].std()) == pytest.approx(200**0.5 / 4, rel=0.03)
     for text in ("gaussian:-1", "gaussian:0", "gaussian:nan", "poisson:inf"):
         with pytest.raises(deconv_cli.UsageError, match="positive"):

@@ -16,7 +16,7 @@ from deconv_cli.io import read_image
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows.light import caution_light
+from deconv_cli.workflows.arithmetic import caution_light
 from deconv_cli.workflows.trust import (
     NEGLIGIBLE_RESIDUAL,
     ROUNDING,
@@ -185,7 +185,7 @@ def test_a_photograph_under_its_own_kernel_is_trusted(noise, quality, tmp_path):
 
 @pytest.mark.parametrize("lam", [None, 1e-5])
 def test_what_forward_made_is_trusted(lam):
-    """Without noise there is no scale that a residual could be held against."""
+    """Without noise there is no scale to compare a residual with."""
     image = read_image(SAMPLES / "astronaut.png").values[0].float()[:, :96, :96]
     kernel = make_kernel("gaussian:2")
     y = deconv_cli.forward(image, kernel, boundary="reflect", padding="same")

@@ -44,7 +44,7 @@ def test_the_weight_is_that_of_exponential_edges():
 
 
 def test_colored_noise_costs_little_against_the_best_weight():
-    """As compression or smoothing leaves it; taken for white, it is believed to be as small as its fine detail is."""
+    """Noise after compression or smoothing; treated as white, it is underestimated, as small as its fine detail."""
     scene = torch.zeros(1, 64, 64, dtype=torch.float64)
     scene[:, 12:48, 16:32], scene[:, 32:, 48:] = 5.0, -3.0
     y = deconv_cli.forward(scene, BLUR, boundary="reflect")

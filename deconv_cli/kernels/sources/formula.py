@@ -77,11 +77,6 @@ class ContinuousKernel:
         return ContinuousKernel(reach, lambda *f: self.transform(*f) * other.transform(*f))
 
 
-def product(kernels: list[ContinuousKernel]) -> ContinuousKernel:
-    """Describe several blurs in sequence."""
-    return reduce(operator.mul, kernels)
-
-
 def check_length(half_width: float, name: str) -> float:
     """Return half the width of a kernel in samples; refuse what cannot be by `UsageError`."""
     if not half_width > 0:
@@ -303,8 +298,15 @@ def read_formula(text: str, dimensions: int | None = None) -> ContinuousKernel:
             "a kernel must be described by blurs with * between them, such as 'disk:4*motion:9@30', but one factor is "
             f"missing in '{shortened(text)}'."
         )
-    kernel = product([_read_factor(factor) for factor in factors])
+    kernel = reduce(operator.mul, map(_read_factor, factors))
     return kernel.along_last() if dimensions == 1 else kernel
+
+
+def name_numbers(text: str) -> str:
+    """Name the numbers of the sources in a formula that take several, as in `FWHM 4, BETA 2.8`."""
+    factors = (factor.strip().partition(":") for factor in text.split("*"))
+    known = ((KERNEL_SOURCES[name].parameters, rest.split("@")) for name, _, rest in factors if name in KERNEL_SOURCES)
+    return ", ".join(f"{name} {n}" for names, of in known if len(names) > 1 for name, n in zip(names, of, strict=False))
 
 
 def _read_factor(text: str) -> ContinuousKernel:

@@ -3,7 +3,7 @@ A page that a real lens blurred
 ===============================
 
 The other examples blur a sharp picture, so that the truth is known. This page was out of focus in the camera. Nobody
-knows the truth, but a reader sees which words have come back.
+knows the truth, but a reader sees which words are legible again.
 """
 
 from shown import open_folder, prompt, read, show
