@@ -38,7 +38,6 @@ from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import WHITES, limits_of
 from deconv_cli.vocabulary import InputKind, format_percent, format_size
-from deconv_cli.workflows import trust
 from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.arithmetic import caution_light
 from deconv_cli.workflows.noise_of_data import find_full, find_noise
