@@ -20,7 +20,7 @@ from deconv_cli.blocks.block_problem import (
     largest_samples,
     limit_threads,
 )
-from deconv_cli.blocks.halo_depth import HaloChoice, choose_halo
+from deconv_cli.blocks.halo_depth import SEAM_TOLERANCE, HaloChoice, choose_halo
 from deconv_cli.blocks.preview_tiles import (
     FixedChoices,
     PreviewTile,
@@ -36,7 +36,7 @@ from deconv_cli.io.layout import Layout
 from deconv_cli.io.region_arrays import RegionTarget
 from deconv_cli.io.regions import cube_sides
 from deconv_cli.operators.circulant import next_fast_size
-from deconv_cli.vocabulary import COUNTED, Size, format_memory, format_size, package_version
+from deconv_cli.vocabulary import COUNTED, Size, format_memory, format_percent, format_size, package_version
 from deconv_cli.workflows.progress_listener import ProgressListener
 
 MAX_SIDES = {1: 2**20, 2: 4096, 3: 512}
@@ -98,6 +98,15 @@ class BlockPlan:
     doubts: tuple[str, ...] = ()
     error: ErrorSample | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def seam_notes(self) -> tuple[str, ...]:
+        """Note that blocks at the frame may differ by more than blocks should."""
+        if self.halo.predicted <= SEAM_TOLERANCE:
+            return ()
+        part, usual = format_percent(self.halo.predicted), format_percent(SEAM_TOLERANCE)
+        advice = "a larger block_size or λ brings them closer"
+        return (f"at the frame blocks may differ by {part} of the range at a seam, instead of {usual}: {advice}",)
 
 
 def plan_blocks(

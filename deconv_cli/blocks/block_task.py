@@ -30,7 +30,7 @@ from deconv_cli.operators.axes import space_axes
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.solution import default_tolerance
 from deconv_cli.solvers.solver import GIVEN
-from deconv_cli.vocabulary import format_padding
+from deconv_cli.vocabulary import format_padding, format_percent
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.trust import UNTRUSTED, describe_prior
 
@@ -231,6 +231,8 @@ def _digest_of(values: Tensor) -> str:
     return samples_digest(values.cpu().contiguous().view(torch.uint8).numpy())
 
 
+VISIBLE_SEAM = 0.01
+"""Difference at a seam, as a part of the range, from which on a result is doubted even if the plan expected it."""
 NOTE_ON_BOUNDS = (
     "saturated samples are treated as lower bounds; the error at the seams does not include them, since the estimate "
     "at a saturated sample is a guess"
@@ -336,7 +338,7 @@ class BlockReconstruction:
     def notes(self) -> tuple[str, ...]:
         """What a user should know about how it was restored, a sentence each."""
         bounds = (NOTE_ON_BOUNDS,) if self.plan.choices.has_bounds else ()
-        return (*self.task.problem.resolution.notes, *bounds, *self.task.plan.notes)
+        return (*self.task.problem.resolution.notes, *bounds, *self.task.plan.notes, *self.plan.seam_notes)
 
     @property
     def seam(self) -> float | None:
@@ -394,6 +396,10 @@ class BlockReconstruction:
             found.append(
                 f"with a halo of {halo} blocks differ by {summary.seam:.2g} beside a seam, more than the planned "
                 f"{allowed:.2g}; {advise_whole(self.task.problem, self.plan.max_memory)}"
+            )
+        elif self.seam is not None and self.seam > VISIBLE_SEAM:
+            found.append(
+                f"blocks differ by {format_percent(self.seam)} of the range at a seam; use a larger block_size"
             )
         is_lambda_given = self.task.problem.resolution.reasons.lam == GIVEN
         if not found and is_lambda_given and summary.predicted_error is not None and summary.trusted_share == 0:

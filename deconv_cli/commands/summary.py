@@ -218,7 +218,7 @@ def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
         ("output", _output(task.target)),
         *(("", _output(extra)) for extra in task.extras.targets),
     ]
-    _print("deconv invert --dry-run", rows, notes=task.plan.notes)
+    _print("deconv invert --dry-run", rows, notes=[*task.plan.notes, *task.plan.seam_notes])
     if target.exists():
         print_note(f"the output '{target}' exists already; a run needs --force to replace it")
 

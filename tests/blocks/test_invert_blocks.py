@@ -132,6 +132,21 @@ def test_a_seam_above_the_plan_is_doubted(tmp_path):
     assert found.record["is_trusted"] is False
 
 
+def test_a_seam_that_can_be_seen_is_noted_and_doubted_though_it_was_planned(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
+    found = planned(tmp_path, kernel).finish(SerialScheduler(), describe)
+    assert not found.doubts
+    assert not found.plan.seam_notes
+    halo = replace(found.plan.halo, worst=found.plan.halo.range / 100)
+    plan = replace(found.task, plan=replace(found.plan, halo=halo))
+    wide = replace(found, task=plan, summary=replace(found.summary, seam=0.03 * halo.range))
+    assert wide.doubts == ("blocks differ by 3 % of the range at a seam; use a larger block_size",)
+    (note,) = wide.plan.seam_notes
+    assert note in wide.notes
+    assert "at the frame blocks may differ by 5 % of the range at a seam, instead of 0.1 %" in note
+
+
 def test_a_block_that_does_not_fit_the_memory_is_refused_before_any_tile_is_restored(tmp_path, monkeypatch):
     kernel = deconv_cli.make_kernel("gaussian:1")
     blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
