@@ -20,7 +20,7 @@ from deconv_cli.commands.console import about, print_answer, print_document, pri
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import BatchOptions, FileOptions, PrintOptions, WorkOptions, print_workers
 from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_duration
-from deconv_cli.commands.work import Job, JobResult, Process, Work, is_large, print_nothing
+from deconv_cli.commands.work import Job, JobResult, LargeInput, Process, Work, is_large, print_nothing
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError, as_too_large
 from deconv_cli.schedulers.scheduler import Finished, Scheduler, attempt
 from deconv_cli.settings import with_options
@@ -123,16 +123,17 @@ class BatchTask:
 
     def __call__(self, number: int) -> JobResult | None:
         """Read, process and write the input of one job; return `None` if it has too many samples. Errors are raised."""
-        job, started = self._jobs[number], time.perf_counter()
+        job = self._jobs[number]
+        progress = self.progress_of(job)
         if self._process is None:
             self._process = self._work.open()
         most = self.most_samples
         with _READING:
-            source = replace(self._work.read(job.source), started=started)
-            if most is not None and (source.large is not None or source.image.values.numel() > most):
+            source = self._work.read(job)
+            if most is not None and (isinstance(source, LargeInput) or source.values.numel() > most):
                 return None
-        result = self._process(job, source, self.progress_of(job))
-        result = replace(result, seconds=time.perf_counter() - started)
+        result = self._process(job, source, progress)
+        result = replace(result, seconds=time.perf_counter() - progress.started)
         return result if self._keeps_images else replace(result, print_summary=print_nothing)
 
 
@@ -147,11 +148,6 @@ class Batch:
         self, command: str, files: FileOptions, printed: PrintOptions, options: BatchOptions, workers: WorkOptions
     ) -> None:
         self._command, self._printed, self._options, self._workers = command, printed, options, workers
-        if workers.are_given and printed.verbose:
-            raise UsageError(
-                "--verbose prints the work of this process, but other processes do the work; leave it out, or leave "
-                "out --jobs and --scheduler."
-            )
         self._replaces = files.force
         self._manifest: Manifest | None = None
         if options.manifest is not None:
@@ -172,6 +168,11 @@ class Batch:
             DeconvError: the only job failed, or the kernel cannot be read.
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
+        if len(jobs) > 1 and self._workers.are_given and self._printed.verbose:
+            raise UsageError(
+                "--verbose prints the work of this process, but other processes do the work; leave it out, or leave "
+                "out --jobs and --scheduler."
+            )
         started = time.monotonic()
         skipped = {job for job in jobs if self._options.skip_existing and job.target.exists()}
         wanted = [job for job in jobs if job not in skipped]
