@@ -64,28 +64,25 @@ class Manifest:
     def add(self, job: Job, result: JobResult) -> None:
         """Note the result of a job."""
         record = result.record
-        self._write(
+        self.write(
             job,
             status="doubted" if result.doubts else "done",
             input_sha256=record["inputs"][0]["sha256"],
             samples_sha256=record["output"].get("samples_sha256"),
-            doubts=[with_options(doubt) for doubt in result.doubts],
-            warnings=[with_options(warning) for warning in result.warnings],
-            notes=[with_options(note) for note in record["notes"]],
+            doubts=result.doubts,
+            warnings=record.get("warnings", []),
+            notes=record["notes"],
             rerun=record["rerun"],
             seconds=round(result.seconds, 4),
         )
-
-    def add_failure(self, job: Job, sentence: str) -> None:
-        """Note why a job failed."""
-        self._write(job, status="failed", error=sentence)
 
     def close(self) -> None:
         """Close the file."""
         with self._explaining():
             self._stream.close()
 
-    def _write(self, job: Job, **members: object) -> None:
+    def write(self, job: Job, **members: object) -> None:
+        """Write the line of a job."""
         # In ASCII, since a file name may hold bytes that are no UTF-8.
         line = json.dumps({"input": str(job.source), "output": str(job.target)} | members)
         with self._explaining():
@@ -295,7 +292,7 @@ class Batch:
             else:
                 sentence, code = f"unexpected {type(error).__name__}: {error}", ExitCode.FAILURE
             if self._manifest is not None:
-                self._manifest.add_failure(job, sentence)
+                self._manifest.write(job, status="failed", error=sentence)
             if job.n_jobs == 1:
                 raise error
             if not isinstance(error, DeconvError):
@@ -319,7 +316,7 @@ class Batch:
             name = "" if is_only else str(job.source)
             for doubt in done.doubts:
                 self._tell(name, doubt, print_warning, N_NAMED)
-            for warning in () if printed.quiet else done.warnings:
+            for warning in () if printed.quiet else record.get("warnings", ()):
                 self._tell(name, warning, print_warning)
             notes, codec = list(record.get("notes", ())), codec_named(job.source)
             if record.get("light_reason") and not is_only and codec is not None and codec.is_picture:

@@ -115,8 +115,7 @@ def restore_large(work: InvertOptions, job: Job, large: LargeInput, progress: Wo
         try:
             planned = _plan(work, job, large, scheduler, progress, resumes=work.resumes or share is not None)
         except BlocksCompleteError as complete:
-            doubts = tuple(complete.record.get("doubts", ()))
-            return JobResult(complete.record, partial(print_note, with_options(str(complete))), doubts)
+            return JobResult(complete.record, partial(print_note, with_options(str(complete))))
         if page is not None:
             check_page_path(page, job.source, force=work.files.force or work.resumes)
         if is_heard and is_only:
@@ -148,7 +147,7 @@ def restore_large(work: InvertOptions, job: Job, large: LargeInput, progress: Wo
         )
         return JobResult(describe_block_plan(planned, n_done), partial(print_note, note), is_partial=True)
     run = describe(found)
-    return JobResult(describe_block_run(run), partial(print_block_summary, run), doubts=found.doubts)
+    return JobResult(describe_block_run(run), partial(print_block_summary, run))
 
 
 def _start(work: InvertOptions) -> Scheduler:

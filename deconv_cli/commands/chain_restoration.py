@@ -159,11 +159,7 @@ class ChainRestoration:
         prepared.write(record)
         if work.extra.report is not None:
             write_page(work.extra.report, render_chain(run, image.values))
-        return JobResult(
-            record,
-            partial(print_chain_summary, run),
-            doubts=tuple(doubt.sentence for doubt in result.doubts),
-        )
+        return JobResult(record, partial(print_chain_summary, run))
 
 
 def as_picture(image: Tensor) -> tuple[Tensor, tuple[str, ...]]:

@@ -144,7 +144,9 @@ class ForwardWork(Work):
         plan = self.plan(job, image, n_channels, same_size=kernel.keeps_size(padding, layer))
         result = self._convolve(light.to_light(image.values, self.given.dtype), kernel, layer, boundary, padding)
         if noise is not None and seed is not None:
-            seed = seed if job.n_jobs == 1 else _own_seed(seed, job.source)
+            if job.n_jobs > 1:  # each file has a seed of its own, by its path
+                text_of_seed = f"{seed} {job.source.as_posix()}".encode(errors="surrogateescape")
+                seed = int.from_bytes(hashlib.sha256(text_of_seed).digest()[:8]) % (MAX_SEED + 1)
             result = noise.add(result, seed)
         result = light.to_stored(result)
         prepared = plan.prepare(result.cpu())
@@ -217,9 +219,3 @@ class ForwardWork(Work):
         for line in describe_warnings(caught):
             print_note(line)
         return result
-
-
-def _own_seed(seed: int, source: Path) -> int:
-    """Make the seed of one of several files from the typed seed and the path."""
-    digest = hashlib.sha256(f"{seed} {source.as_posix()}".encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:8]) % (MAX_SEED + 1)

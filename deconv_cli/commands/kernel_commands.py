@@ -58,6 +58,7 @@ def estimate(
 ) -> None:
     """Find the kernel that blurred a picture, from the picture alone, with an error bar."""
     from deconv_cli.io import read_image
+    from deconv_cli.io.atomic import check_output_path
     from deconv_cli.report.run import describe_estimate, describe_found, describe_free, describe_map
 
     if free and answer.output is None:
@@ -66,7 +67,9 @@ def estimate(
         raise UsageError("--size is the size of a free kernel; add --free, or leave it out.")
     answer.check(photo)
     if map_file is not None:
-        _check_map(map_file, photo, force=answer.force)
+        if map_file.suffix.lower() != ".safetensors":
+            raise UsageError(f"--map writes .safetensors files only, but is '{map_file}'; change the suffix.")
+        check_output_path(map_file, photo, force=answer.force)
         refuse_clashes([], [photo], [answer.output, map_file])
     image = read_image(photo)
     chosen = light_of(image, light)
@@ -239,14 +242,6 @@ def _picture_of(image: ImageFile) -> Tensor:
             "write one of them to a separate file."
         )
     return image.values[0]
-
-
-def _check_map(path: Path, source: Path, *, force: bool) -> None:
-    from deconv_cli.io.atomic import check_output_path
-
-    if path.suffix.lower() != ".safetensors":
-        raise UsageError(f"--map writes .safetensors files only, but is '{path}'; change the suffix.")
-    check_output_path(path, source, force=force)
 
 
 def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:

@@ -45,8 +45,11 @@ class KernelRequest:
         Raises:
             UsageError: there is another kernel, or an option on files of kernels.
         """
-        words = [MICROSCOPE if _is_microscope(path) else str(path) for path in self.paths if not path.exists()]
-        word = next((word for word in words if word in (str(ESTIMATE), MICROSCOPE)), None)
+        missing = [str(path) for path in self.paths if not path.exists()]
+        # The word microscope may have capitals, and values behind a colon.
+        words = [MICROSCOPE for text in missing if text.partition(":")[0].lower() == MICROSCOPE]
+        words += [text for text in missing if text == str(ESTIMATE)]
+        word = words[0] if words else None
         given = list(given_options(self.options))
         if word is not None and (given or len(self.paths) > 1):
             other = given[0] if given else f"--kernel {next((k for k in self.paths if str(k) != word), word)}"
@@ -120,7 +123,3 @@ class KernelRequest:
                 'long; method="richardson-lucy" uses the whole kernel, and is more accurate for a stack of a wide field'
             )
         return LoadedKernel.computed(text, taps, notes, dimensions=n_axes, spacing=first.spacing)
-
-
-def _is_microscope(path: Path) -> bool:
-    return str(path).partition(":")[0].lower() == MICROSCOPE

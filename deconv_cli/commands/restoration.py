@@ -100,12 +100,7 @@ def restore_whole(
     prepared.write(record)
     return_freed_memory()
     planned.write(run, record, image.values)
-    return JobResult(
-        record,
-        partial(print_invert_summary, run, verbose=work.printed.verbose),
-        doubts=tuple(doubt.sentence for doubt in result.doubts),
-        warnings=result.cautions,
-    )
+    return JobResult(record, partial(print_invert_summary, run, verbose=work.printed.verbose))
 
 
 def _metadata(kernel: LoadedKernel, image: ImageFile) -> InputMetadata:

@@ -64,18 +64,19 @@ class JobResult:
     Attributes:
         record: the report.
         print_summary: prints it as a table for people.
-        doubts: reasons not to trust the result, a sentence each; empty if it is trusted.
-        warnings: other warnings, a sentence each.
         is_partial: whether other jobs have to complete the output.
         seconds: time of reading, arithmetic and writing.
     """
 
     record: dict[str, Any]
     print_summary: Callable[[], None] = print_nothing
-    doubts: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
     is_partial: bool = False
     seconds: float = 0.0
+
+    @property
+    def doubts(self) -> list[str]:
+        """Reasons not to trust the result, a sentence each; empty if it is trusted."""
+        return [doubt if isinstance(doubt, str) else doubt["sentence"] for doubt in self.record.get("doubts", ())]
 
 
 Source: TypeAlias = "ImageFile | LargeInput"
@@ -190,7 +191,7 @@ class Work(ABC):
         """
         values: OptionValues = {
             **options,
-            **given_options(self.files),
+            **given_options(replace(self.files, output_dtype=None)),
             "--device": self.device_type,
             "--output-dtype": output_dtype,
             "--output": str(output),

@@ -51,7 +51,7 @@ class Counting(Work):
             if job.number == 2:
                 raise ZeroDivisionError
             record = {"command": "forward", "output": {"path": str(job.target)}, "seen": seen[-1]}
-            return JobResult(record, lambda: source, doubts=("doubt",))
+            return JobResult(record | {"doubts": ["doubt"]}, lambda: source)
 
         return process
 
