@@ -14,162 +14,92 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.allocator import keep_freed_memory
-from deconv_cli.errors import (
-    DeconvError,
-    FileAccessError,
-    GradientFaultError,
-    InputRefusedError,
-    MalformedInputError,
-    ShapeError,
-    TooLargeError,
-    UnsafeInputError,
-    UntrustworthyResultError,
-    UsageError,
-    WorkerError,
-)
-from deconv_cli.gradients.rules import GRADIENT_RULES
-from deconv_cli.parts import (
-    BOUNDARIES,
-    CODECS,
-    KERNEL_SOURCES,
-    LOSSES,
-    PENALTIES,
-    PRIORS,
-    SCHEDULERS,
-    SOLVERS,
-    TAPS,
-    Registry,
-)
+from deconv_cli.allocator import keep_freed_memory as keep_freed_memory
+from deconv_cli.errors import DeconvError as DeconvError
+from deconv_cli.errors import FileAccessError as FileAccessError
+from deconv_cli.errors import GradientFaultError as GradientFaultError
+from deconv_cli.errors import InputRefusedError as InputRefusedError
+from deconv_cli.errors import MalformedInputError as MalformedInputError
+from deconv_cli.errors import ShapeError as ShapeError
+from deconv_cli.errors import TooLargeError as TooLargeError
+from deconv_cli.errors import UnsafeInputError as UnsafeInputError
+from deconv_cli.errors import UntrustworthyResultError as UntrustworthyResultError
+from deconv_cli.errors import UsageError as UsageError
+from deconv_cli.errors import WorkerError as WorkerError
+from deconv_cli.gradients.rules import GRADIENT_RULES as GRADIENT_RULES
+from deconv_cli.parts import BOUNDARIES as BOUNDARIES
+from deconv_cli.parts import CODECS as CODECS
+from deconv_cli.parts import KERNEL_SOURCES as KERNEL_SOURCES
+from deconv_cli.parts import LOSSES as LOSSES
+from deconv_cli.parts import PENALTIES as PENALTIES
+from deconv_cli.parts import PRIORS as PRIORS
+from deconv_cli.parts import SCHEDULERS as SCHEDULERS
+from deconv_cli.parts import SOLVERS as SOLVERS
+from deconv_cli.parts import TAPS as TAPS
+from deconv_cli.parts import Registry as Registry
 
 if TYPE_CHECKING:
-    from deconv_cli.blocks.block_extras import ExtraFiles
-    from deconv_cli.blocks.block_plan import BlockOptions
-    from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-    from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-    from deconv_cli.chains.chain_inversion import ChainInversion, invert_chain
-    from deconv_cli.gradients.checker import check_gradients
-    from deconv_cli.gradients.findings import Cause, Finding, GradientReport, Verdict
-    from deconv_cli.gradients.training.script import watch_gradients
-    from deconv_cli.kernels.bead_psf import BeadPsf, psf_from_beads
-    from deconv_cli.kernels.blind.blur_map import map_blur
-    from deconv_cli.kernels.blind.blurred_picture import align_kernel, estimate_free_kernel, estimate_kernel
-    from deconv_cli.kernels.fit_kernel import KernelFit, fit_kernel
-    from deconv_cli.kernels.kernel import Kernel
-    from deconv_cli.kernels.kernel_field import KernelField
-    from deconv_cli.kernels.microscope import Microscope, microscope_psf
-    from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
-    from deconv_cli.kernels.sources.formula import make_kernel
-    from deconv_cli.operators.convolution import Convolution
-    from deconv_cli.operators.differences import Gradient, Laplacian
-    from deconv_cli.operators.linear_operator import Identity, Linearization, LinearOperator
-    from deconv_cli.operators.varying_convolution import VaryingConvolution
-    from deconv_cli.saved_files import (
-        ModelLayer,
-        list_layers,
-        load_kernel_field,
-        load_layer,
-        save_kernel_field,
-        save_layer,
-    )
-    from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
-    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-    from deconv_cli.solvers.solution import Solution, Status
-    from deconv_cli.solvers.solve import solve
-    from deconv_cli.tone_curve import ToneCurve
-    from deconv_cli.workflows.apply_kernel import forward, forward_taps
-    from deconv_cli.workflows.library import invert, pseudo_inverse
-    from deconv_cli.workflows.progress_listener import ProgressListener
-    from deconv_cli.workflows.reconstruction import Reconstruction
-    from deconv_cli.workflows.resolve_settings import InputMetadata
+    from deconv_cli.blocks.block_extras import ExtraFiles as ExtraFiles
+    from deconv_cli.blocks.block_plan import BlockOptions as BlockOptions
+    from deconv_cli.blocks.block_task import BlockReconstruction as BlockReconstruction
+    from deconv_cli.blocks.invert_blocks import LargeFileOptions as LargeFileOptions
+    from deconv_cli.blocks.invert_blocks import invert_blocks as invert_blocks
+    from deconv_cli.chains.chain_inversion import ChainInversion as ChainInversion
+    from deconv_cli.chains.chain_inversion import invert_chain as invert_chain
+    from deconv_cli.gradients.checker import check_gradients as check_gradients
+    from deconv_cli.gradients.findings import Cause as Cause
+    from deconv_cli.gradients.findings import Finding as Finding
+    from deconv_cli.gradients.findings import GradientReport as GradientReport
+    from deconv_cli.gradients.findings import Verdict as Verdict
+    from deconv_cli.gradients.training.script import watch_gradients as watch_gradients
+    from deconv_cli.kernels.bead_psf import BeadPsf as BeadPsf
+    from deconv_cli.kernels.bead_psf import psf_from_beads as psf_from_beads
+    from deconv_cli.kernels.blind.blur_map import map_blur as map_blur
+    from deconv_cli.kernels.blind.blurred_picture import align_kernel as align_kernel
+    from deconv_cli.kernels.blind.blurred_picture import estimate_free_kernel as estimate_free_kernel
+    from deconv_cli.kernels.blind.blurred_picture import estimate_kernel as estimate_kernel
+    from deconv_cli.kernels.fit_kernel import KernelFit as KernelFit
+    from deconv_cli.kernels.fit_kernel import fit_kernel as fit_kernel
+    from deconv_cli.kernels.kernel import Kernel as Kernel
+    from deconv_cli.kernels.kernel_field import KernelField as KernelField
+    from deconv_cli.kernels.microscope import Microscope as Microscope
+    from deconv_cli.kernels.microscope import microscope_psf as microscope_psf
+    from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d as ReceptiveFieldConv2d
+    from deconv_cli.kernels.sources.formula import make_kernel as make_kernel
+    from deconv_cli.operators.convolution import Convolution as Convolution
+    from deconv_cli.operators.differences import Gradient as Gradient
+    from deconv_cli.operators.differences import Laplacian as Laplacian
+    from deconv_cli.operators.linear_operator import Identity as Identity
+    from deconv_cli.operators.linear_operator import Linearization as Linearization
+    from deconv_cli.operators.linear_operator import LinearOperator as LinearOperator
+    from deconv_cli.operators.varying_convolution import VaryingConvolution as VaryingConvolution
+    from deconv_cli.saved_files import ModelLayer as ModelLayer
+    from deconv_cli.saved_files import list_layers as list_layers
+    from deconv_cli.saved_files import load_kernel_field as load_kernel_field
+    from deconv_cli.saved_files import load_layer as load_layer
+    from deconv_cli.saved_files import save_kernel_field as save_kernel_field
+    from deconv_cli.saved_files import save_layer as save_layer
+    from deconv_cli.settings import ReconstructionSettings as ReconstructionSettings
+    from deconv_cli.settings import ResolvedSettings as ResolvedSettings
+    from deconv_cli.solvers.pseudo_inverse import PseudoInverse as PseudoInverse
+    from deconv_cli.solvers.solution import Solution as Solution
+    from deconv_cli.solvers.solution import Status as Status
+    from deconv_cli.solvers.solve import solve as solve
+    from deconv_cli.tone_curve import ToneCurve as ToneCurve
+    from deconv_cli.workflows.apply_kernel import forward as forward
+    from deconv_cli.workflows.apply_kernel import forward_taps as forward_taps
+    from deconv_cli.workflows.library import invert as invert
+    from deconv_cli.workflows.library import pseudo_inverse as pseudo_inverse
+    from deconv_cli.workflows.progress_listener import ProgressListener as ProgressListener
+    from deconv_cli.workflows.reconstruction import Reconstruction as Reconstruction
+    from deconv_cli.workflows.resolve_settings import InputMetadata as InputMetadata
 
 __version__ = "0.2.0"
-
-__all__ = [
-    "BOUNDARIES",
-    "CODECS",
-    "GRADIENT_RULES",
-    "KERNEL_SOURCES",
-    "LOSSES",
-    "PENALTIES",
-    "PRIORS",
-    "SCHEDULERS",
-    "SOLVERS",
-    "TAPS",
-    "BeadPsf",
-    "BlockOptions",
-    "BlockReconstruction",
-    "Cause",
-    "ChainInversion",
-    "Convolution",
-    "DeconvError",
-    "ExtraFiles",
-    "FileAccessError",
-    "Finding",
-    "Gradient",
-    "GradientFaultError",
-    "GradientReport",
-    "Identity",
-    "InputMetadata",
-    "InputRefusedError",
-    "Kernel",
-    "KernelField",
-    "KernelFit",
-    "Laplacian",
-    "LargeFileOptions",
-    "LinearOperator",
-    "Linearization",
-    "MalformedInputError",
-    "Microscope",
-    "ModelLayer",
-    "ProgressListener",
-    "PseudoInverse",
-    "ReceptiveFieldConv2d",
-    "Reconstruction",
-    "ReconstructionSettings",
-    "Registry",
-    "ResolvedSettings",
-    "ShapeError",
-    "Solution",
-    "Status",
-    "ToneCurve",
-    "TooLargeError",
-    "UnsafeInputError",
-    "UntrustworthyResultError",
-    "UsageError",
-    "VaryingConvolution",
-    "Verdict",
-    "WorkerError",
-    "__version__",
-    "align_kernel",
-    "check_gradients",
-    "estimate_free_kernel",
-    "estimate_kernel",
-    "fit_kernel",
-    "forward",
-    "forward_taps",
-    "invert",
-    "invert_blocks",
-    "invert_chain",
-    "keep_freed_memory",
-    "list_layers",
-    "load_kernel_field",
-    "load_layer",
-    "make_kernel",
-    "map_blur",
-    "microscope_psf",
-    "pseudo_inverse",
-    "psf_from_beads",
-    "save_kernel_field",
-    "save_layer",
-    "solve",
-    "watch_gradients",
-]
 
 _NAMES = {
     "blocks.block_extras": ("ExtraFiles",),
     "blocks.block_plan": ("BlockOptions",),
-    "blocks.block_reconstruction": ("BlockReconstruction",),
+    "blocks.block_task": ("BlockReconstruction",),
     "blocks.invert_blocks": ("LargeFileOptions", "invert_blocks"),
     "gradients.checker": ("check_gradients",),
     "gradients.findings": ("Cause", "Finding", "GradientReport", "Verdict"),
@@ -209,6 +139,11 @@ _NAMES = {
 }
 """What is imported at its first use, most of it with torch, by its module."""
 _HOMES = {name: f"deconv_cli.{module}" for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(  # type checkers read the names above, which are imported as themselves
+    {name for name, found in globals().items() if getattr(found, "__module__", "").startswith("deconv_cli.")}
+    | {"__version__", *_HOMES}
+)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

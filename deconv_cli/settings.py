@@ -7,8 +7,7 @@ value for everything.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
@@ -19,18 +18,20 @@ from deconv_cli.noise_model import NoiseModel
 from deconv_cli.parts import BOUNDARIES, OWN_SETTINGS, PENALTIES, ShownInNotebook, method_names, prior_names
 from deconv_cli.vocabulary import (
     MAX_SEED,
+    SPELLED_OUT,
     ArithmeticDType,
     InputKind,
     LambdaRule,
     Light,
     PaddingLike,
+    as_typed,
     check_dimensions,
     check_name,
     check_padding,
     check_spacing,
     format_lambda,
-    format_padding,
     is_whole,
+    option_name,
     parse_word,
     shortened,
 )
@@ -129,7 +130,8 @@ class ReconstructionSettings(ShownInNotebook):
     _is_resolved: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self._check()
+        if not self._is_resolved:
+            self._check()
 
     def __repr__(self) -> str:
         """Name the settings that differ from their defaults, as they are typed."""
@@ -139,14 +141,7 @@ class ReconstructionSettings(ShownInNotebook):
     @property
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
-
-    def _check(self) -> None:
-        self._check_words()
-        self._check_layer()
-        self._check_numbers()
-        self._check_together()
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
     @classmethod
     def of(cls, **values: Any) -> Self:  # noqa: ANN401
@@ -159,7 +154,9 @@ class ReconstructionSettings(ShownInNotebook):
         unknown = sorted(values.keys() - set(known))
         if unknown:
             raise UsageError(f"there is no setting '{unknown[0]}'; the settings are {', '.join(known)}.")
-        return cls(**values)
+        found = cls.trusted(**values)
+        found._check()
+        return found
 
     @classmethod
     def trusted(cls, **values: Any) -> Self:  # noqa: ANN401
@@ -204,7 +201,7 @@ class ReconstructionSettings(ShownInNotebook):
 
     @property
     def predicts(self) -> bool:
-        """Whether the error of the estimate can be predicted."""
+        """Whether the error of the estimate can be predicted, and full samples may count as lower bounds."""
         return self.objective in ("quadratic", "photo")
 
     @property
@@ -212,11 +209,6 @@ class ReconstructionSettings(ShownInNotebook):
         """What is minimized, or by which method, in words."""
         names = {"richardson-lucy": "method richardson-lucy", "nonnegative": "a nonnegative estimate"}
         return names.get(self.objective, f"prior {self.objective}")
-
-    @property
-    def takes_bounds(self) -> bool:
-        """Whether full samples may count as lower bounds."""
-        return self.objective in ("quadratic", "photo")
 
     @property
     def stops_at_noise(self) -> bool:
@@ -237,6 +229,14 @@ class ReconstructionSettings(ShownInNotebook):
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _check(self) -> None:
+        """Refuse, by `UsageError`, what a setting does not take, and bring the others into one form."""
+        self._check_words()
+        self._check_layer()
+        self._check_numbers()
+        for sentence in self._contradictions():
+            raise UsageError(sentence)
 
     def _check_words(self) -> None:
         left_open = () if self._is_resolved else ("auto",)
@@ -261,8 +261,8 @@ class ReconstructionSettings(ShownInNotebook):
     def _check_layer(self) -> None:
         """Bring the options of a layer into the form of `LayerOptions`, and refuse what torch would."""
         for name in (field.name for field in fields(LayerOptions)):
-            value, plain = getattr(self, name), getattr(PLAIN, name)
-            if value is not None and (value != plain or type(value) is not type(plain)):
+            value = getattr(self, name)
+            if value is not None:
                 # Output padding is refused where it meets a layer that is not transposed, which may be known later.
                 known = PLAIN if name != "output_padding" else TRANSPOSED
                 self._set(name, getattr(replace(known, **{name: value}), name))
@@ -275,14 +275,11 @@ class ReconstructionSettings(ShownInNotebook):
         self._set("input_size", tuple(int(n) for n in numbers))
 
     def _check_numbers(self) -> None:
-        wanted = "auto, zero or a positive number"
-        if isinstance(self.lam, tuple) and not self._is_resolved and self.lam:
-            self._set("lam", tuple(self._number("lam", v, Real, wanted, lambda v: v >= 0) for v in self.lam))
-        else:
-            self._take("lam", Real, f"{wanted}, or one for each channel", lambda v: v >= 0)
         given: object = self.noise_sigma
         if given == "auto":
             self._set("noise_sigma", None)
+        own_lams = "" if self._is_resolved else ", or one for each channel"
+        self._take("lam", Real, f"auto, zero or a positive number{own_lams}", lambda v: v >= 0)
         self._take("noise_sigma", Real, "auto or a positive number", lambda v: v > 0)
         self._check_noise()
         self._set("dimensions", check_dimensions(self.dimensions))
@@ -309,99 +306,62 @@ class ReconstructionSettings(ShownInNotebook):
             )
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
-        """Turn a number of any library into a plain one, and refuse it outside its range."""
+        """Turn a number of any library into a plain one, or each of several, and refuse it outside its range."""
         value: Any = getattr(self, name)
         if value is None and name != "max_iterations" and not (name == "lam" and self._is_resolved):
             return
         if isinstance(value, str) and value == "auto" and "auto" in wanted:
             return
-        self._set(name, self._number(name, value, kind, wanted, holds))
+        are_several = isinstance(value, tuple) and len(value) > 0 and "for each" in wanted
+        numbers = value if are_several else (value,)
+        for number in numbers:
+            is_number = isinstance(number, kind) and not isinstance(number, bool)
+            if not is_number or not math.isfinite(number) or not holds(number):
+                raise UsageError(f"{SPELLED_OUT.get(name, name)} must be {wanted}, but is {shortened(repr(number))}.")
+        plain = tuple(int(number) if kind is Integral else float(number) for number in numbers)
+        self._set(name, plain if are_several else plain[0])
 
-    def _number(self, name: str, value: Any, kind: type, wanted: str, holds: Callable[[Any], bool]) -> float:  # noqa: ANN401
-        is_number = isinstance(value, kind) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not holds(value):
-            raise UsageError(f"{_WORDS.get(name, name)} must be {wanted}, but is {shortened(repr(value))}.")
-        return int(value) if kind is Integral else float(value)
-
-    def _check_together(self) -> None:
-        """Refuse settings that contradict one another, or that would change nothing."""
-        objective, is_rl = self.objective, self.method == "richardson-lucy"
+    def _contradictions(self) -> Iterator[str]:
+        """Find settings that contradict one another, or that would change nothing; a sentence each."""
+        objective, is_rl, name = self.objective, self.method == "richardson-lucy", self.objective_name
         if self.weight is not None and objective in ("quadratic", "nonnegative", "richardson-lucy"):
-            raise UsageError(
-                'weight is for a prior such as tv, which was not given; add prior="tv", or use lam instead.'
-            )
-        if self.gain is not None and objective != "richardson-lucy":
-            raise UsageError('gain is for method="richardson-lucy" only; use that method, or leave it out.')
+            yield 'weight is for a prior such as tv, which was not given; add prior="tv", or use lam instead.'
+        if self.gain is not None and not is_rl:
+            yield 'gain is for method="richardson-lucy" only; use that method, or leave it out.'
         if self.strength is not None and objective != "photo":
-            raise UsageError('strength is for prior="photo" only; use that prior, or leave strength out.')
+            yield 'strength is for prior="photo" only; use that prior, or leave strength out.'
         if self.iterations is not None and (objective not in ("richardson-lucy", "tv") or self.gain is not None):
-            raise UsageError(
+            yield (
                 'iterations is for method="richardson-lucy" without gain, or for prior="tv"; use one of them, or '
                 "leave iterations out."
             )
-        if is_rl and (self.nonnegative or self.prior not in ("auto", "quadratic")):
-            what = (
-                "nonnegative=True, which always holds for its estimates," if self.nonnegative else f"prior={self.prior}"
-            )
-            raise UsageError(f"method richardson-lucy takes no prior, but {what} was given; leave it out.")
-        if self.nonnegative and self.prior not in ("auto", "quadratic"):
-            raise UsageError(f"prior={self.prior} and nonnegative=True do not go together; leave one of them out.")
-        if self.noise_sigma is not None and (objective == "richardson-lucy" or isinstance(self.weight, float)):
-            raise UsageError(
-                "noise_sigma has no effect here, since neither a weight nor λ follows from the noise; leave it out."
-            )
+        has_prior = self.prior not in ("auto", "quadratic")
+        if is_rl and (self.nonnegative or has_prior):
+            what = "nonnegative=True, which always holds for its estimates,"
+            what = what if self.nonnegative else f"prior={self.prior}"
+            yield f"method richardson-lucy takes no prior, but {what} was given; leave it out."
+        if self.nonnegative and has_prior:
+            yield f"prior={self.prior} and nonnegative=True do not go together; leave one of them out."
+        if self.noise_sigma is not None and (is_rl or isinstance(self.weight, float)):
+            yield "noise_sigma has no effect here, since neither a weight nor λ follows from the noise; leave it out."
         if self.spacing is not None and self.has_lambda and self.penalty == "identity":
-            raise UsageError(
-                "spacing divides differences between pixels, but penalty identity uses no differences; leave it out."
-            )
-        name = self.objective_name
-        if not self.has_lambda:
-            self._refuse_lambda(name)
-        self._check_choice_of_lambda()
+            yield "spacing divides differences between pixels, but penalty identity uses no differences; leave it out."
+        if not self._is_resolved:  # there λ and penalty have a value, whether or not the objective looks at them
+            if not self.has_lambda and (self.lam is not None or self.lambda_rule is not None):
+                given = "lam" if self.lam is not None else "lambda_rule"
+                yield f"{name} has no λ, but {given}={getattr(self, given)} was given; leave it out."
+            if not self.has_lambda and self.penalty is not None:
+                yield f"{name} has no other penalty, but penalty={self.penalty} was given; leave it out."
+            if self.lambda_rule is not None and self.lam is not None and not isinstance(self.lam, str):
+                shown = format_lambda(self.lam)
+                yield f'lambda_rule chooses λ, but λ is {shown} here; use lam="auto", or leave one of them out.'
         if self.predict and not self.predicts:
-            raise UsageError(
+            yield (
                 f"only the priors quadratic and photo predict an error, so {name} allows no error map or trust "
                 "mask; leave them out, or use one of these priors."
             )
         if self.seed is not None and not self.predict:
-            raise UsageError(
-                "seed is for the predicted error, but predict is not set; leave it out, or add predict=True."
-            )
-
-    def _check_choice_of_lambda(self) -> None:
-        if self.lambda_rule is not None and self.lam is not None and not isinstance(self.lam, str):
-            raise UsageError(
-                f"lambda_rule chooses λ, but λ is {format_lambda(self.lam)} here; "
-                'use lam="auto", or leave one of them out.'
-            )
-
-    def _refuse_lambda(self, name: str) -> None:
-        if self.lam is not None or self.lambda_rule is not None:
-            given = "lam" if self.lam is not None else "lambda_rule"
-            raise UsageError(f"{name} has no λ, but {given}={getattr(self, given)} was given; leave it out.")
-        if self.penalty is not None:
-            raise UsageError(f"{name} has no other penalty, but penalty={self.penalty} was given; leave it out.")
-
-
-_WORDS = {"lam": "lambda"}
-"""Settings that are called otherwise in messages and options than in code."""
-
-
-def option_name(setting: str) -> str:
-    """Give the option of the command line that sets a setting."""
-    return "--" + _WORDS.get(setting, setting).replace("_", "-")
-
-
-def as_typed(name: str, value: object) -> object:
-    """Write the value of a setting as it is typed at the prompt."""
-    if name == "padding":
-        return format_padding(value)  # type: ignore[arg-type]
-    if name == "noise" and not isinstance(value, str):
-        first = value[0] if isinstance(value, tuple) else value
-        return getattr(first, "source", None)
-    if isinstance(value, tuple):
-        return ",".join(map(repr, value))
-    return repr(value) if isinstance(value, float) else value
+            yield "seed is for the predicted error, but predict is not set; leave it out, or add predict=True."
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -433,77 +393,7 @@ class ResolvedSettings(ReconstructionSettings):
 
     _is_resolved: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        """Trust the values: `of` checks those of a caller, and `resolve` takes settings that were checked."""
-
-    @classmethod
-    def of(cls, **values: Any) -> Self:  # noqa: ANN401
-        """Make settings of keyword arguments, and check them.
-
-        Raises:
-            UsageError: an argument that is no setting, or a value that its setting does not take.
-        """
-        found = super().of(**values)
-        found._check()
-        return found
-
     def as_options(self) -> dict[str, object]:
         """Give the settings as options; λ, which is always among them, says that the prior is the quadratic one."""
         options = super().as_options()
         return {name: value for name, value in options.items() if (name, value) != ("--prior", "quadratic")}
-
-    def _check_choice_of_lambda(self) -> None:
-        """Nothing to refuse: λ has been chosen."""
-
-    def _refuse_lambda(self, name: str) -> None:
-        """Nothing to refuse: λ and penalty have a value, whether or not the objective looks at them."""
-
-
-_NAMES = [field.name for field in fields(ReconstructionSettings)]
-_SETTINGS = {"lambda", *_NAMES, "jobs", "scheduler", "block_range", "time_limit", "tap", "size"}
-"""Settings, and options on workers, that begin a sentence about themselves; some are words of other sentences too."""
-_VERBS = ("must", "is", "has", "draws", "helps", "chooses", "says", "truncates", "divides")
-_LONG = ("output_dtype", "time_limit", "batch_axis", "batch_size", "block_size")
-_ARGUMENTS = {
-    **{name: option_name(name) for name in ("lam", *_NAMES, *_LONG) if name == "lam" or "_" in name},
-}
-"""Arguments that are no English words."""
-_OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"
-_TUPLE = re.compile(r"(?<=but is )\((?:[\d., -]|\([\d., -]*\))*\)(?=\.?$)")
-"""A typed value as Python writes it, at the end of a sentence."""
-
-
-def with_options(sentence: str) -> str:
-    """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, `(3, 5)` becomes `3,5`.
-
-    Words of other programs, in “these quotation marks”, stay unchanged.
-    """
-    words = sentence.split(" ")
-    if len(words) > 1 and words[1] in _VERBS and words[0] in _SETTINGS:
-        words[0] = option_name(words[0])
-    if words[0].startswith("--"):
-        words = _TUPLE.sub(lambda found: _as_numbers(found[0]), " ".join(words)).split(" ")
-    parts = re.split("(“[^”]*”)", " ".join(words))
-    parts[::2] = (" ".join(map(_as_typed, own.split(" "))) for own in parts[::2])
-    return "".join(parts)
-
-
-def _as_numbers(text: str) -> str:
-    """Write a tuple as it is typed: `(1, 2)` as `1,2`, and `((1, 2), 3)` as `1:2,3`."""
-    pairs = re.sub(r"\(([^()]*)\)", lambda pair: pair[1].replace(", ", ":"), text[1:-1].rstrip(","))
-    return pairs.replace(", ", ",")
-
-
-def _as_typed(word: str) -> str:
-    """Replace an argument, or an argument with its value, between the punctuation around it."""
-    inner = word.lstrip(_OPENING).rstrip(_CLOSING)
-    name, _, value = inner.partition("=")
-    if not value or not name.isidentifier():
-        name = inner.strip(_QUOTES)
-        return word.replace(name, _ARGUMENTS.get(name, name))
-    option = _ARGUMENTS.get(name, option_name(name))
-    if value == "False":
-        option = option.replace("--", "--no-", 1)
-    elif value != "True":
-        option += f" {value.strip(_QUOTES)}"
-    return word.replace(inner, option)

@@ -178,6 +178,27 @@ def format_padding(padding: PaddingLike) -> str:
     return ",".join(":".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in padding)
 
 
+SPELLED_OUT = {"lam": "lambda"}
+"""Settings that are called otherwise in messages and options than in code."""
+
+
+def option_name(setting: str) -> str:
+    """Give the option of the command line that sets a setting."""
+    return "--" + SPELLED_OUT.get(setting, setting).replace("_", "-")
+
+
+def as_typed(name: str, value: object) -> object:
+    """Write the value of a setting as it is typed at the prompt."""
+    if name == "padding":
+        return format_padding(value)  # type: ignore[arg-type]
+    if name == "noise" and not isinstance(value, str):
+        first = value[0] if isinstance(value, tuple) else value
+        return getattr(first, "source", None)
+    if isinstance(value, tuple):
+        return ",".join(map(repr, value))
+    return repr(value) if isinstance(value, float) else value
+
+
 def parse_numbers(text: str) -> Any:  # noqa: ANN401
     """Read numbers as typed: `2`, `0.5`, `2,1` for several, `1:2,3:4` for pairs; any other text stays a text."""
     parts = [tuple(_number(n) for n in part.split(":")) for part in text.split(",")]

@@ -15,7 +15,7 @@ PACKAGE = Path(deconv_cli.__file__).parent
 BELOW_OPERATORS = {
     *("allocator", "errors", "vocabulary"),
     "measured_light",
-    *("parts", "noise_model", "layer_options", "settings"),
+    *("parts", "noise_model", "layer_options", "settings", "prompt_sentences"),
 }
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
 BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients", "tone_curve"}
@@ -30,6 +30,7 @@ ALLOWED = {
     "noise_model": {"errors"},
     "layer_options": {"errors", "vocabulary"},
     "settings": {"errors", "vocabulary", "parts", "noise_model", "layer_options"},
+    "prompt_sentences": {"settings", "vocabulary"},
     "operators": BELOW_OPERATORS,
     "regularizers": BELOW_OPERATORS | {"operators"},
     "kernels": BELOW_OPERATORS | {"operators", "regularizers", "tone_curve", "gradients"},
@@ -74,6 +75,7 @@ TORCH_FREE = {
     "noise_model",
     "layer_options",
     "settings",
+    "prompt_sentences",
     "deconv_cli",
     "__main__",
 }

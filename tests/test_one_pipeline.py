@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 import deconv_cli
 from deconv_cli.commands.app import app
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.settings import ReconstructionSettings, option_name, with_options
-from deconv_cli.vocabulary import format_padding
+from deconv_cli.prompt_sentences import with_options
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.vocabulary import format_padding, option_name
 from deconv_cli.workflows.resolve_settings import InputMetadata
 
 SIZE = (20, 18)

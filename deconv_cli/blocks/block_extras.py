@@ -67,31 +67,25 @@ class ErrorSample:
         depths = [profile.trusted_depth for profile in self.profiles]
         return None if None in depths else max(depth or 0 for depth in depths)
 
-    def squared_error(self, image: Tensor, at: Sequence[Interval], size: Size) -> Tensor:
-        """Return the squared error to be expected of each pixel, of the shape of the image.
+    def expected(self, image: Tensor, at: Sequence[Interval], size: Size) -> tuple[Tensor, Tensor]:
+        """Return the squared error to be expected of each pixel, of the shape of the image, and which pixels to trust.
 
         The image is a part of the estimate, in light if light is restored, shape `(B, C, *part)`; it lies `at` a place
-        of the whole.
+        of the whole. A pixel is trusted if it lies deep enough, and if its error is less than the contrast around it in
+        every image and channel; shape `part`.
         """
-        distance = edge_distance(size, at, image.device)
-        groups = image.unflatten(1, (len(self.profiles), -1))
-        found = [
-            profile.squared_parts(smoothed_energy(groups[:, number], len(size)), distance)["predicted"]
-            for number, profile in enumerate(self.profiles)
-        ]
-        return torch.cat(found, dim=1)
-
-    def outweighs(self, image: Tensor, squared: Tensor, n_axes: int) -> Tensor:
-        """Find the pixels whose error exceeds the contrast around them in some image or channel, shape `size`."""
-        groups = [values.unflatten(1, (len(self.profiles), -1)).unbind(1) for values in (image, squared)]
-        found = zip(self.profiles, *groups, strict=True)
-        return torch.stack([profile.outweighs(*part, n_axes).any(dim=0) for profile, *part in found]).any(dim=0)
+        n_axes, distance = len(size), edge_distance(size, at, image.device)
+        trusted = distance >= (math.inf if self.trusted_depth is None else self.trusted_depth)
+        found = []
+        for profile, values in zip(self.profiles, image.unflatten(1, (len(self.profiles), -1)).unbind(1), strict=True):
+            squared = profile.squared_parts(smoothed_energy(values, n_axes), distance)["predicted"]
+            trusted &= ~profile.outweighs(values, squared, n_axes).any(dim=0)
+            found.append(squared)
+        return torch.cat(found, dim=1), trusted
 
     def of_part(self, image: Tensor, at: Sequence[Interval], size: Size) -> PredictedError:
-        """Predict the error of each pixel of a part of the image, and mark the pixels to trust."""
-        squared, depth = self.squared_error(image, at, size), self.trusted_depth
-        is_deep = edge_distance(size, at, image.device) >= (math.inf if depth is None else depth)
-        trusted = is_deep & ~self.outweighs(image, squared, len(size))
+        """Predict the error of each pixel of a part of the image, and mark the pixels to trust; see `expected`."""
+        squared, trusted = self.expected(image, at, size)
         return PredictedError(**vars(self.pooled), map=squared.sqrt(), trusted=trusted)
 
     def of_whole(self, size: Size, mean_square: float, *, is_trusted: bool) -> SampledError:
@@ -175,12 +169,6 @@ class BlockExtras:
         """The files that are written."""
         return tuple(target for target in (self.error_map, self.trust_mask) if target is not None)
 
-    def describe(self) -> list[object]:
-        """Describe all of it for the fingerprint of a plan."""
-        files = [[str(file.path), list(file.shape), file.axes, list(file.unit)] for file in self.targets]
-        asked_for = [self.error_map is not None, self.trust_mask is not None]
-        return [*files, *asked_for]
-
     def with_units(self, target: RegionTarget, n_axes: int) -> RegionTarget:
         """Enlarge the units of the result so that they are whole units of all other files too."""
         layout, units = Layout(target.axes, target.shape, n_axes), list(target.unit)
@@ -243,27 +231,22 @@ def write_extras(
     """
     if error is None:
         return None, 0.0, ()
-    n_axes, digests = len(block.core), list[str]()
-    curve = problem.resolution.tone_curve
+    digests, curve = list[str](), problem.resolution.tone_curve
     if curve is not None and problem.resolved.is_linear:  # errors of other estimates are in stored values
-        image = curve.to_light(image, n_axes)
+        image = curve.to_light(image, len(block.core))
     # Detail is measured within the frame.
     reached = []
     for cut, data, (start, stop) in zip(problem.cuts, block.data, block.core, strict=True):
         first, last = cut.image_of(data)
         reached.append((max(start - DETAIL_REACH, first, 0), min(stop + DETAIL_REACH, last, cut.n_image)))
     around = problem.crop(image, block.data, reached)
-    squared = error.squared_error(around, reached, problem.image_size)
-    is_outweighed = error.outweighs(around, squared, n_axes)
     starts = tuple(start - near for (start, _), (near, _) in zip(block.core, reached, strict=True))
     size = tuple(stop - start for start, stop in block.core)
-    squared, is_outweighed = crop(squared, starts, size), crop(is_outweighed, starts, size)
-    distance, depth = edge_distance(problem.image_size, block.core), error.trusted_depth
-    is_trusted = (distance >= (math.inf if depth is None else depth)) & ~is_outweighed.cpu()
+    squared, is_trusted = (crop(part, starts, size) for part in error.expected(around, reached, problem.image_size))
     if extras.error_map is not None:
         digests.append(write_block(extras.error_map, block, squared.sqrt().float().cpu().numpy()))
     if extras.trust_mask is not None:
-        digests.append(write_mask(extras.trust_mask, block, is_trusted))
+        digests.append(write_mask(extras.trust_mask, block, is_trusted.cpu()))
     return float(squared.double().sum()), float(is_trusted.double().mean()), tuple(digests)
 
 

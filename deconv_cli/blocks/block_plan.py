@@ -22,13 +22,12 @@ from deconv_cli.blocks.block_problem import (
 )
 from deconv_cli.blocks.halo_depth import HaloChoice, choose_halo
 from deconv_cli.blocks.preview_tiles import (
-    MAX_SAMPLES,
     FixedChoices,
     PreviewTile,
     contrast_of,
     find_tiles,
     fix_choices,
-    prediction_sides,
+    tile_sides,
 )
 from deconv_cli.diagnostics.boundary_modes import GOLDEN_SECTION
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
@@ -112,18 +111,18 @@ def plan_blocks(
     """
     limit_threads(count_cores())
     try:
-        n_batch = _batch_unit(Layout(target.axes, target.shape, problem.layout.dimensions), target.unit)
-        _check_memory(problem, target, options)
-        max_samples = largest_samples(problem, options.max_memory, n_batch, is_tested=True)
+        layout = Layout(target.axes, target.shape, problem.layout.dimensions)
+        # Images that are written together are restored together.
+        n_batch = prod(min(target.unit[axis], layout.sizes[axis]) for axis in layout.batch_axes)
+        _check_memory(problem, layout, target.unit, n_batch, options)
+        sides = tile_sides(problem, options.max_memory, n_batch)
         # Solvers may count on the memory of a block alone: the free memory differs from process to process.
         problem = problem.with_settings(max_memory=options.max_memory)
-        # Choosing λ takes more memory than restoring, and a solver for the whole of a tile more than for a part.
-        sides = cube_sides(problem.data_size, max(min(MAX_SAMPLES, max_samples // 2), 1))
         progress.begin("restoring preview tiles")
         tiles = find_tiles(problem, sides)
         choices, doubts = fix_choices(problem, tiles, sides, progress)
         settled = choices.settle(problem)
-        grid, halo, n_bytes = cut_blocks(settled, target, options, tiles, progress)
+        grid, halo, n_bytes = cut_blocks(settled, layout, target.unit, n_batch, options, tiles, progress)
         progress.begin("choosing the seams to check")
         seams = choose_seams(settled, grid)
         progress.begin("measuring the time to restore a block")
@@ -132,7 +131,7 @@ def plan_blocks(
     seconds, error = time_restoring(settled, tiles[0], sides), None
     if problem.settings.predict:
         progress.begin("predicting the error of preview tiles")
-        error = sample_error(settled, prediction_sides(settled, options.max_memory))
+        error = sample_error(settled, tile_sides(settled, options.max_memory, is_predicted=True))
     plan = BlockPlan(
         fingerprint=fingerprint,
         core=grid.core,
@@ -161,16 +160,10 @@ def _size_notes(grid: BlockGrid, target: RegionTarget, asked: Size | None) -> tu
     )
 
 
-def _batch_unit(layout: Layout, unit: Size) -> int:
-    """Count the images that are written together, and so restored together."""
-    return prod(min(unit[axis], layout.sizes[axis]) for axis in layout.batch_axes)
-
-
-def _check_memory(problem: BlockProblem, target: RegionTarget, options: BlockOptions) -> None:
+def _check_memory(problem: BlockProblem, layout: Layout, unit: Size, n_batch: int, options: BlockOptions) -> None:
     """Refuse by `TooLargeError` a memory that does not hold the smallest block, before any tile is restored."""
-    layout, none = Layout(target.axes, target.shape, problem.layout.dimensions), (0,) * len(problem.cuts)
-    n_batch = _batch_unit(layout, target.unit)
-    core = choose_core(layout, target.unit, options.block_size or none)
+    none = (0,) * len(problem.cuts)
+    core = choose_core(layout, unit, options.block_size or none)
     size, taps = BlockGrid(layout, problem.cuts, core, none, none).largest_data, problem.canonical.size
     of_tile = block_bytes(problem, tuple(min(n, 2 * k) for n, k in zip(problem.data_size, taps, strict=True)), n_batch)
     needed = max(of_tile / SHARE, SHARE * block_bytes(problem, size, n_batch))
@@ -184,19 +177,21 @@ def _check_memory(problem: BlockProblem, target: RegionTarget, options: BlockOpt
 
 def cut_blocks(
     problem: BlockProblem,
-    target: RegionTarget,
+    layout: Layout,
+    unit: Size,
+    n_batch: int,
     options: BlockOptions,
     tiles: Sequence[PreviewTile],
     progress: ProgressListener,
 ) -> tuple[BlockGrid, HaloChoice, int]:
     """Measure the halo, and lay out the largest blocks that fit the memory with it: blocks, halo, and bytes of a block.
 
+    The result has the `layout` and is written in whole units; `n_batch` images are restored together.
+
     Raises:
         UsageError: the estimate depends on data further away than a block can hold.
         TooLargeError: the smallest block does not fit the memory.
     """
-    layout = Layout(target.axes, target.shape, problem.layout.dimensions)
-    n_batch = _batch_unit(layout, target.unit)
     max_samples = largest_samples(problem, options.max_memory, n_batch)
     is_cut = (False,) * len(problem.cuts)
     while True:  # a halo can make blocks too large for an axis that was whole without it
@@ -205,12 +200,12 @@ def cut_blocks(
             halo = halo.widened(tuple(DETAIL_REACH if is_one else 0 for is_one in is_cut))
         largest = list(_largest_core(problem, max_samples, halo.at_frame, options))
         while True:
-            grid = BlockGrid(layout, problem.cuts, choose_core(layout, target.unit, largest), halo.halo, halo.at_frame)
+            grid = BlockGrid(layout, problem.cuts, choose_core(layout, unit, largest), halo.halo, halo.at_frame)
             n_bytes = block_bytes(problem, grid.largest_data, n_batch)
             if SHARE * n_bytes <= options.max_memory:
                 break
             # Large units make a block larger than wanted along their axis, so it has to be smaller along others.
-            if options.block_size is not None or not _shorten(largest, grid, target.unit):
+            if options.block_size is not None or not _shorten(largest, grid, unit):
                 raise _too_large(grid, n_bytes, options)
         if all(was or not is_one for was, is_one in zip(is_cut, grid.is_cut, strict=True)):
             return grid, halo, n_bytes
@@ -327,6 +322,9 @@ def fingerprint_of(problem: BlockProblem, target: RegionTarget, options: BlockOp
         "resolved": repr(problem.resolved.changed),
         "target": [str(target.path), list(target.shape), target.dtype, target.axes, list(target.unit)],
         "block_size": options.block_size,
-        "extras": extras.describe(),
+        "extras": [
+            file and [str(file.path), list(file.shape), file.axes, list(file.unit)]
+            for file in (extras.error_map, extras.trust_mask)
+        ],
     }
     return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -205,28 +206,19 @@ def _as_many_kernels(problem: BlockProblem, halo: Size, depth: Size) -> Size:
     return tuple(min(math.ceil(n_kernels * size), d) for size, d in zip(sizes, depth, strict=True))
 
 
-@dataclass(frozen=True, eq=False)
-class CutInfluence:
-    """The change that a cut makes in one tile.
-
-    Attributes:
-        difference: the largest over all channels, shape `size`; zero at saturated samples.
-        depths: distances from the cut along each axis, each of shape `(n,)`; infinite if nothing is cut there.
-    """
-
-    difference: Tensor
-    depths: tuple[Tensor, ...]
-
-    def beyond(self, halo: Sequence[float]) -> float:
-        """Return the largest difference at pixels that are as deep as a halo along every axis."""
-        inside = self.difference
-        for axis, (depth, wanted) in enumerate(zip(self.depths, halo, strict=True)):
-            inside = inside.index_select(axis, torch.nonzero(depth >= wanted)[:, 0])
-        return float(inside.max()) if inside.numel() else 0.0
+CutInfluence: TypeAlias = tuple[Tensor, tuple[Tensor, ...]]
+"""The change that a cut makes in one tile: the largest difference over all channels, shape `size`, zero at saturated
+samples; and the distances from the cut along each axis, each of shape `(n,)`, infinite if nothing is cut there."""
 
 
 def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:
-    return max((influence.beyond(halo) for influence in influences), default=0.0)
+    """Return the largest difference at pixels that are as deep as a halo along every axis."""
+    worst = 0.0
+    for inside, depths in influences:
+        for axis, (depth, wanted) in enumerate(zip(depths, halo, strict=True)):
+            inside = inside.index_select(axis, torch.nonzero(depth >= wanted)[:, 0])
+        worst = max(worst, float(inside.max()) if inside.numel() else 0.0)
+    return worst
 
 
 def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -> Size:
@@ -284,7 +276,7 @@ def measure_cut(
     difference = difference.flatten(0, -len(size) - 1).amax(0)
     if bounds is not None:
         difference = difference.masked_fill(problem.crop(bounds, outer, core), 0)
-    return CutInfluence(difference.cpu(), tuple(map(_distances, cuts, inner, core)))
+    return difference.cpu(), tuple(map(_distances, cuts, inner, core))
 
 
 def outer_sides(depth: Size, size: Size) -> Size:

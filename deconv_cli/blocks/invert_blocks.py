@@ -23,8 +23,7 @@ from deconv_cli.blocks.block_extras import (
 )
 from deconv_cli.blocks.block_plan import BlockOptions, fingerprint_of, plan_blocks
 from deconv_cli.blocks.block_problem import BlockProblem, default_memory
-from deconv_cli.blocks.block_reconstruction import BlockReconstruction, BlockSummary
-from deconv_cli.blocks.block_task import BlockTask
+from deconv_cli.blocks.block_task import BlockReconstruction, BlockSummary, BlockTask
 from deconv_cli.blocks.checkpoint import Checkpoint, find_earlier, record_of
 from deconv_cli.errors import UsageError, as_path
 from deconv_cli.io.image import ImageFile

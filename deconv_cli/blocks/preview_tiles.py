@@ -104,10 +104,12 @@ def map_tiles(
     return [look_at(tile, StepOf(name, progress)) for tile, name in zip(tiles, names, strict=True)]
 
 
-def prediction_sides(problem: BlockProblem, max_memory: int) -> Size:
-    """Return the sides of the tiles whose error can be predicted in a memory of `max_memory` bytes."""
-    largest = MAX_SAMPLES if len(problem.data_size) > 1 else MAX_SAMPLES_OF_SIGNALS
-    affordable = largest_samples(problem, max_memory, is_tested=True) // 2  # a prediction takes more than restoring
+def tile_sides(problem: BlockProblem, max_memory: int, n_batch: int = 1, *, is_predicted: bool = False) -> Size:
+    """Return the sides of the tiles that choose, or whose error is predicted, in a memory of `max_memory` bytes."""
+    largest = MAX_SAMPLES_OF_SIGNALS if is_predicted and len(problem.data_size) == 1 else MAX_SAMPLES
+    # Choosing λ and predicting take more memory than restoring, and a solver for the whole of a tile more than for a
+    # part.
+    affordable = largest_samples(problem, max_memory, n_batch, is_tested=True) // 2
     return cube_sides(problem.data_size, max(min(largest, affordable), 1))
 
 
@@ -137,29 +139,22 @@ class Preview:
 def restore_preview(problem: BlockProblem, max_memory: int, n_threads: int = 1) -> Preview:
     """Restore the piece with the most contrast."""
     limit_threads(n_threads)
-    sides, pipeline = prediction_sides(problem, max_memory), problem.pipeline()
+    sides, pipeline = tile_sides(problem, max_memory, is_predicted=True), problem.pipeline()
     tile = find_tiles(problem, sides)[0]
     data = tile.data(sides, problem.data_size)
     values = problem.read(tile.batch, data)
     result = problem.restore(values, data, pipeline, is_tested=True)
     diagnosis = pipeline.diagnose(result, values)
     views = pipeline.vary_lambda(result, values, problem.source.dtype)
-    pixels = _under_data(problem, data)
+    ends = [(*interval, *cut.image_of(interval), cut.shift) for cut, interval in zip(problem.cuts, data, strict=True)]
+    # The pixels of the image that lie under the data.
+    pixels = tuple((max(start - shift, first), min(stop - shift, last)) for start, stop, first, last, shift in ends)
     image = problem.crop(result.image, data, pixels).cpu()
     result = replace(result, image=image, noise_found=diagnosis.tests.noise)
     number = 0
     for part, axis in zip(tile.batch, problem.layout.batch_axes, strict=True):
         number = number * problem.layout.sizes[axis] + part.start
     return Preview(number + 1, data, pixels, values.cpu(), result, diagnosis, views)
-
-
-def _under_data(problem: BlockProblem, data: tuple[Interval, ...]) -> tuple[Interval, ...]:
-    """Find the pixels of the image that lie under the data."""
-    pixels = []
-    for cut, (start, stop) in zip(problem.cuts, data, strict=True):
-        first, last = cut.image_of((start, stop))
-        pixels.append((max(start - cut.shift, first), min(stop - cut.shift, last)))
-    return tuple(pixels)
 
 
 SMALL = 2**14

@@ -117,7 +117,7 @@ def _reported() -> Iterator[None]:
         found = error if isinstance(error, DeconvError) else as_too_large(error)
         if found is None:
             raise
-        from deconv_cli.settings import with_options
+        from deconv_cli.prompt_sentences import with_options
 
         print_error(with_options(str(found)))
         raise typer.Exit(exit_code_for(found)) from error

@@ -22,8 +22,8 @@ from deconv_cli.commands.option_groups import BatchOptions, FileOptions, PrintOp
 from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_duration
 from deconv_cli.commands.work import Job, JobResult, LargeInput, Process, Work, is_large, print_nothing
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError, as_too_large
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.schedulers.scheduler import Finished, Scheduler, attempt
-from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import NUMBER, SCHEMA, counted, name_some
 
 N_NAMED = 20

@@ -16,11 +16,12 @@ from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
 from deconv_cli.commands.work import Job, JobResult, LargeInput, environment_of
 from deconv_cli.errors import DeconvError, UsageError
-from deconv_cli.settings import ReconstructionSettings, as_typed, with_options
-from deconv_cli.vocabulary import parse_size
+from deconv_cli.prompt_sentences import with_options
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.vocabulary import as_typed, parse_size
 
 if TYPE_CHECKING:
-    from deconv_cli.blocks.block_reconstruction import BlockReconstruction
+    from deconv_cli.blocks.block_task import BlockReconstruction
     from deconv_cli.blocks.invert_blocks import BlockRun
     from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.schedulers.scheduler import Scheduler

@@ -28,7 +28,7 @@ from deconv_cli.commands.gradient_case import CaseOptions, open_case, refuse_idl
 from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
-from deconv_cli.settings import with_options
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.vocabulary import SCHEMA, counted, nearest_name, package_version
 
 if TYPE_CHECKING:

@@ -124,7 +124,7 @@ class ForwardWork(Work):
     def _apply(self, job: Job, source: Source, progress: WorkProgress) -> JobResult:
         """Convolve one input, write the result, and describe it."""
         from deconv_cli.report.run import ForwardRun, describe_run
-        from deconv_cli.workflows.light import choose_light
+        from deconv_cli.workflows.arithmetic import choose_light
         from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
         progress.begin("convolving")

@@ -23,7 +23,7 @@ from deconv_cli.commands.console import (
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, optional
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
-from deconv_cli.settings import with_options
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.vocabulary import SCHEMA, PaddingLike, Size, format_padding, format_size, parse_padding, parse_size
 
 if TYPE_CHECKING:

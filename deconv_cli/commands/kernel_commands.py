@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.blind.estimate import KernelEstimate
-    from deconv_cli.workflows.light import ChosenLight
+    from deconv_cli.workflows.arithmetic import ChosenLight
 
 ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
@@ -179,7 +179,7 @@ def align(
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:
     """Decide what the blur of a picture acts on: `linear`, `stored`, or `auto` by what the file says."""
-    from deconv_cli.workflows.light import choose_light
+    from deconv_cli.workflows.arithmetic import choose_light
     from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
     if not image.is_picture:

@@ -16,8 +16,8 @@ from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.commands.work import Job, JobResult
 from deconv_cli.errors import UsageError
-from deconv_cli.settings import ReconstructionSettings, as_typed
-from deconv_cli.vocabulary import InputKind
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.vocabulary import InputKind, as_typed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,12 +13,14 @@ import typer
 
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
-from deconv_cli.settings import ReconstructionSettings, as_typed, option_name
+from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import (
     ArithmeticDType,
     InputKind,
     LambdaRule,
     Light,
+    as_typed,
+    option_name,
     parse_memory,
     parse_numbers,
     parse_padding,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands.console import Rows, print_note, print_table, print_warning, shown_name
 from deconv_cli.commands.progress import format_duration
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.settings import with_options
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.vocabulary import (
     counted,
     format_lambda,
@@ -22,8 +22,7 @@ from deconv_cli.vocabulary import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-    from deconv_cli.blocks.block_task import BlockTask
+    from deconv_cli.blocks.block_task import BlockReconstruction, BlockTask
     from deconv_cli.blocks.invert_blocks import BlockRun
     from deconv_cli.diagnostics.predicted_error import ExpectedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness

@@ -20,7 +20,6 @@ of Linear Algebra 5, 1999.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -69,28 +68,18 @@ def edge_waves(angles: Tensor, sizes: Size) -> Tensor:
     return torch.polar(torch.ones_like(phase), phase)
 
 
-@dataclass(frozen=True)
-class LostModes:
-    """The modes that a boundary loses.
-
-    Attributes:
-        n_border: about how many singular values vanish as the image grows though those of the symbol do not.
-        n_lost: those below the threshold at this size.
-        windings: the least and the largest winding number of det K along each axis, over the frequencies of the others.
-        n_frequencies: number of tested frequencies along the edges.
-    """
-
-    n_border: int
-    n_lost: int
-    windings: tuple[Size, ...]
-    n_frequencies: int
-
-
-def count_lost_modes(taps: Tensor, pads: Pads, image_size: Size, threshold: float) -> LostModes | None:
+def count_lost_modes(
+    taps: Tensor, pads: Pads, image_size: Size, threshold: float
+) -> tuple[int, int, tuple[Size, ...], int] | None:
     """Count the modes that a boundary loses, on the CPU and in double precision, for taps `(C_out, C_in, *k)`.
 
-    Singular values below the threshold are lost; it is in units of the root mean square of the symbol's. `None` if
-    there are too many channels, or if they depend on one another.
+    Singular values below the threshold are lost; it is in units of the root mean square of the symbol's.
+
+    Returns:
+        About how many singular values vanish as the image grows though those of the symbol do not; those below the
+            threshold at this size; the least and the largest winding number of det K along each axis, over the
+            frequencies of the others; the number of tested frequencies along the edges. `None` if there are too many
+            channels, or if they depend on one another.
     """
     wide = taps.detach().cpu().double()
     groups = [group for group in _separate_channels(wide) if group.shape[1] == group.shape[2]]
@@ -120,7 +109,7 @@ def count_lost_modes(taps: Tensor, pads: Pads, image_size: Size, threshold: floa
     # Modes in the null space along one axis and surplus data along another are matched around the corners.
     around_corners = torch.minimum(null, left_null) - matched
     n_border, n_lost = ((found + around_corners).sum() for found in (matched, lost))
-    return LostModes(_rounded(float(n_border)), _rounded(float(n_lost)), tuple(windings), n_frequencies)
+    return _rounded(float(n_border)), _rounded(float(n_lost)), tuple(windings), n_frequencies
 
 
 def _rounded(estimate: float) -> int:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.spectra import squared_modulus
 from deconv_cli.diagnostics.torus_modes import MAX_BLOCK_OPERATIONS, InverseFilter, TorusModes, symbol_at, torus_modes
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.axes import space_axes, squared_modulus
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.spectrum import single_threaded, singular_values

@@ -22,12 +22,12 @@ from torch import Tensor
 from deconv_cli.diagnostics.lambda_rules import SpectralData
 from deconv_cli.diagnostics.noise_spectrum import interpolated, scoring_step
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
-from deconv_cli.diagnostics.spectra import directional_functions, frequency_grid, squared_modulus
+from deconv_cli.diagnostics.spectra import directional_functions, frequency_grid
 from deconv_cli.diagnostics.stored_samples import gain_in_blocks, part_left
 from deconv_cli.diagnostics.torus_modes import mean_gain
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import half_spectrum, space_axes
+from deconv_cli.operators.axes import half_spectrum, space_axes, squared_modulus
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import Size
 

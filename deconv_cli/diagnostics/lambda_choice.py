@@ -8,12 +8,11 @@ the frame, and λ is chosen again, until it no longer changes. Each round improv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from deconv_cli.diagnostics.lambda_rules import LambdaCurve, SpectralData, choose_by_rule
+from deconv_cli.diagnostics.lambda_rules import LambdaCurve, choose_by_rule
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_spectrum
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.vocabulary import LambdaRule, Size, counted
@@ -111,66 +110,33 @@ def choose_lambda(
     residual where that asks for a far larger λ: noise that is not white looks like a part of the picture to
     cross-validation (Altman, "Kernel smoothing of data with correlated errors", Journal of the American Statistical
     Association 85, 1990). The noise is estimated by default, and at least `least_sigma`, such as the noise of rounding.
+    The cross-check is by `gcv`, or by `ml` for `gcv` itself.
     """
-
-    def noise_of(data: SpectralData) -> float:
-        if sigma is not None:
-            return sigma
-        known = extension.noise and extension.noise.sigma
-        return max(known or estimate_noise_of_spectrum(data), least_sigma)
-
-    first = extension.initial(y)
-    if extension.is_periodic:
-        found = _choose_in_rounds(lambda _: first, noise_of, extension.window, rule or LambdaRule.GCV, n_rounds=1)
-        return replace(found, n_rounds=0, is_converged=True, is_sigma_given=sigma is not None)
+    is_open, rule = rule is None and not extension.is_periodic, rule or LambdaRule.GCV
+    lam = math.nan if extension.is_periodic else choose_by_rule(LambdaRule.ML, extension.initial(y), 0.0).chosen
     estimate: Tensor | None = None
-
-    def continued(lam: float) -> SpectralData:
-        nonlocal estimate
-        if is_clipped is None:
+    n, is_converged = 0, False
+    while n < MAX_ROUNDS and not is_converged:
+        if is_clipped is None and not extension.is_periodic:
             estimate = extension.improved(y, lam, estimate)
-        return extension.continued(y, lam, is_clipped, estimate)
-
-    start = choose_by_rule(LambdaRule.ML, first, 0.0).chosen
-    found = _choose_in_rounds(continued, noise_of, extension.window, rule, start=start)
-    return replace(found, is_sigma_given=sigma is not None)
-
-
-def _choose_in_rounds(
-    data_of: Callable[[float], SpectralData],
-    noise_of: Callable[[SpectralData], float],
-    window: Size,
-    rule: LambdaRule | None,
-    *,
-    start: float = math.nan,
-    n_rounds: int = MAX_ROUNDS,
-) -> LambdaChoice:
-    """Choose λ from data that depend on the last λ, until it no longer changes.
-
-    `data_of` gives the data of the next round for the last λ, and `noise_of` their noise. The cross-check is by `gcv`,
-    or by `ml` for `gcv` itself.
-    """
-    is_open, rule = rule is None, rule or LambdaRule.GCV
-    lam, n, is_converged = start, 0, False
-    while n < n_rounds and not is_converged:
-        data, n = data_of(lam), n + 1
-        noise = noise_of(data)
+        data, n = extension.continued(y, lam, is_clipped, estimate), n + 1
+        known = extension.noise and extension.noise.sigma
+        noise = max(known or estimate_noise_of_spectrum(data), least_sigma) if sigma is None else sigma
         curve = choose_by_rule(rule, data, noise)
         if is_open and rule is LambdaRule.GCV:
             whitest = choose_by_rule(LambdaRule.WHITENESS, data, 0.0)
             if whitest.chosen > DISAGREEMENT * curve.chosen and not whitest.is_at_end:
                 curve, rule = whitest, LambdaRule.WHITENESS
-        is_converged = abs(math.log(curve.chosen / lam)) <= CONVERGED
+        is_converged = extension.is_periodic or abs(math.log(curve.chosen / lam)) <= CONVERGED
         lam = curve.chosen
-    other = LambdaRule.ML if rule is LambdaRule.GCV else LambdaRule.GCV
     return LambdaChoice(
         lam=lam,
         rule=rule,
         sigma=noise,
-        is_sigma_given=False,
+        is_sigma_given=sigma is not None,
         curve=curve,
-        cross_check=choose_by_rule(other, data, noise),
-        n_rounds=n,
+        cross_check=choose_by_rule(LambdaRule.ML if rule is LambdaRule.GCV else LambdaRule.GCV, data, noise),
+        n_rounds=0 if extension.is_periodic else n,
         is_converged=is_converged,
-        window=window,
+        window=extension.window,
     )

@@ -31,11 +31,10 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.noise_spectrum import interpolated
-from deconv_cli.diagnostics.spectra import squared_modulus
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype, squared_modulus
 from deconv_cli.regularizers import PenaltyLike
 from deconv_cli.vocabulary import LambdaRule
 
@@ -44,31 +43,6 @@ _GROUPS_PER_DECADE = 200
 _DECADES = (-14, 10)
 """Range of the groups, far beyond the λ that are tried."""
 _N_GROUPS = (_DECADES[1] - _DECADES[0]) * _GROUPS_PER_DECADE
-
-
-@dataclass(frozen=True, eq=False)
-class PowerByGain:
-    """The power of the data at each gain g, and how many values of the data have it.
-
-    A singular value decomposition gives both at the same gains; estimates have gains of their own.
-
-    Attributes:
-        ratio: g, shape `(n,)`; infinite where the penalty is zero.
-        power: sum of the squares of the data at each, shape `(n,)`.
-        outside: sum of the squares outside of the operator's range, a single number.
-        count_ratio: g again, shape `(m,)`.
-        count: how many values of the data have it, shape `(m,)`.
-        n_data: number of real values in the data.
-        observed_share: the part of them that was observed, and so is noisy.
-    """
-
-    ratio: Tensor
-    power: Tensor
-    outside: Tensor
-    count_ratio: Tensor
-    count: Tensor
-    n_data: float
-    observed_share: float = 1.0
 
 
 def group_by_gain(gain: Tensor, *amounts: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -160,21 +134,24 @@ class SpectralData:
         return self.modes.weights.flatten()
 
     @cached_property
-    def by_gain(self) -> PowerByGain:
-        """The same without the frequencies, in groups."""
+    def n_data(self) -> float:
+        """Number of real values in the data."""
+        return synchronize.as_number(self.multiplicity.sum()) * self.modes.u.shape[-2] * self.n_images
+
+    @cached_property
+    def outside_in_all(self) -> Tensor:
+        """Sum of the squares outside of the range of K, a single number."""
+        return (self.multiplicity * self.outside).sum()
+
+    @cached_property
+    def by_gain(self) -> list[tuple[Tensor, Tensor]]:
+        """Gains of groups, infinite where the penalty is zero, with the sums of the squares of the data at them.
+
+        Then gains with the numbers of values of the data that have them: means in a group are weighted by the amounts.
+        """
         multiplicity = self.multiplicity[:, None].expand_as(self.power)
-        ratio = self.ratio.expand_as(self.power).flatten()
         amounts = (multiplicity * self.power).flatten(), self.n_images * multiplicity.flatten()
-        (ratio, power), (count_ratio, count) = group_by_gain(ratio, *amounts)
-        return PowerByGain(
-            ratio=ratio,
-            power=power,
-            outside=(self.multiplicity * self.outside).sum(),
-            count_ratio=count_ratio,
-            count=count,
-            n_data=synchronize.as_number(self.multiplicity.sum()) * self.modes.u.shape[-2] * self.n_images,
-            observed_share=self.observed_share,
-        )
+        return group_by_gain(self.ratio.expand_as(self.power).flatten(), *amounts)
 
     @cached_property
     def squares_by_gain(self) -> tuple[Tensor, Tensor] | None:
@@ -217,15 +194,12 @@ def choose_by_rule(rule: LambdaRule, data: SpectralData, sigma: float) -> Lambda
     """
     n = round(math.log10(LARGEST / SMALLEST) * _PER_DECADE) + 1
     lams = [10.0 ** (math.log10(SMALLEST) + k / _PER_DECADE) for k in range(n)]
-    by_gain = data.by_gain
     # The continued part has no noise, and nearly no residual.
-    sigma = sigma * by_gain.observed_share**0.5
+    sigma = sigma * data.observed_share**0.5
 
     def criteria(lams: list[float]) -> list[float]:
-        column = by_gain.ratio.new_tensor(lams)[:, None]  # a row for each λ, beside the gains
-        if rule is LambdaRule.WHITENESS:
-            return synchronize.as_numbers(_whiteness(data, column))
-        return synchronize.as_numbers(_CRITERIA[rule](by_gain, column, sigma))
+        # A row for each λ, beside the gains.
+        return synchronize.as_numbers(_CRITERIA[rule](data, data.power.new_tensor(lams)[:, None], sigma))
 
     values = criteria(lams)
     best = min(range(n), key=lambda k: (not math.isfinite(values[k]), values[k]))
@@ -257,45 +231,48 @@ def _left(ratio: Tensor, lam: Tensor | float) -> Tensor:
     return lam / (ratio + lam)
 
 
-def residual_square_sum(data: PowerByGain, lam: Tensor | float) -> Tensor:
+def residual_square_sum(data: SpectralData, lam: Tensor | float) -> Tensor:
     """Compute RSS for all images of the batch together, in squared units of the samples; for each λ of `(k, 1)`."""
-    return (_left(data.ratio, lam).square() * data.power).sum(dim=-1) + data.outside
+    (ratio, power), _ = data.by_gain
+    return (_left(ratio, lam).square() * power).sum(dim=-1) + data.outside_in_all
 
 
-def effective_parameters(data: PowerByGain, lam: Tensor | float) -> Tensor:
-    """Compute EDF for all images of the batch together; for each λ of `(k, 1)`."""
-    return (data.count * (1 - _left(data.count_ratio, lam))).sum(dim=-1)
+def effective_parameters(data: SpectralData, lam: Tensor | float, power: int = 1) -> Tensor:
+    """Compute EDF, or the sum of a power of f, for all images of the batch together; for each λ of `(k, 1)`."""
+    _, (ratio, count) = data.by_gain
+    return (count * (1 - _left(ratio, lam)) ** power).sum(dim=-1)
 
 
-def _gcv(data: PowerByGain, lam: Tensor, _sigma: float) -> Tensor:
+def _gcv(data: SpectralData, lam: Tensor, _sigma: float) -> Tensor:
     n = data.n_data
     plain = n * residual_square_sum(data, lam) / (n - effective_parameters(data, lam)).square()
-    squares = (data.count * (1 - _left(data.count_ratio, lam)).square()).sum(dim=-1)
+    squares = effective_parameters(data, lam, power=2)
     return plain * (ROBUSTNESS + (1 - ROBUSTNESS) * squares / n)
 
 
-def _ml(data: PowerByGain, lam: Tensor, _sigma: float) -> Tensor:
+def _ml(data: SpectralData, lam: Tensor, _sigma: float) -> Tensor:
     """Minus the logarithm of the likelihood of the data, per number, with the likeliest noise."""
     # The components that the penalty leaves free have an improper prior, and say nothing of λ.
-    is_penalized = torch.isfinite(data.count_ratio)
-    n = data.n_data - synchronize.as_number((data.count * ~is_penalized).sum())
-    explained = torch.where(is_penalized, 1 + data.count_ratio / lam, 1.0)
-    noise = torch.where(torch.isfinite(data.ratio), data.power / (1 + data.ratio / lam), 0.0).sum(dim=-1)
-    likeliest = (noise + data.outside) / n
-    return 0.5 * (likeliest.log() + (data.count * explained.log()).sum(dim=-1) / n)
+    (ratio, power), (count_ratio, count) = data.by_gain
+    is_penalized = torch.isfinite(count_ratio)
+    n = data.n_data - synchronize.as_number((count * ~is_penalized).sum())
+    explained = torch.where(is_penalized, 1 + count_ratio / lam, 1.0)
+    noise = torch.where(torch.isfinite(ratio), power / (1 + ratio / lam), 0.0).sum(dim=-1)
+    likeliest = (noise + data.outside_in_all) / n
+    return 0.5 * (likeliest.log() + (count * explained.log()).sum(dim=-1) / n)
 
 
-def _upre(data: PowerByGain, lam: Tensor, sigma: float) -> Tensor:
+def _upre(data: SpectralData, lam: Tensor, sigma: float) -> Tensor:
     return (residual_square_sum(data, lam) + 2 * sigma**2 * effective_parameters(data, lam)) / data.n_data
 
 
-def _discrepancy(data: PowerByGain, lam: Tensor, sigma: float) -> Tensor:
+def _discrepancy(data: SpectralData, lam: Tensor, sigma: float) -> Tensor:
     ratio = residual_square_sum(data, lam) / (data.n_data * max(sigma, 1e-300) ** 2)
     return ratio.clamp_min(1e-300).log().abs()
 
 
-def _whiteness(data: SpectralData, lam: Tensor) -> Tensor:
-    n, total = data.multiplicity.sum(), residual_square_sum(data.by_gain, lam)
+def _whiteness(data: SpectralData, lam: Tensor, _sigma: float) -> Tensor:
+    n, total = data.multiplicity.sum(), residual_square_sum(data, lam)
     if data.squares_by_gain is not None:
         gain, squares = data.squares_by_gain
         return n * (_left(gain, lam) ** 4 * squares).sum(dim=-1) / total.square()
@@ -303,9 +280,10 @@ def _whiteness(data: SpectralData, lam: Tensor) -> Tensor:
     return n * torch.stack([(data.multiplicity * each.square()).sum() for each in by_frequency]) / total.square()
 
 
-_CRITERIA: dict[LambdaRule, Callable[[PowerByGain, Tensor, float], Tensor]] = {
+_CRITERIA: dict[LambdaRule, Callable[[SpectralData, Tensor, float], Tensor]] = {
     LambdaRule.GCV: _gcv,
     LambdaRule.ML: _ml,
     LambdaRule.UPRE: _upre,
     LambdaRule.DISCREPANCY: _discrepancy,
+    LambdaRule.WHITENESS: _whiteness,
 }

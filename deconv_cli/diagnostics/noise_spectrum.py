@@ -23,7 +23,7 @@ from deconv_cli.diagnostics.spectra import LOWEST, FadedImages, PolarBins, polar
 from deconv_cli.diagnostics.torus_modes import mean_gain
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.axes import half_weights, space_axes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import Size
 
@@ -120,20 +120,20 @@ def fit_noise_spectrum(
 
 def _mean_power(levels: Sequence[float], y: Tensor) -> float:
     """Compute the power of noise in data `(n, C, *size)` from the logarithms of its spectrum."""
-    power = interpolated([math.exp(level) for level in levels], tuple(y.shape[2:]), to_float64(y), is_whole=True)
-    return synchronize.as_number(power.mean())
+    size: Size = tuple(y.shape[2:])
+    power = interpolated([math.exp(level) for level in levels], size, to_float64(y))
+    return synchronize.as_number((power * half_weights(size[-1], power)).sum() / math.prod(size))
 
 
-def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor, *, is_whole: bool = False) -> Tensor:
-    """Evaluate powers that are given at `FREQUENCIES` on a torus, in the dtype and on the device of `like`.
+def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor) -> Tensor:
+    """Evaluate powers that are given at `FREQUENCIES` at those of `torch.fft.rfftn` on a torus.
 
-    The logarithm is linear between them, and constant beyond. The result is at the frequencies of `torch.fft.rfftn`,
-    or at all frequencies.
+    The logarithm is linear between them, and constant beyond. The result has the dtype and the device of `like`.
     """
     squared = like.new_zeros(1)
     for axis, length in enumerate(torus):
-        is_half = axis == len(torus) - 1 and not is_whole
-        frequencies = (torch.fft.rfftfreq if is_half else torch.fft.fftfreq)(length, device=like.device)
+        fftfreq = torch.fft.rfftfreq if axis == len(torus) - 1 else torch.fft.fftfreq
+        frequencies = fftfreq(length, device=like.device)
         squared = squared[..., None] + frequencies.to(like.dtype).square()
     logarithms = like.new_tensor([math.log(power) for power in spectrum])
     position = _position(squared[0].sqrt())
@@ -148,8 +148,8 @@ def passed_sigma(model: NoiseModel, taps: Tensor, y: Tensor) -> float:
     if model.is_white:
         return model.sigma
     size: Size = tuple(y.shape[2 - taps.ndim :])
-    gain = mean_gain(taps, size, is_whole=True).sqrt()
-    power = interpolated(model.spectrum, size, gain, is_whole=True)
+    gain = mean_gain(taps, size).sqrt()
+    gain, power = gain * half_weights(size[-1], gain), interpolated(model.spectrum, size, gain)
     return model.sigma * math.sqrt(synchronize.as_number((power * gain).sum() / gain.sum()))
 
 

@@ -193,7 +193,7 @@ def check_residual(
         finding = ResidualFinding.WRONG_KERNEL
     elif (
         interior_rms < level
-        and (gain := bands.noise_gain(by_mode)) > AMPLIFIED
+        and (gain := bands.inverse.noise_gain(bands.modes, by_mode)) > AMPLIFIED
         and gain * level > VISIBLE * _contrast(data)
     ):
         finding = ResidualFinding.NOISE_FITTED
@@ -222,7 +222,7 @@ def measure_noise_ratio(
         return None, False
     by_mode = noise_by_mode(noise, bands.modes)
     share = _share_of_noise(bands, by_mode)
-    gain, largest = bands.noise_gain(by_mode), synchronize.as_number(bands.sigma.max())
+    gain, largest = bands.inverse.noise_gain(bands.modes, by_mode), synchronize.as_number(bands.sigma.max())
     amplified = min(level, _rms(residual) / max(share, 1e-30) ** 0.5) * gain
     if gain * largest <= AMPLIFIED or amplified * largest <= MOSTLY_NOISE * _contrast(data):
         return None, False

@@ -10,16 +10,8 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import accumulation_dtype, space_axes
+from deconv_cli.operators.axes import accumulation_dtype, space_axes, squared_modulus
 from deconv_cli.vocabulary import Size
-
-
-def squared_modulus(values: Tensor) -> Tensor:
-    """Compute |z|² of complex numbers of any shape.
-
-    A sum over `view_as_real`'s last axis takes five times as long, `abs` eight times.
-    """
-    return values.real.square().addcmul_(values.imag, values.imag)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,20 +8,22 @@ Conference on Learning Representations 2019, section 2).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.spectra import FadedImages, squared_modulus
+from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import half_spectrum, space_axes
+from deconv_cli.operators.axes import half_spectrum, space_axes, squared_modulus
 from deconv_cli.operators.circulant import (
     channels_last,
+    frequency_numbers,
     multiply_lines,
     multiply_lines_adjoint,
-    phases,
+    phase_tables,
     sum_taps,
     to_float64,
 )
@@ -135,19 +137,15 @@ def torus_modes(taps: Tensor, torus: Size, *, is_bounded: bool = True) -> TorusM
     return TorusModes(torus, frequencies, weights * (math.prod(torus) / weights.sum()), u, sigma, vh)
 
 
-def symbol_at(taps: Tensor, torus: Size, frequencies: tuple[Tensor, ...]) -> Tensor:
+def symbol_at(taps: Tensor, torus: Size, frequencies: Sequence[Tensor]) -> Tensor:
     """Evaluate Σ_d K[d] exp(iθ·d) at numbered frequencies of a torus, complex, `(F1, F2, ..., C_out, C_in)`."""
-    tables = [
-        phases(numbers, length, n_taps, taps)
-        for numbers, length, n_taps in zip(frequencies, torus, taps.shape[2:], strict=True)
-    ]
+    tables = phase_tables(taps, torus, frequencies)
     return channels_last(sum_taps(taps.to(tables[0].dtype), tables, first_axis=2)).contiguous()
 
 
-def mean_gain(taps: Tensor, torus: Size, *, is_whole: bool = False) -> Tensor:
-    """Compute |K(θ)|², summed over inputs and averaged over outputs, at the frequencies of `rfftn`, or at all."""
-    plane = torus if is_whole else half_spectrum(torus)
-    numbers = tuple(torch.arange(n, device=taps.device) for n in plane)
+def mean_gain(taps: Tensor, torus: Size) -> Tensor:
+    """Compute |K(θ)|², summed over inputs and averaged over outputs, at the frequencies of `torch.fft.rfftn`."""
+    numbers = frequency_numbers(torus, taps.device)
     return squared_modulus(symbol_at(to_float64(taps.detach()), torus, numbers)).sum(dim=-1).mean(dim=-1)
 
 
@@ -204,19 +202,17 @@ class InverseFilter:
         is_kept = sigma > self.threshold(modes) if self.weight == 0 else denominator > 0
         return torch.where(is_kept, sigma / torch.where(is_kept, denominator, 1), 0)
 
-    def noise_gain(self, modes: TorusModes) -> float:
-        """Compute the root mean square of the estimate for white noise of unit variance."""
-        return root_mean_square(modes, self.gain(modes).square())
+    def noise_gain(self, modes: TorusModes, noise: Tensor | float = 1.0) -> float:
+        """Compute the root mean square of the estimate for noise whose power along each mode is given, `(*F, m)`.
+
+        By default it is white noise of unit variance.
+        """
+        total = synchronize.as_number((modes.weights[..., None] * noise * self.gain(modes).square()).sum())
+        return (total / (modes.vh.shape[-1] * math.prod(modes.torus))) ** 0.5
 
     def passed(self, modes: TorusModes) -> Tensor:
         """Evaluate f = σ² / (σ² + μ|l|²), the part of each mode of the image that the estimate keeps, `(*F, m)`."""
         return self.gain(modes) * modes.sigma
-
-
-def root_mean_square(modes: TorusModes, power: Tensor) -> float:
-    """Compute the root mean square of the samples of an image from its power along each mode, `(*F, m)`."""
-    total = synchronize.as_number((modes.weights[..., None] * power).sum())
-    return (total / (modes.vh.shape[-1] * math.prod(modes.torus))) ** 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,10 +269,6 @@ class ModeBands:
     def decided(self) -> Tensor:
         """Numbers of the modes that the data decide, shape `(m,)`."""
         return synchronize.places(self._kept >= self._kept.quantile(1 - DECIDED_SHARE).clamp_max(DECIDED))
-
-    def noise_gain(self, noise: Tensor) -> float:
-        """Compute the root mean square of the estimate for noise of the given power along each mode, `(*F, m)`."""
-        return root_mean_square(self.modes, noise * self.inverse.gain(self.modes).square())
 
     def strength(self, power: Tensor) -> float:
         """Give the median power of an image along the modes that the data decide, from data of `power`, `(n,)`."""

@@ -81,16 +81,17 @@ def assess(
     modes = count_lost_modes(taps, geometry.pads, size, threshold * spectrum.sigma_max / ordinary)
     if modes is None:
         return replace(finding, is_well_posed=None, n_border_modes=None, n_lost_modes=None)
-    is_lossy = modes.n_lost > 0
+    n_border, n_lost, windings, n_frequencies = modes
+    is_lossy = n_lost > 0
     advised_lambda = _advised_lambda(spectrum) if is_lossy and lam == 0 else None
     return replace(
         finding,
         is_well_posed=lam > 0 or not is_lossy,
-        n_border_modes=modes.n_border,
-        n_lost_modes=modes.n_lost,
-        windings=modes.windings,
-        n_frequencies=modes.n_frequencies,
-        reason=_reason(modes.n_lost, lam, is_square=taps.shape[0] == taps.shape[1]),
+        n_border_modes=n_border,
+        n_lost_modes=n_lost,
+        windings=windings,
+        n_frequencies=n_frequencies,
+        reason=_reason(n_lost, lam, is_square=taps.shape[0] == taps.shape[1]),
         advice=_advice(advised_lambda) if is_lossy else (),
         advised_lambda=advised_lambda,
     )

@@ -93,7 +93,8 @@ def clipped_mean(values: Tensor) -> tuple[float, float]:
 
 def kurtosis(samples: Tensor) -> float:
     """Compute the fourth central moment over the square of the second: large if few bright points hold the light."""
-    squares = (samples.double() - samples.double().mean()).square()
+    wide = samples.double()
+    squares = (wide - wide.mean()).square_()
     return synchronize.as_number(squares.square().mean() / squares.mean().square().clamp_min(1e-300))
 
 
@@ -306,7 +307,7 @@ def psf_from_beads(
             "the beads are darker than the background around them, so their picture holds no point-spread function; "
             "give a picture of bright beads on a dark background."
         )
-    widths = full_widths(average.aligned[average.is_used])
+    widths, planes = full_widths(average.aligned[average.is_used]), psf.sum((-2, -1))
     return BeadPsf(
         psf=psf / psf.sum(),
         widths=tuple(full_widths(psf[None])[0].tolist()),
@@ -316,7 +317,7 @@ def psf_from_beads(
         n_unlike=int((~average.is_used).sum()),
         background=background,
         share=share,
-        outermost=_outermost(psf),
+        outermost=float(0.5 * (planes[0] + planes[-1]) / planes[len(planes) // 2]) if psf.ndim == 3 else None,
     )
 
 
@@ -345,11 +346,6 @@ def _holding(light: Tensor) -> Size:
         half = int((folded < (1 - LEFT_OUT) * folded[-1]).sum())
         size.append(2 * min(max(half, LEAST_SIDE // 2), n // 2) + 1)
     return tuple(size)
-
-
-def _outermost(psf: Tensor) -> float | None:
-    planes = psf.sum((-2, -1))
-    return float(0.5 * (planes[0] + planes[-1]) / planes[len(planes) // 2]) if psf.ndim == 3 else None
 
 
 def describe_census(census: BeadCensus) -> str:

@@ -173,8 +173,8 @@ def fit_kernel(
         fits, certificate = [fit for fit, _ in found], max(distance for _, distance in found)
     rest = held_rest = held = spread = total = 0.0
     for group, (taps, without, _) in zip(groups, fits, strict=True):
-        rest += misfit(group, size, taps).square
-        held_rest += misfit(group, size, without, held=True).square
+        rest += misfit(group, size, taps)[1]
+        held_rest += misfit(group, size, without, held=True)[1]
         total += sum(float(pair.y.square().sum()) for pair in group)
         squares, around_mean = _held_out_squares(group, size)
         held, spread = held + squares, spread + around_mean

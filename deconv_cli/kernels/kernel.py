@@ -14,11 +14,11 @@ from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.geometry import Geometry, LayerGeometry, Padding, pick_input_size
-from deconv_cli.operators.layer_convolution import LayerConvolution
+from deconv_cli.operators.geometry import Geometry, Padding, pick_input_size
+from deconv_cli.operators.layer_convolution import LayerConvolution, check_groups
 from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.parts import ShownInNotebook
-from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, counted, format_percent, format_size
+from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, format_percent, format_size
 
 AXIS_NAMES = ("D", "H", "W")
 """What the axes of space are called in messages, the last ones first needed."""
@@ -132,26 +132,19 @@ class Kernel(ShownInNotebook):
             raise UsageError(
                 f"a kernel that varies over the frame slides by single pixels, and takes no {layer.describe()}."
             )
-        n_first = self.taps.shape[0]
         if self.is_per_channel and layer.groups > 1:
-            n_axes = self.n_axes
+            n_first, n_axes = self.taps.shape[0], self.n_axes
             raise ShapeError(
                 f"the kernel of shape {(n_first, *self.size)} was read as one of {n_axes} axes for each of {n_first} "
                 f"channels, which has no groups; give taps as torch stores them, (C_out, C_in / groups, "
                 f"{name_taps(n_axes)}), or another number of dimensions."
             )
-        if n_first % layer.groups:
-            raise ShapeError(
-                f"the kernel of shape {tuple(self.taps.shape)} has {counted(n_first, 'channel')} on its first axis, "
-                f"which is not a multiple of the {layer.groups} groups; give another number of groups."
-            )
+        check_groups(self.taps, layer)
         return replace(self, layer=layer)
 
     def geometry(self, image_size: Size, padding: Padding) -> Geometry:
         """Lay out the sizes for an image; see `Geometry.of_image`."""
-        if self.layer.is_plain:
-            return Geometry.of_image(image_size, self.size, padding)
-        return LayerGeometry.of_layer(image_size, self.size, padding, self.layer)
+        return Geometry.of_image(image_size, self.size, padding, self.layer)
 
     def geometry_of_output(self, output_size: Size, padding: Padding, input_size: Size | None = None) -> Geometry:
         """Lay out the sizes for an output.
@@ -161,8 +154,6 @@ class Kernel(ShownInNotebook):
         Raises:
             ShapeError: no image gives such an output, or no image of the given size.
         """
-        if self.layer.is_plain and input_size is None:
-            return Geometry.of_output(output_size, self.size, padding)
         return self.geometry(pick_input_size(output_size, self.size, padding, self.layer, input_size), padding)
 
     def cropped_to(self, image_size: Size) -> Kernel:
@@ -243,24 +234,19 @@ class Kernel(ShownInNotebook):
 
     def n_outputs(self, n_inputs: int) -> int:
         """Count the output channels for an image of `n_inputs` channels."""
-        return n_inputs if self.shared else self._channels(are_outputs=True)
+        return n_inputs if self.shared else self.n_channels[0]
 
     def n_inputs(self, n_outputs: int) -> int:
         """Count the channels of the image that gave `n_outputs` channels."""
-        if self.shared:
-            return n_outputs
-        return self._channels(are_outputs=self.is_per_channel)
+        return n_outputs if self.shared else self.n_channels[1]
 
     @property
     def n_channels(self) -> tuple[int, int]:
         """Channels of the outputs and of the images, as far as the kernel fixes them: 1 where it is shared."""
-        return self._channels(are_outputs=True), self._channels(are_outputs=self.is_per_channel)
-
-    def _channels(self, *, are_outputs: bool) -> int:
-        """Count the channels of the outputs or of the images, where the kernel fixes them."""
-        if are_outputs != self.layer.transposed or self.is_per_channel:
-            return self.taps.shape[0]
-        return self.taps.shape[1] * self.layer.groups
+        first, second = self.taps.shape[0], self.taps.shape[1] * self.layer.groups
+        if self.is_per_channel:
+            return first, first
+        return (second, first) if self.layer.transposed else (first, second)
 
     def check_channels(self, images: Tensor) -> None:
         """Refuse images that have not one channel for each kernel.
@@ -293,7 +279,7 @@ class Kernel(ShownInNotebook):
         self._check_axes(images)
         if self.shared:
             return images.unsqueeze(self.channel_axis)
-        expected, found = self._channels(are_outputs=are_outputs), images.shape[self.channel_axis]
+        expected, found = self.n_channels[0 if are_outputs else 1], images.shape[self.channel_axis]
         if found != expected:
             raise ShapeError(
                 f"the kernel of shape {tuple(self.taps.shape)} {'gives' if are_outputs else 'takes'} {expected} "

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import MalformedInputError, ShapeError, check_type
+from deconv_cli.errors import MalformedInputError
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.varying_convolution import as_places, middle_place
+from deconv_cli.operators.varying_convolution import check_places, middle_place
 from deconv_cli.parts import ShownInNotebook
 from deconv_cli.vocabulary import format_size
 
@@ -41,19 +41,12 @@ class KernelField(ShownInNotebook):
     is_varying: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("rows", "columns"):
-            object.__setattr__(self, name, as_places(getattr(self, name), name))
-        check_type(self.taps, Tensor, "the taps")
-        shape = tuple(self.taps.shape)
-        if len(shape) != 4 or shape[:2] != (len(self.rows), len(self.columns)):
-            raise ShapeError(
-                "a kernel field must have taps of shape (n_rows, n_columns, kH, kW) and a place for each row and "
-                f"column, but has taps of shape {shape}, {len(self.rows)} rows and {len(self.columns)} columns."
-            )
+        for name, places in zip(("rows", "columns"), check_places(self.taps, self.rows, self.columns), strict=True):
+            object.__setattr__(self, name, places)
         if self.taps.numel() == 0 or not self.taps.is_floating_point() or not synchronize.are_finite(self.taps):
             raise MalformedInputError(
-                f"the taps of a kernel field must be finite numbers, but the taps of shape {shape} and type "
-                f"{self.taps.dtype} are not."
+                f"the taps of a kernel field must be finite numbers, but the taps of shape "
+                f"{tuple(self.taps.shape)} and type {self.taps.dtype} are not."
             )
         if not bool(self.taps.flatten(2).any(dim=2).all()):
             raise MalformedInputError("every kernel of a field must have taps, but those of one place are all zero.")

@@ -16,7 +16,7 @@ from deconv_cli.errors import GradientFaultError, UsageError
 from deconv_cli.gradients.checker import check_gradients
 from deconv_cli.kernels.pair_equations import (
     Constraint,
-    Misfit,
+    Look,
     Pair,
     PairEquations,
     Ridge,
@@ -143,7 +143,7 @@ def fit_squares(
 def _solved(
     equations: PairEquations,
     penalty: Tensor,
-    look: Callable[[Tensor], Misfit],
+    look: Look,
     lam: float | None,
     constraint: Constraint,
 ) -> tuple[Ridge, Tensor]:

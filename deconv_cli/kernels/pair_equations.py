@@ -134,16 +134,12 @@ def gather(pairs: Sequence[Pair], size: Size) -> tuple[PairEquations, PairEquati
     return PairEquations(grams.sum(0), rights.sum(0), sum(counts)), kept
 
 
-@dataclass(frozen=True)
-class Misfit:
-    """The misfit of a kernel: Xᵀ(y − Xk) and ‖y − Xk‖² over the selected rows."""
-
-    gradient: Tensor
-    square: float
+Look = Callable[[Tensor], tuple[Tensor, float]]
+"""Computes the misfit of taps."""
 
 
-def misfit(pairs: Sequence[Pair], size: Size, taps: Tensor, held: bool | None = None) -> Misfit:
-    """Compute the misfit of taps `(N, C_out)` directly from the data.
+def misfit(pairs: Sequence[Pair], size: Size, taps: Tensor, held: bool | None = None) -> tuple[Tensor, float]:
+    """Compute the misfit of taps `(N, C_out)` directly from the data: Xᵀ(y − Xk) and ‖y − Xk‖² over selected rows.
 
     `held` selects the rows: those that are held out, the others, or all for `None`.
     """
@@ -155,7 +151,7 @@ def misfit(pairs: Sequence[Pair], size: Size, taps: Tensor, held: bool | None = 
             rest = outputs[chosen] - x @ taps
             gradient += x.T @ rest
             square += float(rest.square().sum())
-    return Misfit(gradient, square)
+    return gradient, square
 
 
 SMALLEST, LARGEST, PER_DECADE = 1e-16, 1e4, 4
@@ -187,9 +183,7 @@ class Ridge:
     n_effective: float
 
 
-def solve_ridge(
-    equations: PairEquations, penalty: Tensor, look: Callable[[Tensor], Misfit], lam: float | None = None
-) -> Ridge:
+def solve_ridge(equations: PairEquations, penalty: Tensor, look: Look, lam: float | None = None) -> Ridge:
     """Solve for the taps, with an error bar for every tap.
 
     The prior of the taps is Gaussian with the precision λLᵀL/σ²; the noise is white with the standard deviation σ. λ
@@ -204,7 +198,7 @@ def solve_ridge(
     vectors, largest = half @ vectors, gains[-1]
     gains = gains.clamp_min(FLOOR * largest)
     taps = _refined(vectors @ ((vectors.T @ equations.right) / gains[:, None]), gains, vectors, look)
-    rest = look(taps).square
+    _, rest = look(taps)
     coordinates = (vectors.T @ penalty @ taps).square().sum(1)
     n_data = equations.n_data * equations.right.shape[1]
 
@@ -234,15 +228,15 @@ def solve_ridge(
     )
 
 
-def _refined(taps: Tensor, gains: Tensor, vectors: Tensor, look: Callable[[Tensor], Misfit]) -> Tensor:
+def _refined(taps: Tensor, gains: Tensor, vectors: Tensor, look: Look) -> Tensor:
     """Solve again for the residual, as long as it shrinks."""
-    best = look(taps)
+    gradient, least = look(taps)
     for _ in range(N_REFINEMENTS):
-        tried = taps + vectors @ ((vectors.T @ best.gradient) / gains[:, None])
-        found = look(tried)
-        if not found.square < best.square:
+        tried = taps + vectors @ ((vectors.T @ gradient) / gains[:, None])
+        gradient, square = look(tried)
+        if not square < least:
             break
-        taps, best = tried, found
+        taps, least = tried, square
     return taps
 
 

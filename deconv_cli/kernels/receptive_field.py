@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import torch
@@ -119,64 +119,43 @@ class ReceptiveFieldConv2d(nn.Module):
             result = functional.conv2d(batch, self.weight, self.bias, self.stride, self.padding, self.dilation)
             return result if x.ndim == 4 else result.squeeze(0)
         padded = functional.pad(batch, (self.padding[1],) * 2 + (self.padding[0],) * 2) if any(self.padding) else batch
-        self._check_size(padded)
         result = self._in_pieces(padded)
         if self.bias is not None:
             result = result + self.bias[:, None, None]
         return result if x.ndim == 4 else result.squeeze(0)
 
-    def _check_size(self, padded: torch.Tensor) -> None:
+    def patches(self, padded: torch.Tensor) -> torch.Tensor:
+        """View every receptive field of a padded input `(B, C, H, W)` as `(B, H', W', C, kH, kW)`, without a copy."""
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         if padded.shape[-2] < reach[0] or padded.shape[-1] < reach[1]:
             raise ShapeError(
                 f"the receptive field of {reach[0]} × {reach[1]} pixels does not fit into {padded.shape[-2]} × "
                 f"{padded.shape[-1]} with its padding; pad the input."
             )
-
-    def patches(self, padded: torch.Tensor) -> torch.Tensor:
-        """View every receptive field of a padded input `(B, C, H, W)` as `(B, H', W', C, kH, kW)`, without a copy."""
-        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         view = padded.unfold(2, reach[0], self.stride[0]).unfold(3, reach[1], self.stride[1])
         view = view[..., :: self.dilation[0], :: self.dilation[1]]
         return view.permute(0, 2, 3, 1, 4, 5)
 
-    def pieces(self, patches: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    def _in_pieces(self, padded: torch.Tensor) -> torch.Tensor:
         """Cut rows and output channels so that the taps of a piece stay within `chunk_bytes`."""
-        n_outputs = self.weight.shape[0]
+        patches, n_outputs = self.patches(padded), self.weight.shape[0]
         per_row = patches[:, :1].numel() * patches.element_size()
         channels = max(1, min(n_outputs, self.chunk_bytes // max(per_row, 1)))
-        rows = max(1, min(patches.shape[1], self.chunk_bytes // max(per_row * channels, 1)))
-        for row in range(0, patches.shape[1], rows):
-            for channel in range(0, n_outputs, channels):
-                yield slice(row, row + rows), slice(channel, channel + channels)
+        n_rows = max(1, min(patches.shape[1], self.chunk_bytes // max(per_row * channels, 1)))
 
-    def taps(self, patches: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Compute φ: patches `(B, h, W', C, kH, kW)` and weight `(o, C, kH, kW)` give `(B, o, h, W', C·kH·kW)`."""
-        return self.phi(patches.unsqueeze(1), weight[None, :, None, None]).flatten(-3)
-
-    def _in_pieces(self, padded: torch.Tensor) -> torch.Tensor:
-        pieces = list(self.pieces(self.patches(padded)))
-
-        def reduce_piece(padded: torch.Tensor, weight: torch.Tensor, rows: slice, channels: slice) -> torch.Tensor:
-            taps = self.taps(self.patches(padded)[:, rows], weight[channels])
+        def reduce_piece(padded: torch.Tensor, weight: torch.Tensor, row: int) -> torch.Tensor:
+            pixels = self.patches(padded)[:, row : row + n_rows].unsqueeze(1)
+            taps = self.phi(pixels, weight[None, :, None, None]).flatten(-3)  # (B, o, h, W', C·kH·kW)
             return taps.sum(-1) if self.reduction == "sum" else taps.prod(-1)
 
-        if len(pieces) == 1:
-            return reduce_piece(padded, self.weight, *pieces[0])
+        if n_rows == patches.shape[1] and channels == n_outputs:
+            return reduce_piece(padded, self.weight, 0)
         # Each piece is computed again in the backward pass, so that only one has to be held at a time.
         done = [
-            checkpoint(reduce_piece, padded, self.weight, rows, channels, use_reentrant=False)
-            for rows, channels in pieces
+            [checkpoint(reduce_piece, padded, part, row, use_reentrant=False) for part in self.weight.split(channels)]
+            for row in range(0, patches.shape[1], n_rows)
         ]
-        return _joined(done, pieces)
-
-
-def _joined(done: list[torch.Tensor], pieces: list[tuple[slice, slice]]) -> torch.Tensor:
-    """Put pieces `(B, o, h, W')` together, rows outermost."""
-    by_row: dict[int, list[torch.Tensor]] = {}
-    for piece, (rows, _) in zip(done, pieces, strict=True):
-        by_row.setdefault(rows.start, []).append(piece)
-    return torch.cat([torch.cat(channels, 1) for channels in by_row.values()], 2)
+        return torch.cat([torch.cat(of_row, 1) for of_row in done], 2)
 
 
 def _pair(value: Pair, name: str, least: int) -> tuple[int, int]:

@@ -218,7 +218,12 @@ def torus_symbol(kernel: Tensor, torus: Size, origin: Size | None = None) -> Ten
     start = (0,) * len(torus) if origin is None else origin
     is_thin = kernel.shape[0] * kernel.shape[1] <= MAX_PAIRS_AS_PLANES
     if kernel.shape[-1] <= (MAX_TAPS_AS_PRODUCT if is_thin else MAX_TAPS_AS_SUM):
-        return _symbol_by_sum(kernel, torus, start)
+        # FFTs of almost empty planes take longer.
+        tables = phase_tables(kernel, torus, frequency_numbers(torus, kernel.device), start)
+        taps = kernel.to(tables[0].dtype)
+        if is_thin:
+            return channels_last(sum_taps(taps, tables, first_axis=2))
+        return sum_taps(channels_last(taps).contiguous(), tables, first_axis=0)
     wrapped = kernel
     for axis, n, at in zip(space_axes(len(torus)), torus, start, strict=True):
         taps = torch.arange(kernel.shape[axis], device=kernel.device)
@@ -230,18 +235,6 @@ def torus_symbol(kernel: Tensor, torus: Size, origin: Size | None = None) -> Ten
     return symbol if is_thin else symbol.contiguous()
 
 
-def _symbol_by_sum(kernel: Tensor, torus: Size, origin: Size) -> Tensor:
-    """Sum the few taps at every frequency: faster than FFTs of almost empty planes."""
-    tables = [
-        phases(torch.arange(n, device=kernel.device), length, n_taps, kernel, at)
-        for n, length, n_taps, at in zip(half_spectrum(torus), torus, kernel.shape[2:], origin, strict=True)
-    ]
-    taps = kernel.to(tables[0].dtype)
-    if kernel.shape[0] * kernel.shape[1] <= MAX_PAIRS_AS_PLANES:
-        return channels_last(sum_taps(taps, tables, first_axis=2))
-    return sum_taps(channels_last(taps).contiguous(), tables, first_axis=0)
-
-
 class PartialSymbol:
     """The symbol of a cross-correlation at a part of the frequencies of a torus; see `torus_symbol`.
 
@@ -250,8 +243,7 @@ class PartialSymbol:
 
     def __init__(self, taps: Tensor, torus: Size, origin: Size) -> None:
         self.n_outputs, self.n_inputs = taps.shape[:2]
-        axes = zip(half_spectrum(torus), torus, taps.shape[2:], origin, strict=True)
-        tables = [phases(torch.arange(n, device=taps.device), length, k, taps, at) for n, length, k, at in axes]
+        tables = phase_tables(taps, torus, frequency_numbers(torus, taps.device), origin)
         self._tables = tables[:2]
         self._taps = sum_taps(taps.to(tables[0].dtype), tables[2:], first_axis=4)
 
@@ -280,14 +272,26 @@ def sum_taps(taps: Tensor, tables: Sequence[Tensor], first_axis: int) -> Tensor:
 
 
 def phases(frequencies: Tensor, length: int, n_taps: int, like: Tensor, origin: int = 0) -> Tensor:
-    """Tabulate `exp(iθ(d − origin))` for d = 0, …, n_taps − 1 at θ = 2π/length times whole numbers `(F,)`.
+    """Tabulate `exp(iθ(d − origin))` for d = 0, …, n_taps − 1 at θ = 2π/length times whole numbers of any shape.
 
-    The result is complex, of shape `(F, n_taps)`, with the precision and the device of `like`.
+    The result is complex, of shape `(*frequencies, n_taps)`, with the precision and the device of `like`.
     """
     offset = torch.arange(n_taps, device=like.device) - origin
     # Reduced modulo the length as whole numbers: the angle keeps every digit.
-    angle = (frequencies[:, None] * offset % length).to(like.dtype) * (2 * math.pi / length)
+    angle = (frequencies[..., None] * offset % length).to(like.dtype) * (2 * math.pi / length)
     return torch.polar(torch.ones_like(angle), angle)
+
+
+def frequency_numbers(torus: Size, device: torch.device) -> list[Tensor]:
+    """List the numbers of the frequencies of `torch.fft.rfftn` along each axis."""
+    return [torch.arange(n, device=device) for n in half_spectrum(torus)]
+
+
+def phase_tables(taps: Tensor, torus: Size, numbers: Sequence[Tensor], origin: Size | None = None) -> list[Tensor]:
+    """Tabulate the `phases` of taps `(*, *k)` at numbered frequencies along each axis of a torus, shape `(F, k)`."""
+    start, sizes = origin or (0,) * len(torus), taps.shape[-len(torus) :]
+    axes = zip(numbers, torus, sizes, start, strict=True)
+    return [phases(each, length, n_taps, taps, at) for each, length, n_taps, at in axes]
 
 
 def to_float64(taps: Tensor) -> Tensor:

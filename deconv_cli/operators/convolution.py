@@ -172,7 +172,7 @@ class Convolution(LinearOperator):
         self.geometry = Geometry.of_image(tuple(image_size), tuple(taps.shape[2:]), padding)
         self.boundary = as_rule(boundary)
         self.correlation: LinearOperator = ValidCorrelation(taps, self.geometry.extended_size)
-        self.extension = _extension(self.geometry, taps.shape[1], self.boundary)
+        self.extension = extension_of(self.geometry, taps.shape[1], self.boundary)
         self.input_shape = self.extension.input_shape
         self.output_shape = self.correlation.output_shape
 
@@ -234,7 +234,7 @@ class Convolution(LinearOperator):
         return crop(x, start, self.geometry.image_size)
 
 
-def _extension(geometry: Geometry, n_inputs: int, boundary: BoundaryRule) -> LinearOperator:
+def extension_of(geometry: Geometry, n_inputs: int, boundary: BoundaryRule) -> LinearOperator:
     """Surround images by their border; unknown pixels are a part of the input already."""
     if not isinstance(boundary, WrappedBoundary):
         if boundary.is_unknown:

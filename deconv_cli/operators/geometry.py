@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import TypeAlias
 
@@ -65,90 +65,6 @@ def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """The sizes of one convolution: image → extended image → output, each a tuple with one number per axis.
-
-    Attributes:
-        image_size: pixels of the image x.
-        kernel_size: taps of the kernel.
-        pads: pixels added around x.
-    """
-
-    image_size: Size
-    kernel_size: Size
-    pads: Pads
-
-    @property
-    def extended_size(self) -> Size:
-        """Pixels of x with its border."""
-        return tuple(n + pad for n, pad in zip(self.image_size, self.pads.total, strict=True))
-
-    @property
-    def output_size(self) -> Size:
-        """Pixels of y."""
-        return tuple(n - k + 1 for n, k in zip(self.extended_size, self.kernel_size, strict=True))
-
-    @classmethod
-    def of_image(cls, image_size: Size, kernel_size: Size, padding: Padding) -> Geometry:
-        """Lay out the convolution of an image of known size.
-
-        Raises:
-            ShapeError: the image is empty, or the kernel does not fit into the padded image.
-            UsageError: no such padding is known.
-        """
-        check_image_size(image_size, kernel_size)
-        geometry = cls(tuple(image_size), tuple(kernel_size), resolve_padding(padding, kernel_size))
-        if min(geometry.output_size) < 1:
-            raise ShapeError(
-                f"a kernel of {format_size(kernel_size)} does not fit into an image of {format_size(image_size)} "
-                f"with padding {padding}; use a smaller kernel, or padding 'same' or 'full'."
-            )
-        return geometry
-
-    @classmethod
-    def of_output(cls, output_size: Size, kernel_size: Size, padding: Padding) -> Geometry:
-        """Lay out the convolution whose output has a known size.
-
-        Raises:
-            ShapeError: no image gives an output of this size.
-            UsageError: no such padding is known.
-        """
-        pads = resolve_padding(padding, kernel_size)
-        sizes = zip(output_size, kernel_size, pads.total, strict=True)
-        image_size = tuple(n + k - 1 - pad for n, k, pad in sizes)
-        if min(image_size) < 1 or min(output_size) < 1:
-            raise ShapeError(
-                f"no image gives an output of {format_size(output_size)} under a kernel of {format_size(kernel_size)} "
-                f"with padding {padding}; use a larger output or a smaller padding."
-            )
-        return cls.of_image(image_size, kernel_size, pads)
-
-    def check_boundary(self, boundary: BoundaryRule) -> None:
-        """Refuse, by `ShapeError`, a boundary that reaches further than the image can supply, as torch does."""
-        widths = tuple(max(sides) for sides in zip(self.pads.before, self.pads.after, strict=True))
-        limits = [boundary.along(axis).reach(n) for axis, n in enumerate(self.image_size)]
-        if all(limit is None or width <= limit for width, limit in zip(widths, limits, strict=True)):
-            return
-        others = [name for name in BOUNDARIES if BOUNDARIES[name].reach(1) is None]
-        raise ShapeError(
-            f"a kernel of {format_size(self.kernel_size)} reaches {format_size(widths)} pixels outside an image of "
-            f"{format_size(self.image_size)}, too far for a {boundary.name} boundary; "
-            f"use a larger image, or boundary {', '.join(others[:-1])} or {others[-1]}."
-        )
-
-
-def check_image_size(image_size: Size, kernel_size: Size) -> None:
-    """Refuse an image without pixels, or with another number of axes than a kernel."""
-    if len(image_size) != len(kernel_size):
-        raise ShapeError(
-            f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, but the "
-            f"image has the size {format_size(image_size)}."
-        )
-    if min(image_size) < 1:
-        raise ShapeError(f"the image must hold at least one pixel, but its size is {format_size(image_size)}.")
-
-
-@dataclass(frozen=True)
 class GridAxis:
     """One axis of a layer: `coarse[o] = Σ_t K[t]·fine[stride·o + dilation·t − before]`.
 
@@ -166,10 +82,22 @@ class GridAxis:
 
 
 @dataclass(frozen=True)
-class LayerGeometry(Geometry):
-    """The sizes of one layer with its `options`; a transposed layer cuts the pads off its output, as torch does."""
+class Geometry:
+    """The sizes of one convolution or layer: image → extended image → output, each a tuple with one number per axis.
 
-    options: LayerOptions = field(default=PLAIN)
+    A transposed layer cuts the pads off its output, as torch does.
+
+    Attributes:
+        image_size: pixels of the image x.
+        kernel_size: taps of the kernel.
+        pads: pixels added around x.
+        options: stride, dilation, groups and direction of a layer.
+    """
+
+    image_size: Size
+    kernel_size: Size
+    pads: Pads
+    options: LayerOptions = PLAIN
 
     @property
     def steps(self) -> AxisOptions:
@@ -184,7 +112,9 @@ class LayerGeometry(Geometry):
     @property
     def extended_size(self) -> Size:
         """Pixels of x with its border; a transposed convolution has none."""
-        return self.image_size if self.options.transposed else super().extended_size
+        if self.options.transposed:
+            return self.image_size
+        return tuple(n + pad for n, pad in zip(self.image_size, self.pads.total, strict=True))
 
     @property
     def output_size(self) -> Size:
@@ -204,33 +134,58 @@ class LayerGeometry(Geometry):
         values = (fine, coarse, self.kernel_size, steps.stride, steps.dilation, self.pads.before, self.pads.after)
         return tuple(GridAxis(*numbers) for numbers in zip(*values, strict=True))
 
-    def check_boundary(self, boundary: BoundaryRule) -> None:
-        """Do so, and refuse, by `UsageError`, any boundary but zeros for a transposed layer."""
-        if not self.options.transposed:
-            super().check_boundary(boundary)
-        elif not boundary.is_zero:
-            raise UsageError(
-                "a transposed convolution reads no pixel outside of its input, so its boundary must be zero, but is "
-                f"{boundary.name}; leave it out."
-            )
-
     @classmethod
-    def of_layer(cls, image_size: Size, kernel_size: Size, padding: Padding, options: LayerOptions) -> LayerGeometry:
-        """Lay out a layer on an image of known size.
+    def of_image(cls, image_size: Size, kernel_size: Size, padding: Padding, options: LayerOptions = PLAIN) -> Geometry:
+        """Lay out the convolution of an image of known size.
 
         Raises:
-            ShapeError: the image is empty, or the kernel does not fit into the padded image.
+            ShapeError: the image is empty or has another number of axes, or the kernel does not fit into it padded.
             UsageError: no such padding is known, or the options are for another number of axes.
         """
-        check_image_size(image_size, kernel_size)
+        if len(image_size) != len(kernel_size):
+            raise ShapeError(
+                f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, but the "
+                f"image has the size {format_size(image_size)}."
+            )
+        if min(image_size) < 1:
+            raise ShapeError(f"the image must hold at least one pixel, but its size is {format_size(image_size)}.")
         pads = resolve_padding(padding, reach_of(kernel_size, options))
         geometry = cls(tuple(image_size), tuple(kernel_size), pads, options)
         if min(geometry.output_size) < 1:
             raise ShapeError(
-                f"a layer with a kernel of {format_size(kernel_size)}, padding {padding} and {options.describe()} "
-                f"gives no output for an image of {format_size(image_size)}; use a larger image, or another padding."
+                f"a kernel of {format_size(kernel_size)} does not fit into an image of {format_size(image_size)} with "
+                f"padding {padding}{_and_layer(options)}; use a smaller kernel, a larger image, or padding 'same' or "
+                "'full'."
             )
         return geometry
+
+    @classmethod
+    def of_output(cls, output_size: Size, kernel_size: Size, padding: Padding) -> Geometry:
+        """Lay out the convolution whose output has a known size; errors are those of `pick_input_size`."""
+        return cls.of_image(pick_input_size(output_size, kernel_size, padding, PLAIN), kernel_size, padding)
+
+    def check_boundary(self, boundary: BoundaryRule) -> None:
+        """Refuse, by `ShapeError`, a boundary that reaches further than the image can supply, as torch does.
+
+        A transposed layer refuses, by `UsageError`, any boundary but zeros.
+        """
+        if self.options.transposed and not boundary.is_zero:
+            raise UsageError(
+                "a transposed convolution reads no pixel outside of its input, so its boundary must be zero, but is "
+                f"{boundary.name}; leave it out."
+            )
+        widths = tuple(max(sides) for sides in zip(self.pads.before, self.pads.after, strict=True))
+        limits = [boundary.along(axis).reach(n) for axis, n in enumerate(self.image_size)]
+        if self.options.transposed or all(
+            limit is None or width <= limit for width, limit in zip(widths, limits, strict=True)
+        ):
+            return
+        others = [name for name in BOUNDARIES if BOUNDARIES[name].reach(1) is None]
+        raise ShapeError(
+            f"a kernel of {format_size(self.kernel_size)} reaches {format_size(widths)} pixels outside an image of "
+            f"{format_size(self.image_size)}, too far for a {boundary.name} boundary; "
+            f"use a larger image, or boundary {', '.join(others[:-1])} or {others[-1]}."
+        )
 
 
 def reach_of(kernel_size: Size, options: LayerOptions) -> Size:
@@ -255,7 +210,7 @@ def input_sizes(output_size: Size, kernel_size: Size, padding: Padding, options:
     if min(output_size) < 1 or not all(found):
         raise ShapeError(
             f"no image gives an output of {format_size(output_size)} under a kernel of {format_size(kernel_size)} with "
-            f"padding {padding}{_and_layer(options)}; check them, or give data of another size."
+            f"padding {padding}{_and_layer(options)}; check them, use a smaller padding, or give data of another size."
         )
     return tuple(found)
 

@@ -15,10 +15,9 @@ from deconv_cli.layer_options import AxisOptions, LayerOptions
 from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.circulant import to_float64, torus_symbol
-from deconv_cli.operators.convolution import CONVOLUTIONS, Convolution, full_precision_convolutions
-from deconv_cli.operators.extension import Extension
-from deconv_cli.operators.geometry import Geometry, GridAxis, LayerGeometry, Padding, Pads
-from deconv_cli.operators.linear_operator import Identity, LinearOperator
+from deconv_cli.operators.convolution import CONVOLUTIONS, Convolution, extension_of, full_precision_convolutions
+from deconv_cli.operators.geometry import Geometry, GridAxis, Padding
+from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.phases import rearranged_taps, transposed_taps
 from deconv_cli.operators.spectrum import (
     MAX_BLOCK_OPERATIONS,
@@ -37,6 +36,15 @@ TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3:
 MAX_COLUMNS = 4
 # Groups whose singular values come so near to the largest on a coarse grid are looked at on the whole one.
 NEARLY = 0.8
+
+
+def check_groups(kernel: Tensor, options: LayerOptions) -> None:
+    """Refuse, by `ShapeError`, groups that do not divide the channels on the first axis of a kernel."""
+    if kernel.shape[0] % options.groups:
+        raise ShapeError(
+            f"the kernel of shape {tuple(kernel.shape)} has {counted(kernel.shape[0], 'channel')} on its first axis, "
+            f"which is not a multiple of the {options.groups} groups; give another number of groups."
+        )
 
 
 class StridedCorrelation(LinearOperator):
@@ -111,15 +119,10 @@ class LayerConvolution(Convolution):
     ) -> None:
         self.kernel, self.dtype, self.device = kernel, kernel.dtype, kernel.device
         self.options, self.boundary = options, as_rule(boundary)
-        self.layer_geometry = LayerGeometry.of_layer(image_size, tuple(kernel.shape[2:]), padding, options)
-        self.geometry = self.layer_geometry
+        self.geometry = Geometry.of_image(image_size, tuple(kernel.shape[2:]), padding, options)
         self.geometry.check_boundary(self.boundary)
-        if kernel.shape[0] % options.groups:
-            raise ShapeError(
-                f"a kernel of shape {tuple(kernel.shape)} has {counted(kernel.shape[0], 'channel')} on its first axis, "
-                f"which is not a multiple of the {options.groups} groups; give another number of groups."
-            )
-        self.correlation, self.extension = self._parts(kernel, self.layer_geometry)
+        check_groups(kernel, options)
+        self.correlation, self.extension = self._parts(kernel, self.geometry)
         if options.transposed:
             self.input_shape = self.correlation.output_shape
             self.output_shape = (self.correlation.input_shape[0], *self.geometry.output_size)
@@ -131,17 +134,14 @@ class LayerConvolution(Convolution):
         """Whether more than its groups differs from a plain convolution."""
         return self.options.transposed or any(axis.stride > 1 or axis.dilation > 1 for axis in self.grid_axes)
 
-    def _parts(self, kernel: Tensor, geometry: LayerGeometry) -> tuple[LinearOperator, LinearOperator]:
+    def _parts(self, kernel: Tensor, geometry: Geometry) -> tuple[LinearOperator, LinearOperator]:
         """Build the correlation from the fine grid with its border to the coarse one, and the border."""
         axes, groups = geometry.grid_axes, self.options.groups
         extended = tuple(axis.n_fine + axis.before + axis.after for axis in axes)
         n_coarse = tuple(axis.n_coarse for axis in axes)
         correlation = StridedCorrelation(kernel, extended, geometry.steps, groups, n_coarse)
-        n_channels = groups * kernel.shape[1]
-        if self.boundary.is_unknown:
-            return correlation, Identity((n_channels, *extended))
         fine = Geometry(tuple(axis.n_fine for axis in axes), geometry.reach, geometry.pads)
-        return correlation, Extension(fine, n_channels, self.boundary)
+        return correlation, extension_of(fine, groups * kernel.shape[1], self.boundary)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to `x` of shape `(*batch, C_in, *image_size)`."""
@@ -173,7 +173,7 @@ class LayerConvolution(Convolution):
     @property
     def grid_axes(self) -> tuple[GridAxis, ...]:
         """The relation of the two grids along each axis; an unknown border is a part of the fine one."""
-        axes = self.layer_geometry.grid_axes
+        axes = self.geometry.grid_axes
         if not self.boundary.is_unknown:
             return axes
         return tuple(replace(a, n_fine=a.n_fine + a.before + a.after, before=0, after=0) for a in axes)
@@ -189,7 +189,7 @@ class LayerConvolution(Convolution):
     @cached_property
     def spectrum(self) -> Spectrum:
         """The extreme singular values of the symbol of the phases, for the group with the largest."""
-        torus = tuple(-(-axis.n_fine // axis.stride) for axis in self.layer_geometry.grid_axes)
+        torus = tuple(-(-axis.n_fine // axis.stride) for axis in self.geometry.grid_axes)
         found = [self._spectrum_of(group, torus) for group in self._loudest_groups(torus)]
         return max(found, key=lambda spectrum: spectrum.sigma_max)
 
@@ -223,21 +223,7 @@ class LayerConvolution(Convolution):
 
     def touched(self) -> Tensor:
         """Find the pixels that some output depends on, by the places of the taps: booleans, shape `input_shape[1:]`."""
-        found = self.kernel.new_ones((), dtype=torch.bool)
-        for at in range(len(self.geometry.kernel_size)):
-            along = self._along(at)
-            seen = along.adjoint(self.kernel.new_ones(along.output_shape))
-            found = found[..., None] & (seen[0] != 0)
-        return found
-
-    def _along(self, at: int) -> LayerConvolution:
-        geometry, steps = self.geometry, self.layer_geometry.steps
-        options = LayerOptions(
-            stride=steps.stride[at],
-            dilation=steps.dilation[at],
-            transposed=self.options.transposed,
-            output_padding=steps.output_padding[at],
-        )
-        pads = Pads((geometry.pads.before[at],), (geometry.pads.after[at],))
-        taps = self.kernel.new_ones(1, 1, geometry.kernel_size[at])
-        return LayerConvolution(taps, (geometry.image_size[at],), options, padding=pads, boundary=self.boundary)
+        geometry, taps = self.geometry, self.kernel.new_ones(1, 1, *self.geometry.kernel_size)
+        options = replace(self.options, groups=1)
+        layer = LayerConvolution(taps, geometry.image_size, options, padding=geometry.pads, boundary=self.boundary)
+        return layer.adjoint(self.kernel.new_ones(layer.output_shape))[0] != 0

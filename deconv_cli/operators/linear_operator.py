@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from numbers import Real
 
 import torch
@@ -254,14 +253,8 @@ def check_image(image: Tensor, role: str) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Graph:
-    """The graph of f and of Jᵀu: `x` and `y` of shape `(B, ...)`, a dummy `u` of the shape of `y`, and Jᵀu."""
-
-    x: Tensor
-    y: Tensor
-    u: Tensor
-    pulled: Tensor
+_Graph = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The graph of f and of Jᵀu: x and y of shape `(B, ...)`, a dummy u of the shape of y, and Jᵀu."""
 
 
 class Linearization(LinearOperator):
@@ -291,26 +284,26 @@ class Linearization(LinearOperator):
         self.input_shape = tuple(at.shape)
         self.dtype, self.device = at.dtype, at.device
         self._graph = self._trace(1)
-        self.value = self._graph.y.detach()[0]
+        self.value = self._graph[1].detach()[0]
         self.output_shape = tuple(self.value.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute Jd for a direction of shape `(*batch, *input_shape)`."""
         d = x.reshape(-1, *self.input_shape)
-        graph = self._of_batch(len(d))
-        (image,) = torch.autograd.grad(graph.pulled, graph.u, d, retain_graph=True)
+        _, _, u, pulled = self._of_batch(len(d))
+        (image,) = torch.autograd.grad(pulled, u, d, retain_graph=True)
         return image.reshape(*x.shape[: x.ndim - len(self.input_shape)], *self.output_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Compute Jᵀu for `u` of shape `(*batch, *output_shape)`."""
         u = y.reshape(-1, *self.output_shape)
-        graph = self._of_batch(len(u))
-        (pulled,) = torch.autograd.grad(graph.y, graph.x, u, retain_graph=True)
+        at, value, _, _ = self._of_batch(len(u))
+        (pulled,) = torch.autograd.grad(value, at, u, retain_graph=True)
         return pulled.reshape(*y.shape[: y.ndim - len(self.output_shape)], *self.input_shape)
 
     def _of_batch(self, n: int) -> _Graph:
         """Return the graph for a batch of `n`; the last one is kept, since an iteration needs the same again."""
-        if len(self._graph.x) != n:
+        if len(self._graph[0]) != n:
             self._graph = self._trace(n)
         return self._graph
 
@@ -325,4 +318,4 @@ class Linearization(LinearOperator):
                 )
             u = torch.zeros_like(y, requires_grad=True)
             (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
-        return _Graph(x, y, u, pulled)
+        return x, y, u, pulled

@@ -50,11 +50,6 @@ class AxisPart:
     after: int
 
     @property
-    def is_ragged(self) -> bool:
-        """Whether some phases have fewer pixels than others."""
-        return any(NOTHING in row for row in self.fine)
-
-    @property
     def sizes(self) -> tuple[int, int, int, int]:
         """The pixels of either grid, and the border: parts with the same sizes are the same problem."""
         return len(self.fine[0]), len(self.coarse), self.before, self.after
@@ -114,10 +109,14 @@ def _of_stride(axis: GridAxis, *, wraps: bool) -> AxisPart | None:
         # A phase that ends earlier than the others would look at a border that they have not.
         if any(n_there[r] < min(n_pixels, ends[r]) for r in ends):
             return None
-    rows = (
-        tuple(p if (p := axis.stride * q + r) < axis.n_fine else NOTHING for q in range(n_pixels)) for r in sorted(ends)
-    )
-    return AxisPart(tuple(rows), tuple(range(axis.n_coarse)), -first, axis.n_coarse + last - n_pixels)
+    rows = _phase_rows(axis, sorted(ends), n_pixels)
+    return AxisPart(rows, tuple(range(axis.n_coarse)), -first, axis.n_coarse + last - n_pixels)
+
+
+def _phase_rows(axis: GridAxis, phases: Sequence[int], n_pixels: int) -> tuple[tuple[int, ...], ...]:
+    """List the first pixels of phases on the fine grid."""
+    positions = [[axis.stride * q + phase for q in range(n_pixels)] for phase in phases]
+    return tuple(tuple(p if p < axis.n_fine else NOTHING for p in row) for row in positions)
 
 
 def _of_dilation(axis: GridAxis, *, wraps: bool) -> list[AxisPart] | None:
@@ -156,45 +155,32 @@ class Part:
         """The sizes along each axis: parts with the same sizes are the same problem."""
         return tuple(axis.sizes for axis in self.axes)
 
-    def take_fine(self, images: Tensor) -> Tensor:
-        """Rearrange `(*batch, C, *fine size)` to `(*batch, C · phases, *part size)`; zeros where there is no pixel."""
-        n_axes = len(self.axes)
-        for at, axis in enumerate(self.axes):
-            positions = torch.tensor(axis.fine, device=images.device).flatten()
-            taken = images.index_select(at - n_axes, positions.clamp_min(0))
-            if axis.is_ragged:
-                taken = taken * (positions != NOTHING).to(taken.dtype).reshape(-1, *[1] * (n_axes - 1 - at))
-            images = taken
-        return _phases_to_channels(images, [len(axis.fine) for axis in self.axes])
+    def _rows(self, *, are_coarse: bool) -> list[tuple[tuple[int, ...], ...]]:
+        """List the positions on one of the two grids along each axis, one row for each phase."""
+        return [(axis.coarse,) if are_coarse else axis.fine for axis in self.axes]
 
-    def put_fine(self, images: Tensor, values: Tensor) -> None:
-        """Write `values` of shape `(*batch, C · phases, *part size)` to their places in `(*batch, C, *fine size)`."""
-        n_axes = len(self.axes)
-        spread = _channels_to_phases(values, [len(axis.fine) for axis in self.axes])
-        places: list[Tensor] = []
-        for at, axis in enumerate(self.axes):
-            flat = [position for row in axis.fine for position in row]
+    def take(self, images: Tensor, *, are_coarse: bool = False) -> Tensor:
+        """Rearrange `(*batch, C, *size)` of a grid to `(*batch, C · phases, *part size)`; zeros where no pixel is."""
+        rows, n_axes = self._rows(are_coarse=are_coarse), len(self.axes)
+        for at, own in enumerate(rows):
+            positions = torch.tensor(own, device=images.device).flatten()
+            images = images.index_select(at - n_axes, positions.clamp_min(0))
+            if any(NOTHING in row for row in own):
+                images = images * (positions != NOTHING).to(images.dtype).reshape(-1, *[1] * (n_axes - 1 - at))
+        return _phases_to_channels(images, list(map(len, rows)))
+
+    def put(self, images: Tensor, values: Tensor, *, are_coarse: bool = False) -> None:
+        """Write `values` of shape `(*batch, C · phases, *part size)` to their places in `(*batch, C, *size)`."""
+        rows, n_axes = self._rows(are_coarse=are_coarse), len(self.axes)
+        spread, places = _channels_to_phases(values, list(map(len, rows))), list[Tensor]()
+        for at, own in enumerate(rows):
+            flat = [position for row in own for position in row]
             there = [number for number, position in enumerate(flat) if position != NOTHING]
-            if axis.is_ragged:
+            if len(there) < len(flat):
                 spread = spread.index_select(at - n_axes, torch.tensor(there, device=values.device))
             positions = torch.tensor([flat[number] for number in there], device=values.device)
             places.append(positions.reshape(-1, *[1] * (n_axes - 1 - at)))
         images[_at(places)] = spread
-
-    def take_coarse(self, images: Tensor) -> Tensor:
-        """Choose the outputs of this part from `(*batch, C, *coarse size)`."""
-        for at, axis in enumerate(self.axes):
-            images = images.index_select(at - len(self.axes), torch.tensor(axis.coarse, device=images.device))
-        return images
-
-    def put_coarse(self, images: Tensor, values: Tensor) -> None:
-        """Write `values` of shape `(*batch, C, *part size)` to their places in `(*batch, C, *coarse size)`."""
-        n_axes = len(self.axes)
-        places = [
-            torch.tensor(axis.coarse, device=values.device).reshape(-1, *[1] * (n_axes - 1 - at))
-            for at, axis in enumerate(self.axes)
-        ]
-        images[_at(places)] = values
 
 
 def _at(places: list[Tensor]) -> Any:  # noqa: ANN401 (torch names no type for indices)
@@ -213,13 +199,9 @@ def whole_layer(axes: Sequence[GridAxis]) -> Part:
     """Rearrange a layer with all its phases, whatever its sizes and its border, for an approximation."""
     parts = []
     for axis in axes:
-        n_pixels = -(-axis.n_fine // axis.stride)
-        rows = (
-            tuple(p if (p := axis.stride * q + r) < axis.n_fine else NOTHING for q in range(n_pixels))
-            for r in range(axis.stride)
-        )
+        rows = _phase_rows(axis, range(axis.stride), -(-axis.n_fine // axis.stride))
         before = -min(q for q, _ in _places(axis))
-        parts.append(AxisPart(tuple(rows), tuple(range(axis.n_coarse)), before, 0))
+        parts.append(AxisPart(rows, tuple(range(axis.n_coarse)), before, 0))
     return Part(tuple(parts))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import half_spectrum, space_axes, unravel
-from deconv_cli.operators.circulant import channels_last, phases, to_float64, torus_symbol
+from deconv_cli.operators.circulant import channels_last, phase_tables, to_float64, torus_symbol
 from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one spectrum: frequencies, and frequencies times the cost of one block. A symbol is a smooth
@@ -178,7 +178,7 @@ def _first_width(step: float, length: int) -> int:
 def _largest_at(taps: Tensor, torus: Size, frequencies: Tensor) -> Tensor:
     """Compute σmax at frequencies `(n, n_axes)` given by their numbers, shape `(n,)`."""
     n_taps = math.prod(taps.shape[2:])
-    tables = _tables(taps, torus, frequencies)
+    tables = phase_tables(taps, torus, frequencies.unbind(-1))
     flat = channels_last(taps).reshape(n_taps, -1).to(tables[0].dtype)
     n_at_once = max(1, MAX_TABLE // (n_taps + flat.shape[1]))
     values = []
@@ -190,11 +190,6 @@ def _largest_at(taps: Tensor, torus: Size, frequencies: Tensor) -> Tensor:
     return torch.cat(values)
 
 
-def _tables(taps: Tensor, torus: Size, frequencies: Tensor) -> list[Tensor]:
-    axes = zip(frequencies.unbind(-1), torus, taps.shape[2:], strict=True)
-    return [phases(numbers, length, n_taps, taps) for numbers, length, n_taps in axes]
-
-
 def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
     """Compute σmax as a differentiable function of the taps of a spectrum, at the frequency where it is attained.
 
@@ -202,8 +197,8 @@ def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
     shape `(C_out, C_in, *k)`, or one that the spectrum's `arrange` takes.
     """
     wide = to_float64(spectrum.arrange(taps))
-    waves = wide
-    for axis, table in enumerate(_tables(wide, spectrum.image_size, torch.tensor([spectrum.peak], device=taps.device))):
+    waves, peak = wide, torch.tensor([spectrum.peak], device=taps.device)
+    for axis, table in enumerate(phase_tables(wide, spectrum.image_size, peak.unbind(-1))):
         waves = waves * table.reshape(-1, *[1] * (wide.ndim - 3 - axis))
     symbol = waves.sum(dim=space_axes(wide.ndim - 2))
     u, _, vh = torch.linalg.svd(symbol.detach(), full_matrices=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
+from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators.boundary_rules import BoundaryRule
-from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.geometry import Padding
+from deconv_cli.operators.convolution import extension_of
+from deconv_cli.operators.geometry import Geometry, Padding
 from deconv_cli.vocabulary import Size
 
 Tap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -86,9 +86,9 @@ def convolve_taps(
         ShapeError: the kernel does not fit the image, or reaches further than the boundary can supply.
         UsageError: the tap fails, or gives something else than a number for each pixel.
     """
-    plain = Convolution(_spread_out(kernel, dilation), tuple(x.shape[1:]), padding=padding, boundary=boundary)
-    size = [math.ceil(n / step) for n, step in zip(plain.geometry.output_size, stride, strict=True)]
-    wide = plain.extension.forward(x)
+    options = LayerOptions(stride=stride, dilation=dilation)
+    geometry = Geometry.of_image(tuple(x.shape[1:]), tuple(kernel.shape[2:]), padding, options)
+    wide, size = extension_of(geometry, len(x), boundary).forward(x), geometry.output_size
     y = wide.new_zeros(kernel.shape[0], *size)
     positions = itertools.product(*map(range, kernel.shape[2:]))
     for weights, at in zip(kernel.flatten(2).unbind(2), positions, strict=True):
@@ -97,13 +97,3 @@ def convolve_taps(
         window = (slice(None), *(slice(start, start + (n - 1) * step + 1, step) for start, n, step in ranges))
         y = y + evaluate(tap, wide[window], weights).sum(1)
     return y
-
-
-def _spread_out(kernel: Tensor, dilation: Size) -> Tensor:
-    """Put the zeros of a dilation between the taps of a kernel `(C_out, C_in, *k)`."""
-    if all(step == 1 for step in dilation):
-        return kernel
-    extent = [(k - 1) * step + 1 for k, step in zip(kernel.shape[2:], dilation, strict=True)]
-    wide = kernel.new_zeros(*kernel.shape[:2], *extent)
-    wide[(slice(None), slice(None), *(slice(None, None, step) for step in dilation))] = kernel
-    return wide

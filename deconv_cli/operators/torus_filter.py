@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.axes import crop, half_spectrum, space_axes
+from deconv_cli.operators.axes import accumulation_dtype, crop, half_spectrum, half_weights, space_axes
 from deconv_cli.vocabulary import Size
 
 # Numbers at a time on a processor, which has a cache, and on other devices, which want them many.
@@ -58,11 +58,12 @@ class TorusFilter:
     def transform(self, shape: tuple[int, int], fill: Fill, n_planes: int | None = None) -> Tensor:
         """Transform a field of `(B, C)` images and channels, which `fill` writes, along all axes but the first.
 
-        The field is zero beyond `n_planes`, by default all. The spectrum has the shape `(B, C, n_planes, …, Nn // 2 +
-        1)`.
+        The field is zero beyond `n_planes`, by default all. The spectrum has the shape `(B, C, N1, …, Nn // 2 + 1)`.
         """
         n_planes = self.torus[0] if n_planes is None else n_planes
-        spectrum = self.like.new_empty(*shape, n_planes, *self._half[1:], dtype=self.like.dtype.to_complex())
+        # With the planes of zeros: the transform along the first axis would copy every part to append them.
+        spectrum = self.like.new_empty(*shape, *self._half, dtype=self.like.dtype.to_complex())
+        spectrum[:, :, n_planes:] = 0
         for planes in self._planes_up_to(n_planes):
             field = self.like.new_zeros(*shape, planes.stop - planes.start, *self.torus[1:])
             fill(field, planes)
@@ -85,7 +86,7 @@ class TorusFilter:
         n_channels = spectrum.shape[1] if n_channels is None else n_channels
         n_planes = self.torus[0] if n_planes is None else n_planes
         result = spectrum
-        if n_channels != spectrum.shape[1] or n_planes > spectrum.shape[2]:
+        if n_channels != spectrum.shape[1]:
             result = spectrum.new_empty(len(spectrum), n_channels, n_planes, *self._half[1:])
         for number, part in enumerate(self.parts):
             columns = self._columns(spectrum, part)
@@ -94,22 +95,17 @@ class TorusFilter:
         return result
 
     def _columns(self, spectrum: Tensor, part: slice) -> Tensor:
-        return torch.fft.fft(spectrum[:, :, :, part], n=self.torus[0], dim=2)
+        return torch.fft.fft(spectrum[:, :, :, part], dim=2)
 
     def squares(self, spectrum: Tensor, apply: Filter) -> Tensor:
         """Add up the squares of the field that a filter makes from the result of `transform`, shape `(B,)`."""
         total: Tensor | None = None
-        last = self._half[-1] - 1
         for number, part in enumerate(self.parts):
             values = torch.view_as_real(apply(number, self._columns(spectrum, part))).square()
-            # In a half spectrum mirrored frequencies count twice.
-            weights = values.new_full((self._half[-1],), 2.0)
-            weights[0] = 1.0
-            if self.torus[-1] % 2 == 0:
-                weights[last] = 1.0
+            weights = half_weights(self.torus[-1], values)
             if len(self.torus) == 2:
                 weights = weights[part]
-            squares = (values.sum(-1) * weights).flatten(1).sum(-1, dtype=_widest(values))
+            squares = (values.sum(-1) * weights).flatten(1).sum(-1, dtype=accumulation_dtype(values))
             total = squares if total is None else total + squares
         assert total is not None
         return total / math.prod(self.torus)
@@ -141,7 +137,3 @@ def parts_of(n: int, n_numbers: int, device: torch.device) -> list[slice]:
     most = MAX_NUMBERS_IN_CACHE if device.type == "cpu" else MAX_NUMBERS_ELSEWHERE
     length = max(1, most // max(1, n_numbers))
     return [slice(first, min(first + length, n)) for first in range(0, n, length)]
-
-
-def _widest(values: Tensor) -> torch.dtype:
-    return values.dtype if values.device.type == "mps" else torch.float64

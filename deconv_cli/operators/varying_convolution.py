@@ -29,13 +29,31 @@ from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.vocabulary import Size, shortened
 
+Places = tuple[tuple[float, ...], tuple[float, ...]]
+"""The positions of the rows and of the columns of a field of kernels."""
 
-def as_places(places: Sequence[float], name: str) -> tuple[float, ...]:
-    """Return the places of a field's rows or columns as plain numbers; anything else is a `UsageError`."""
-    try:
-        return tuple(float(place) for place in places)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{name} must be a sequence of numbers, but is {shortened(repr(places))}.") from error
+
+def check_places(taps: Tensor, rows: Sequence[float], columns: Sequence[float]) -> Places:
+    """Return the places of a field's rows and columns as plain numbers.
+
+    Raises:
+        UsageError: they are no sequences of numbers, or the taps no tensor.
+        ShapeError: the taps have not four axes, or the places are not as many as their first two.
+    """
+    found = []
+    for name, places in (("rows", rows), ("columns", columns)):
+        try:
+            found.append(tuple(float(place) for place in places))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name} must be a sequence of numbers, but is {shortened(repr(places))}.") from error
+    check_type(taps, Tensor, "the taps")
+    shape, (n_rows, n_columns) = tuple(taps.shape), map(len, found)
+    if len(shape) != 4 or shape[:2] != (n_rows, n_columns) or n_rows * n_columns == 0:
+        raise ShapeError(
+            "kernels that vary over the frame must have taps of shape (n_rows, n_columns, kH, kW) and a place for each "
+            f"row and column, but have taps of shape {shape}, {n_rows} rows and {n_columns} columns."
+        )
+    return found[0], found[1]
 
 
 def hat_weights(places: Sequence[float], positions: Tensor) -> Tensor:
@@ -187,14 +205,7 @@ class VaryingConvolution(Convolution):
         padding: Padding = "same",
         boundary: str | BoundaryRule = "zero",
     ) -> None:
-        check_type(taps, Tensor, "the taps")
-        places = as_places(rows, "rows"), as_places(columns, "columns")
-        n_places = tuple(map(len, places))
-        if taps.ndim != 4 or tuple(taps.shape[:2]) != n_places or 0 in n_places:
-            raise ShapeError(
-                "kernels that vary need taps of shape (n_rows, n_columns, kH, kW) and a place for each row and "
-                f"column, but have taps of shape {tuple(taps.shape)}, {n_places[0]} rows and {n_places[1]} columns."
-            )
+        places = check_places(taps, rows, columns)
         super().__init__(taps[middle_place(taps)][None, None], image_size, padding=padding, boundary=boundary)
         self.taps, self.places = taps, places
         row_weights, column_weights = (self._weights(axis, is_extended=True) for axis in (0, 1))

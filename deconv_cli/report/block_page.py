@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deconv_cli.blocks.block_grid import Interval
-from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-from deconv_cli.blocks.block_task import BlockTask
+from deconv_cli.blocks.block_task import BlockReconstruction, BlockTask
 from deconv_cli.blocks.invert_blocks import BlockRun
 from deconv_cli.blocks.preview_tiles import Preview
 from deconv_cli.diagnostics.predicted_error import PredictedError
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.report.page import describe_page, fill_page
 from deconv_cli.report.reconstruction_record import Record, describe_predicted_error
 from deconv_cli.report.run import InputFile, Run, describe_environment, describe_kernel
 from deconv_cli.report.shown_images import describe_omission, images_to_show, show_images
 from deconv_cli.report.verdict import Row
-from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import SCHEMA, InputKind, counted, format_size
 
 

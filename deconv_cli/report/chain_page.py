@@ -8,13 +8,13 @@ from pathlib import Path
 from torch import Tensor
 
 from deconv_cli.chains.chain_inversion import ChainInversion
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.report.page import Page, fill_page
 from deconv_cli.report.page_pictures import ScaledImage, display_range, draw_lines, draw_picture
 from deconv_cli.report.reconstruction_record import Record, describe_doubts
 from deconv_cli.report.run import Environment, InputFile, OutputFile, describe_environment
 from deconv_cli.report.shown_images import ShownImages
 from deconv_cli.report.verdict import Row, Verdict, percent, varied
-from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import SCHEMA, counted, format_percent
 
 

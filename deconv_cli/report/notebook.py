@@ -14,9 +14,17 @@ from deconv_cli.kernels.fit_kernel import KernelFit
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.report.page_pictures import ScaledImage, data_uri, display_range, encode_shades
-from deconv_cli.settings import ReconstructionSettings, as_typed
+from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.vocabulary import InputKind, counted, format_lambda, format_padding, format_percent, format_size
+from deconv_cli.vocabulary import (
+    InputKind,
+    as_typed,
+    counted,
+    format_lambda,
+    format_padding,
+    format_percent,
+    format_size,
+)
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 SIDE = 256

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.operators.boundary_rules import as_rule
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_picture
 from deconv_cli.report.reconstruction_record import Record
 from deconv_cli.report.run import InputFile, InvertRun, KernelInput, Run, describe_run
 from deconv_cli.report.shown_images import ShownImages, describe_omission, images_to_show, show_images
 from deconv_cli.report.verdict import Row, Verdict, first_numbers, judge, try_next, vary_smoothing_of
-from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import format_lambda, format_percent, format_size
 from deconv_cli.workflows.lambda_series import LambdaView
 from deconv_cli.workflows.measurement import Diagnosis

@@ -9,7 +9,7 @@ from typing import Any
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.well_posedness import KernelProperties, WellPosedness
-from deconv_cli.settings import with_options
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.vocabulary import format_padding
 from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction

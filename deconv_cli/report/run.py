@@ -14,12 +14,12 @@ from deconv_cli.kernels.blind.estimate import LEAST_AREA, NO_BLUR, KernelEstimat
 from deconv_cli.kernels.blind.free_form import FreeForm
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
+from deconv_cli.prompt_sentences import with_options
 from deconv_cli.report.reconstruction_record import Record, describe_diagnosis, describe_reconstruction
-from deconv_cli.settings import with_options
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import SCHEMA, Convention, PaddingLike, Size, format_padding, package_version
+from deconv_cli.workflows.arithmetic import ChosenLight
 from deconv_cli.workflows.lambda_series import LambdaView
-from deconv_cli.workflows.light import ChosenLight
 from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 import json
 import operator
-import os
 import pickle
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import chdir, closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from queue import Empty, Queue
@@ -103,7 +102,8 @@ class DaskCluster(Scheduler):
         """Yield each piece when it is done, with the error as Dask raises it."""
         # Sent once; a worker that comes later gets it from the scheduler. The graph names functions of the standard
         # library alone, so the scheduler, which reads it, needs nothing of this package.
-        piece = self._client.submit(pickle.loads, pickle.dumps(_Piece(pickle.dumps(task))), pure=False)
+        work = functools.partial(_do_piece, pickle.dumps(task), _versions(), str(Path.cwd()))
+        piece = self._client.submit(pickle.loads, pickle.dumps(work), pure=False)
         # Otherwise all would go to the worker that has the task, until others steal some.
         first = iter(UNDER_WAY * self._present())
         left, under_way, done = iter(numbers), dict[Any, int](), Queue[Any]()
@@ -215,41 +215,33 @@ def _versions() -> dict[str, str]:
     return {"deconv": package_version("deconv-cli"), "torch": package_version("torch").partition("+")[0]}
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A task on a worker.
+def _do_piece(task: bytes, versions: dict[str, str], folder: str, number: int) -> Finished[Any]:
+    """Do one piece on a worker.
 
-    Attributes:
+    Args:
         task: pickled, so that a worker loads torch only when it works, and not when it passes the task to another one.
         versions: of the packages where the run was started.
         folder: of the run; paths are relative to it.
+        number: of the piece.
+
+    Raises:
+        OSError: a file or the network failed; Dask tries again.
     """
+    from distributed import get_worker
 
-    task: bytes
-    versions: dict[str, str] = field(default_factory=lambda: _versions())
-    folder: str = field(default_factory=os.getcwd)
-
-    def __call__(self, number: int) -> Finished[Any]:
-        """Do one piece.
-
-        Raises:
-            OSError: a file or the network failed; Dask tries again.
-        """
-        from distributed import get_worker
-
-        if self.versions != _versions():
-            here, there = (", ".join(f"{name} {n}" for name, n in v.items()) for v in (_versions(), self.versions))
-            error = UsageError(f"a worker has {here}, but the run was started with {there}; install the same there.")
-            return Finished(number, error=error)
-        worker = get_worker()
-        is_seen = Path(self.folder).is_dir()
-        with _ONE_AT_A_TIME, chdir(self.folder) if is_seen else nullcontext():
-            MachineShare(worker.state.nthreads).take(0)
-            finished = attempt_away(_loaded(self.task), number)
-        if finished.may_pass:
-            assert finished.error is not None
-            raise finished.error
-        return finished
+    if versions != _versions():
+        here, there = (", ".join(f"{name} {n}" for name, n in each.items()) for each in (_versions(), versions))
+        error = UsageError(f"a worker has {here}, but the run was started with {there}; install the same there.")
+        return Finished(number, error=error)
+    worker = get_worker()
+    is_seen = Path(folder).is_dir()
+    with _ONE_AT_A_TIME, chdir(folder) if is_seen else nullcontext():
+        MachineShare(worker.state.nthreads).take(0)
+        finished = attempt_away(_loaded(task), number)
+    if finished.may_pass:
+        assert finished.error is not None
+        raise finished.error
+    return finished
 
 
 @functools.lru_cache(maxsize=1)

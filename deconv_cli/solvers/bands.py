@@ -8,7 +8,6 @@ FFT along it leaves one small matrix per frequency.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.circulant import multiply_lines, multiply_lines_adjoint
+from deconv_cli.operators.axes import half_weights
+from deconv_cli.operators.circulant import multiply_lines, multiply_lines_adjoint, phases
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.vocabulary import Size
 
@@ -51,9 +51,7 @@ class Band:
     def phases(self, n_frequencies: int, like: Tensor) -> Tensor:
         """Tabulate the phases that read each line off a spectrum: complex, shape `(w, n_frequencies)`."""
         terms = self.terms(like.device)
-        return torch.stack(
-            [sign * unit_phases(places, n_frequencies, self.length, like) for places, sign in terms]
-        ).sum(0)
+        return torch.stack([sign * phases(places, self.length, n_frequencies, like) for places, sign in terms]).sum(0)
 
 
 class BandGroup:
@@ -83,12 +81,7 @@ class BandGroup:
         n_half = self.torus[1] // 2 + 1
         self._down = rows.phases(self.torus[0], like) * self._along[0].T
         self._across = columns.phases(n_half, like) * self._along[1]
-        # The inner columns of a half spectrum count twice.
-        weights = like.new_full((n_half,), 2.0)
-        weights[0] = 1.0
-        if self.torus[1] % 2 == 0:
-            weights[-1] = 1.0
-        self._across_weighted = (self._across * weights).T.contiguous()
+        self._across_weighted = (self._across * half_weights(self.torus[1], like)).T.contiguous()
 
     def factors(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor]:
         """Place a vector on the torus and transform it; `None` means zeros. It is the transpose of `read`.
@@ -141,14 +134,6 @@ def outside(
     """
     rows, columns = (Band(*numbers) for numbers in zip(torus, size, sources, strict=True))
     return BandGroup(n_channels, rows, columns, like, *symbol)
-
-
-def unit_phases(places: Tensor, n_frequencies: int, length: int, like: Tensor) -> Tensor:
-    """Tabulate `exp(iθ·place)` for the first frequencies of a line, shape `(*places, n_frequencies)`."""
-    frequency = torch.arange(n_frequencies, device=places.device)
-    # Reduced modulo the length as whole numbers: the angle keeps every digit.
-    angle = (places[..., None] * frequency % length).to(like.dtype) * (2 * math.pi / length)
-    return torch.polar(torch.ones_like(angle), angle)
 
 
 def multiply_narrow(left: Tensor, right: Tensor) -> Tensor:
@@ -207,20 +192,16 @@ def _sum_over_axis(values: Tensor, lags: Tensor, down: Tensor, across: Tensor, a
     n1, n_half, a, b = values.shape
     like = values.real
     if axis == 0:
-        phases = unit_phases(lags, n1, length, like) * (down[:, 0] / n1)
-        sums = _combine(phases, values.reshape(n1, -1)).reshape(len(lags), n_half, a, b)
+        waves = phases(lags, length, n1, like) * (down[:, 0] / n1)
+        sums = _combine(waves, values.reshape(n1, -1)).reshape(len(lags), n_half, a, b)
         return sums.transpose(0, 1) * across[:, None, None, None]
     # The inner columns of a half spectrum count twice, once as they are and once mirrored.
-    weights = torch.ones_like(across)
-    weights[0] = 0.5
-    if length % 2 == 0:
-        weights[-1] = 0.5
-    phases = unit_phases(lags, n_half, length, like) * (across * weights / length)
+    waves = phases(lags, length, n_half, like) * (across * half_weights(length, like) / (2 * length))
     if a * b <= MAX_ENTRIES_TO_COPY:
         planes = values.permute(0, 2, 3, 1).reshape(-1, n_half)
-        sums = _combine(phases, planes.T).T.reshape(n1, a, b, len(lags)).permute(0, 3, 1, 2)
+        sums = _combine(waves, planes.T).T.reshape(n1, a, b, len(lags)).permute(0, 3, 1, 2)
     else:
-        sums = torch.matmul(phases, values.reshape(n1, n_half, a * b)).reshape(n1, len(lags), a, b)
+        sums = torch.matmul(waves, values.reshape(n1, n_half, a * b)).reshape(n1, len(lags), a, b)
     sums = sums * down[:, :, None, None]
     n_line = n1 // 2 + 1
     mirrored = sums.roll(-1, 0).flip(0)  # entry k of this is entry −k of that

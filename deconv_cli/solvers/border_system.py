@@ -113,7 +113,7 @@ class BorderSystem:
         """Compute the spectrum of M·outputs − Pᴴ·inputs."""
         if outputs is None:
             assert inputs is not None
-            return -self._estimate.multiply(inputs, adjoint=True)
+            return self._estimate.multiply(inputs, adjoint=True).neg_()
         defect = self._outputs.multiply(outputs)
         return defect if inputs is None else self._estimate.add_product(defect, inputs, adjoint=True, sign=-1.0)
 

@@ -18,7 +18,6 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import accumulation_dtype, as_factor, inner, safe_ratio
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
-from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
 
 # A gradient that grows by this factor shows that rounding dominates the recurrence.
@@ -28,32 +27,6 @@ PROBE_ACCURACY = 0.1
 MAX_PROBE_ITERATIONS = 2000
 
 
-def conjugate_gradients(
-    problem: TikhonovProblem,
-    y: Tensor,
-    rule: StoppingRule,
-    *,
-    start: Tensor | None = None,
-    preconditioner: LinearOperator | None = None,
-    progress: Progress | None = None,
-) -> Solution:
-    """Solve the problem for data `y` of shape `(*batch, C_out, *output_size)`, and bound the error; see `iterate`."""
-    ritz = RitzValues(
-        preconditioner,
-        least=None if problem.operator.is_layer else lambda: problem.weight / problem.lam / problem.condition,
-        determined=(lambda x: problem.split_null_space(x)[0]) if 0 < problem.lam < MIN_LAMBDA_IN_FLOAT32 else None,
-    )
-    return iterate(
-        NormalEquations.of_data(problem, y),
-        rule,
-        start=start,
-        preconditioner=preconditioner,
-        progress=progress,
-        bounds_distance=problem.weight > 0 or problem.operator.is_layer,
-        ritz=ritz,
-    )
-
-
 def iterate(
     equations: NormalEquations,
     rule: StoppingRule,
@@ -61,21 +34,19 @@ def iterate(
     start: Tensor | None = None,
     preconditioner: LinearOperator | None = None,
     progress: Progress | None = None,
-    bounds_distance: bool = False,
     ritz: RitzValues | None = None,
 ) -> Solution:
     """Solve normal equations from a start, by default zero; see `refine_equations`.
 
     A zero start without a preconditioner stays in the range of Aᴴ: for μ = 0 it leads to the solution of least norm.
-    The preconditioner is symmetric positive definite, and close to the inverse of AᴴA + μLᴴL. With `bounds_distance`
-    the distance to the minimizer is also bounded or estimated, by what `ritz` knows, and iterated until it is small.
+    The preconditioner is symmetric positive definite, and close to the inverse of AᴴA + μLᴴL. With `ritz` the distance
+    to the minimizer is also bounded or estimated, by what it knows, and iterated until it is small.
     """
-    ritz = ritz or RitzValues(preconditioner)
+    known, distance = ritz or RitzValues(preconditioner), None if ritz is None else ritz.distance
 
     def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
-        return _run(equations, x, gradient, preconditioner, log, ritz)
+        return _run(equations, x, gradient, preconditioner, log, known)
 
-    distance = ritz.distance if bounds_distance else None
     return refine_equations(equations, equations.zero() if start is None else start, rule, improve, progress, distance)
 
 
@@ -194,8 +165,6 @@ Watch = Callable[[Tensor], bool]
 MIN_GAIN = 0.9
 # A residual that grows by this factor shows that rounding dominates the recurrence.
 SYSTEM_DIVERGED = 100.0
-# Products that are added up at once.
-MAX_NUMBERS_AT_ONCE = 2**20
 
 
 def solve_definite(
@@ -248,22 +217,17 @@ def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: 
     preconditioner may be an iteration itself, and differ from vector to vector. The basis is orthogonalized
     twice by the classical process, which keeps it orthogonal to rounding. Arguments as for `solve_definite`.
     """
-    x = torch.zeros_like(right)
-    residual, going = right, True
+    x, residual, going = torch.zeros_like(right), right, True
     while going:
-        correction, going, has_gained = _cycle(apply, precondition, residual, watch, n_vectors)
+        correction, going = _cycle(apply, precondition, residual, watch, n_vectors)
         x = x + correction
-        if going and has_gained:
+        if going:
             residual = right - apply(x)
-        else:
-            break
     return x
 
 
-def _cycle(
-    apply: Action, precondition: Action, residual: Tensor, watch: Watch, n_vectors: int
-) -> tuple[Tensor, bool, bool]:
-    """Run one cycle; returns the correction, whether to go on, and whether it has brought the residual down."""
+def _cycle(apply: Action, precondition: Action, residual: Tensor, watch: Watch, n_vectors: int) -> tuple[Tensor, bool]:
+    """Run one cycle; returns the correction, and whether to go on: only if it has brought the residual down."""
     wide = accumulation_dtype(residual)
     n_batch, n_unknowns = residual.shape
     beta = residual.norm(dim=-1)
@@ -298,7 +262,7 @@ def _cycle(
         n += 1
         going = watch(reduced[:, n].abs())
     if n == 0:
-        return torch.zeros_like(residual), False, False
+        return torch.zeros_like(residual), False
     triangle = triangle[:, :n, :n]
     # A right-hand side that was done before the others has zeros on the diagonal, and no part in what follows.
     idle = triangle.diagonal(dim1=-2, dim2=-1) == 0
@@ -308,8 +272,7 @@ def _cycle(
     combined = torch.zeros_like(residual)
     for k, direction in enumerate(moved):
         combined.addcmul_(weights[:, k], direction)
-    has_gained = synchronize.holds_anywhere(reduced[:, n].abs() < MIN_GAIN * beta)
-    return combined, going, has_gained
+    return combined, going and synchronize.holds_anywhere(reduced[:, n].abs() < MIN_GAIN * beta)
 
 
 def _nonzero(scale: Tensor) -> Tensor:
@@ -318,6 +281,4 @@ def _nonzero(scale: Tensor) -> Tensor:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Compute inner products of vectors `(B, n)`, added up in double precision where the device has it."""
-    # By parts: the products of long vectors, also in double precision, take three times their memory.
-    parts = zip(a.split(MAX_NUMBERS_AT_ONCE, -1), b.split(MAX_NUMBERS_AT_ONCE, -1), strict=True)
-    return torch.stack([(p * q).sum(dim=-1, dtype=accumulation_dtype(a)) for p, q in parts]).sum(dim=0)
+    return inner(a, b, 1)

@@ -20,7 +20,7 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import norm, relative
 from deconv_cli.operators.circulant import BlockCirculant, to_float64, torus_symbol
 from deconv_cli.operators.linear_operator import Shape
-from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
+from deconv_cli.operators.spectrum import largest_singular_value
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.fourier import block_norms, default_rcond, gram_inverse_blocks, inverse_blocks
 from deconv_cli.solvers.inverse import ClosedFormInverse, Inverse
@@ -67,12 +67,9 @@ class CircularInverse(ClosedFormInverse):
         self._inverse = BlockCirculant(self._invert_symbol(torus), torus)
 
     def _invert_symbol(self, torus: Size) -> Tensor:
-        """Factor for use in the data's precision: in double, where float32 would lose the small singular values."""
+        """Factor for use in the data's precision."""
         problem = self.problem
-        taps = problem.operator.kernel
-        # A blur of one channel is divided by a sum of squares, large where the penalty is zero.
-        is_safe = has_one_sign(taps) and problem.lam >= MIN_LAMBDA_IN_FLOAT32
-        wide = taps if is_safe else to_float64(taps)
+        taps, wide = problem.operator.kernel, problem.taps_to_factor
         symbol = torus_symbol(wide, torus, problem.operator.geometry.pads.before)
         penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)
         blocks = inverse_blocks(

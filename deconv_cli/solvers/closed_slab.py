@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import half_spectrum, space_axes
+from deconv_cli.operators.axes import half_spectrum, half_weights, space_axes
 from deconv_cli.operators.circulant import FrequencyBlocks, channels_last, multiply_lines
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.operators.torus_filter import parts_of
@@ -194,9 +194,7 @@ class SymbolLines:
         self._weights = self._lines.real.new_ones(self._lines.shape[2])
         self._here: Tensor | None = None
         if axis == len(torus) - 1:
-            self._weights[0] = 0.5
-            if self._length % 2 == 0:
-                self._weights[-1] = 0.5
+            self._weights = half_weights(self._length, self._lines.real) / 2
             numbers = torch.arange(self._lines.shape[-1], device=symbol.device).reshape(others)
             mirrored = numbers.roll((-1,) * len(others), tuple(range(len(others)))).flip(tuple(range(len(others))))
             self._here, self._opposite = (n[..., : self._plane[-1]].flatten() for n in (numbers, mirrored))

@@ -22,7 +22,8 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, half_spectrum, norm, space_axes
 from deconv_cli.operators.circulant import FrequencyBlocks, channels_first, torus_symbol
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
+from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
 from deconv_cli.solvers.inverse import Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
@@ -30,7 +31,6 @@ from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 from deconv_cli.solvers.square_border import SquareBorderSystem
-from deconv_cli.vocabulary import Size
 
 BYTES_PER_NUMBER = 8
 # A factorization was measured to run this many times more operations a second than an iteration does.
@@ -167,9 +167,13 @@ class DenseBorderSystem:
 
     def __init__(self, operator: Convolution) -> None:
         taps = operator.kernel.double()
-        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
+        self._places = places = TorusLayout.plan(operator.geometry, operator.boundary)
+        self._copies = operator.extension if operator.boundary.copies_pixels else None
+        self._before = operator.geometry.pads.before
         self._n_channels, self._axes = len(taps), space_axes(len(places.torus))
-        self._outside = _positions_outside(places.image_size, places.torus, taps.device)
+        is_outside = torch.ones(places.torus, dtype=torch.bool, device=taps.device)
+        self._crop(is_outside).fill_(False)
+        self._outside = synchronize.places(is_outside.flatten())
         estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
         self._estimate = FrequencyBlocks(estimate)
         system = self._write_out(self._restore(channels_first(estimate)))
@@ -193,10 +197,11 @@ class DenseBorderSystem:
     def _write_out(self, kernel: Tensor) -> Tensor:
         """Gather D from the kernel `(C, C, *torus)` of P: from unobserved outputs to ties, channel by channel."""
         system = self._between(kernel, self._outside)
-        if self._copied_axes():
-            numbers = torch.arange(kernel[0, 0].numel(), device=kernel.device).reshape(1, *self._places.torus)
-            sources = self._take(self._extend(self._crop(numbers), is_scaled=False))
-            factors = self._take(self._extend(self._crop(torch.ones_like(kernel[0, :1]))))
+        if self._copies is not None:
+            one = torch.ones_like(kernel[0, :1])
+            numbers = one.flatten().cumsum(0).sub_(1).reshape(one.shape)
+            factors, scaled = (self._take(self._extend(self._crop(field), self._copies)) for field in (one, numbers))
+            sources = (scaled / factors).nan_to_num().round().long()
             system -= factors[:, None] * self._between(kernel, sources)
         n = len(kernel) * len(self._outside)
         return system.transpose(1, 2).reshape(n, n)
@@ -209,33 +214,18 @@ class DenseBorderSystem:
 
     def _ties(self, field: Tensor) -> Tensor:
         """Subtract the pixels that the border repeats from those beyond the image: Wᵀz, shape `(*batch, n)`."""
-        return self._take(field - self._extend(self._crop(field)) if self._copied_axes() else field)
+        return self._take(field if self._copies is None else field - self._extend(self._crop(field), self._copies))
 
-    def _extend(self, image: Tensor, *, is_scaled: bool = True) -> Tensor:
-        """Add the pixels that the border repeats to an image, with or without their factors."""
-        for axis, sources, factors in self._copied_axes():
-            copies = image.index_select(axis, sources)
-            image = torch.cat([image, factors * copies if is_scaled else copies], dim=axis)
-        return image
+    def _extend(self, image: Tensor, copies: LinearOperator) -> Tensor:
+        """Add the pixels that the border repeats to an image: on the torus all of them follow it."""
+        return copies.forward(image).roll(tuple(-n for n in self._before), self._axes)
 
     def _ties_transposed(self, nu: Tensor) -> Tensor:
         """Compute Wν, shape `(*batch, C, *torus)`."""
-        field = copies = self._put(nu)
-        for axis, sources, factors in reversed(self._copied_axes()):
-            image, border = copies.split([copies.shape[axis] - len(sources), len(sources)], dim=axis)
-            copies = image.index_add(axis, sources, factors * border)
-        if copies is not field:
-            self._crop(field).sub_(copies)
+        field = self._put(nu)
+        if self._copies is not None:
+            self._crop(field).sub_(self._copies.adjoint(field.roll(self._before, self._axes)))
         return field
-
-    def _copied_axes(self) -> list[tuple[int, Tensor, Tensor]]:
-        """List the axes beyond which pixels repeat others: those pixels, and the factors of the copies."""
-        lines = zip(self._axes, self._places.line_sources, self._places.line_factors, strict=True)
-        return [
-            (axis, sources, sources.new_ones(1) if factors is None else factors.reshape(-1, *[1] * (-1 - axis)))
-            for axis, sources, factors in lines
-            if sources is not None
-        ]
 
     def _take(self, field: Tensor) -> Tensor:
         """Take the places outside the image, which are those of the unobserved outputs, out of a field."""
@@ -261,13 +251,3 @@ class DenseBorderSystem:
     def _crop(self, field: Tensor) -> Tensor:
         """View the image in a field on the torus."""
         return crop(field, (0,) * len(self._axes), self._places.image_size)
-
-
-def _positions_outside(size: Size, torus: Size, device: torch.device) -> Tensor:
-    """List the positions outside a box at the start of a torus, numbered like the entries of a flattened tensor."""
-    numbers = torch.arange(math.prod(torus), device=device).reshape(torus)
-    parts = []
-    for axis, length in enumerate(size):
-        inside = crop(numbers, (0,) * len(size), (*size[:axis], *torus[axis:]))
-        parts.append(inside.narrow(axis, length, torus[axis] - length).flatten())
-    return torch.cat(parts)

@@ -70,11 +70,9 @@ class TorusEmbedding(TorusLayout):
 
     Attributes:
         line_sources: for each axis the pixels that those beyond the image repeat, shape `(N − n,)`; `None` for zeros.
-        line_factors: for each axis the factors of these copies, shape `(N − n,)`; `None` for plain copies.
     """
 
     line_sources: tuple[Tensor | None, ...]
-    line_factors: tuple[Tensor | None, ...]
 
     @classmethod
     def of(
@@ -94,21 +92,18 @@ class TorusEmbedding(TorusLayout):
         image_size = tuple(map(sum, zip(layout.image_size, n_more, strict=True)))
         image_size = image_size if boundary.is_unknown else layout.image_size
         sources: list[Tensor | None] = []
-        factors: list[Tensor | None] = []
         pads = zip(geometry.pads.before, geometry.pads.after, strict=True)
         for (before, after), length, n in zip(pads, layout.image_size, n_more, strict=True):
             # Behind the image come the pixels after it, and then those before it.
             first, last = outside_positions(before, after, length, device)
             position = torch.cat([last, last.new_zeros(n), first])
             sources.append(boundary.sources(position, length) if boundary.copies_pixels else None)
-            factors.append(boundary.factors(position, length) if boundary.copies_pixels else None)
         return cls(
             tuple(map(sum, zip(layout.torus, n_more, strict=True))),
             image_size,
             layout.output_size,
             layout.origin,
             tuple(sources),
-            tuple(factors),
         )
 
     def covers_inputs(self, symbol: Tensor) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import squared_modulus
 from deconv_cli.operators.spectrum import single_threaded, singular_values
 
 # Singular values below this many units in the last place of the data are rounding noise, not signal.
@@ -62,7 +63,7 @@ def gram_inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor) -> Tenso
     `(*plane,)`.
     """
     if symbol.shape[-2:] == (1, 1):
-        gram = _square_scalars(symbol) + weight * penalty[..., None, None]
+        gram = squared_modulus(symbol) + weight * penalty[..., None, None]
         return torch.where(gram > SINGULAR * gram.max(), gram.reciprocal(), 0).to(symbol.dtype)
     blocks, diagonal = symbol.flatten(0, -3), weight * penalty.flatten()
     return _gram_inverse(blocks, diagonal).unflatten(0, symbol.shape[:-2])
@@ -146,7 +147,7 @@ def block_norms(blocks: Tensor) -> Tensor:
 
 def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float, out: Tensor | None = None) -> Tensor:
     # In place, since at the size of photographs new memory costs more than arithmetic.
-    denominator = _square_scalars(blocks)
+    denominator = squared_modulus(blocks)
     # With a penalty nothing is truncated but what rounding alone has made of a zero.
     threshold = torch.finfo(denominator.dtype).eps if synchronize.holds_anywhere(diagonal) else rcond
     floor = threshold**2 * denominator.max()
@@ -159,11 +160,6 @@ def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float, out: Tensor 
     torch.mul(torch.view_as_real(blocks.resolve_conj()), factor[..., None], out=parts)
     parts[..., 1].neg_()
     return inverse
-
-
-def _square_scalars(blocks: Tensor) -> Tensor:
-    # Not by abs(), which guards against overflow at ten times the cost.
-    return blocks.real.square().addcmul_(blocks.imag, blocks.imag)
 
 
 def _invert_regularized(blocks: Tensor, diagonal: Tensor, rcond: float, find_largest: Callable[[], float]) -> Tensor:

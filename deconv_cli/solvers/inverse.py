@@ -98,14 +98,14 @@ class IteratedInverse(Inverse):
         if self.problem.weight > 0:
             equations = NormalEquations.of_gradient(self.problem, g)
         else:
-            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
+            equations = NormalEquations(self.problem.operator, self.solve_transposed(g), is_derived=True)
         return self._iterate(equations).warn_for_status().value
 
     def solve_transposed(self, g: Tensor) -> Tensor:
-        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 by the equations of the transpose."""
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 it is the p of min ‖Aᴴp − g‖."""
         if self.problem.weight > 0:
             return super().solve_transposed(g)
-        equations = NormalEquations.of_transpose(self.problem, g)
+        equations = NormalEquations(self.problem.operator.H, g, is_derived=True)
         return self._iterate(equations, transposed=True).warn_for_status().value
 
 

@@ -7,7 +7,7 @@ costs. Method phases gives one to each group of a layer that differs by its grou
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import as_factor, crop, inner, masked, norm
-from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, to_float64, torus_symbol
+from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.linear_operator import LinearOperator, SymmetricOperator
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.cgls import conjugate_gradients, iterate
+from deconv_cli.solvers.cgls import RitzValues, iterate
 from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.inverse import Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps, plain_iterations
+from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule, default_tolerance
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP, StripSystem, krylov_basis
@@ -92,9 +92,14 @@ class IterativeSolver(Solver):
         )
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
-        """Build the preconditioner."""
+        """Build the preconditioner, if there is one."""
         check_ramps(problem)
-        return IterativeInverse(problem, rule)
+        if problem.operator.is_layer:
+            return IterativeInverse(problem, rule)
+        if problem.weight > 0:
+            on_torus = TorusPreconditioner(problem)
+            return IterativeInverse(problem, rule, on_torus, on_torus.estimate)
+        return IterativeInverse(problem, rule, StripPreconditioner(problem) if uses_strip(problem) else None)
 
 
 ITERATIVE = IterativeSolver()
@@ -112,7 +117,7 @@ def _cost_of_layer(layer: LayerConvolution) -> Cost:
 
 def expected_iterations(problem: TikhonovProblem) -> float:
     """Estimate the iterations of a problem; in a small one, those that run out count as more than they are."""
-    n_plain = _plain_iterations(problem)
+    n_plain = plain_iterations(problem)
     if problem.lam > 0:
         # The strip states its distance to the solution after a few iterations, which may take these many times as long.
         is_blur = has_one_sign(problem.operator.kernel) and STRIP.covers(problem) is not None
@@ -123,8 +128,13 @@ def expected_iterations(problem: TikhonovProblem) -> float:
     return N_ITERATIONS * (COST_OF_RUNNING_OUT if is_small else 1)
 
 
-def _plain_iterations(problem: TikhonovProblem) -> float:
-    return plain_iterations(problem.condition, default_tolerance(problem.operator.kernel.dtype))
+def plain_iterations(problem: TikhonovProblem) -> float:
+    """Bound the iterations of conjugate gradients without a preconditioner.
+
+    Saad, Iterative Methods for Sparse Linear Systems, 2003, equation 6.128: 2((√κ − 1)/(√κ + 1))ⁿ.
+    """
+    tolerance = default_tolerance(problem.operator.kernel.dtype)
+    return max(1.0, 0.5 * math.sqrt(problem.condition) * math.log(2 / tolerance))
 
 
 def strip_problem(problem: TikhonovProblem) -> TikhonovProblem:
@@ -140,7 +150,7 @@ def uses_strip(problem: TikhonovProblem) -> bool:
     operator = problem.operator
     sizes = zip(operator.output_shape, operator.input_shape, strict=True)
     has_outputs = all(n_outputs >= n_inputs for n_outputs, n_inputs in sizes)
-    is_slow = _plain_iterations(problem) > MAX_PLAIN_ITERATIONS
+    is_slow = plain_iterations(problem) > MAX_PLAIN_ITERATIONS
     return has_outputs and is_slow and STRIP.covers(strip_problem(problem)) is None
 
 
@@ -152,30 +162,50 @@ class IterativeInverse(IteratedInverse):
     solution for a tiny λ, unless the problem is known to be well-conditioned: as many iterations are left as modes that
     the border almost loses. With fewer outputs only a start from zero without a preconditioner keeps the iteration in
     the range of Aᴴ, where the solution of least norm lies.
+
+    Args:
+        problem: the problem.
+        rule: when to stop.
+        preconditioner: close to the inverse of AᴴA + μLᴴL; `None` for none.
+        estimate: restores data `(*batch, C_out, *output_size)` roughly, as the start; `None` starts from zero.
     """
 
-    def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
-        self.problem = problem
-        self.rule = rule
-        self._preconditioner = self._build_preconditioner()
-
-    def _build_preconditioner(self) -> LinearOperator | None:
-        """Build what preconditions the problem, if anything; for λ > 0 it is a `RestoringPreconditioner`."""
-        if self.problem.operator.is_layer:
-            return None
-        if self.problem.weight > 0:
-            return TorusPreconditioner(self.problem)
-        return StripPreconditioner(self.problem) if uses_strip(self.problem) else None
+    def __init__(
+        self,
+        problem: TikhonovProblem,
+        rule: StoppingRule,
+        preconditioner: LinearOperator | None = None,
+        estimate: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.problem, self.rule, self._preconditioner, self._estimate = problem, rule, preconditioner, estimate
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
-        if self.problem.weight == 0 or self._preconditioner is None:
+        if self._estimate is None:
             return self._solve_exactly(y, progress)
-        assert isinstance(self._preconditioner, RestoringPreconditioner)
-        start = self._better_start(y, self._preconditioner.estimate(y))
-        return conjugate_gradients(
-            self.problem, y, self.rule, start=start, preconditioner=self._preconditioner, progress=progress
-        )
+        start = self._better_start(y, self._estimate(y))
+        return self._approach(y, self.rule, self._preconditioner, progress, start)
+
+    def _approach(
+        self,
+        y: Tensor,
+        rule: StoppingRule,
+        preconditioner: LinearOperator | None,
+        progress: Progress | None,
+        start: Tensor | None = None,
+    ) -> Solution:
+        """Solve for data by conjugate gradients, and bound the error of a regularized solution or of a layer's."""
+        problem, is_layer, ritz = self.problem, self.problem.operator.is_layer, None
+        if problem.weight > 0 or is_layer:
+            ritz = RitzValues(
+                preconditioner,
+                least=None if is_layer else lambda: problem.weight / problem.lam / problem.condition,
+                determined=(lambda x: problem.split_null_space(x)[0])
+                if 0 < problem.lam < MIN_LAMBDA_IN_FLOAT32
+                else None,
+            )
+        equations = NormalEquations.of_data(problem, y)
+        return iterate(equations, rule, start=start, preconditioner=preconditioner, progress=progress, ritz=ritz)
 
     def _solve_exactly(self, y: Tensor, progress: Progress | None) -> Solution:
         """Solve from zero; with λ = 0 check that a preconditioner has not filled the null space with rounding.
@@ -191,7 +221,7 @@ class IterativeInverse(IteratedInverse):
             n_before = n_done
             rule = replace(self.rule, max_iterations=self.rule.max_iterations - n_before)
             counted = None if progress is None else lambda n, certificate: progress(n_before + n, certificate)
-            found = conjugate_gradients(self.problem, data, rule, preconditioner=preconditioner, progress=counted)
+            found = self._approach(data, rule, preconditioner, counted)
             n_done += found.n_iterations
             return found
 
@@ -221,14 +251,6 @@ class IterativeInverse(IteratedInverse):
         return torch.where(as_factor(better, better, n_dims), estimate, 0)
 
 
-class RestoringPreconditioner(SymmetricOperator):
-    """A preconditioner that also restores data roughly, as the start of the iteration."""
-
-    @abstractmethod
-    def estimate(self, y: Tensor) -> Tensor:
-        """Restore data `y` of shape `(*batch, C_out, *output_size)`; shape `(*batch, C_in, *size)`."""
-
-
 class StripPreconditioner(SymmetricOperator):
     """(AᴴA + μ)⁻¹ for a tiny μ, by the exact solution on the strip (`strip.py`)."""
 
@@ -241,29 +263,24 @@ class StripPreconditioner(SymmetricOperator):
         return self._system.solve(None, x, GradientLog(PRECONDITIONER_RULE, norm(x, len(self.input_shape))))
 
 
-class TorusPreconditioner(RestoringPreconditioner):
+class TorusPreconditioner(SymmetricOperator):
     """`Eᵀ(KᴴK + μ|l|²)⁻¹E`: zero-pad onto a torus, divide in frequency, crop."""
 
     def __init__(self, problem: TikhonovProblem) -> None:
         operator = problem.operator
         self.input_shape = self.output_shape = operator.input_shape
         self._operator = operator
-        taps = operator.kernel
-        geometry = operator.geometry
+        geometry, dtype = operator.geometry, operator.kernel.dtype
         sizes = zip(geometry.extended_size, geometry.kernel_size, strict=True)
         roomy = tuple(next_fast_size(n + max(k, min(TORUS_MARGIN, n))) for n, k in sizes)
         self._wraps = operator.boundary.wraps_beside_edges(len(roomy))
         lengths = zip(roomy, geometry.image_size, self._wraps, strict=True)
         torus = tuple(n if is_wrapped else room for room, n, is_wrapped in lengths)
-        # Double precision: the smallest eigenvalues of KᴴK + μ would drown in float32's rounding of the largest, except
-        # those of a blur under a λ that is not tiny.
-        is_safe = has_one_sign(taps) and problem.lam >= MIN_LAMBDA_IN_FLOAT32
-        wide = taps if is_safe else to_float64(taps)
-        origin = masked(geometry.pads.before, self._wraps)
-        symbol = torus_symbol(wide, torus, origin)
-        penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)
+        wide = problem.taps_to_factor
+        symbol = torus_symbol(wide, torus, masked(geometry.pads.before, self._wraps))
+        penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, wide.device)
         gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
-        narrow = taps.dtype.to_complex()
+        narrow = dtype.to_complex()
         self._gram_inverse = BlockCirculant(gram_inverse.to(narrow), torus)
         self._symbol = BlockCirculant(symbol.to(narrow), torus)
 

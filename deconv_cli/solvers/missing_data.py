@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deconv_cli.operators.axes import squared_modulus
 from deconv_cli.operators.circulant import FrequencyBlocks, PartialSymbol, channels_first, channels_last, to_float64
 from deconv_cli.operators.differences import Difference
 from deconv_cli.operators.torus_filter import TorusFilter
@@ -66,7 +67,15 @@ class MissingOutputs(_Blocks):
     def __init__(self, symbol: PartialSymbol, torus: TorusFilter, lam: float, dtype: torch.dtype) -> None:
         super().__init__(symbol, torus, lam, dtype)
         self.n_channels = symbol.n_outputs
-        self._blocks = [_outputs_block(channels_last(symbol.at(part)), lam, dtype) for part in torus.parts]
+        self._blocks = []
+        for part in torus.parts:
+            kernel = channels_last(symbol.at(part))
+            if kernel.shape[-2:] == (1, 1) and lam > 0:
+                block = FrequencyBlocks(squared_modulus(kernel).add_(lam).reciprocal_().mul_(lam).to(dtype))
+            else:
+                unit = kernel.real.new_ones(kernel.shape[:-2])
+                block = _narrow(torus_blocks(kernel, lam, unit, covers_inputs=False).outputs, dtype)
+            self._blocks.append(block)
 
     def read(self, number: int, inputs: Tensor) -> Tensor:
         """Compute Pᴴg = MKg/s."""
@@ -231,29 +240,16 @@ Completion = MissingOutputs | MissingDifferences | TiedPixels
 """One of the systems."""
 
 
-def _outputs_block(kernel: Tensor, lam: float, dtype: torch.dtype) -> FrequencyBlocks:
-    """Compute M from K, shape `(*plane, C_out, C_in)`, in double precision, and keep it in another."""
-    if kernel.shape[-2:] == (1, 1) and lam > 0:
-        return FrequencyBlocks(_power(kernel).add_(lam).reciprocal_().mul_(lam).to(dtype))
-    unit = kernel.real.new_ones(kernel.shape[:-2])
-    return _narrow(torus_blocks(kernel, lam, unit, covers_inputs=False).outputs, dtype)
-
-
 def _inputs_block(kernel: Tensor, lam: float, penalty: Tensor | None, dtype: torch.dtype) -> FrequencyBlocks:
-    """Compute N from K and |l|², shapes `(*plane, C_out, C_in)` and `(*plane,)`, as `_outputs_block`."""
+    """Compute N from K and |l|², shapes `(*plane, C_out, C_in)` and `(*plane,)`, in double precision."""
     if penalty is None:
         penalty = kernel.real.new_ones(kernel.shape[:-2])
     if kernel.shape[-2:] == (1, 1) and lam > 0:
-        power = _power(kernel).addcmul_(penalty[..., None, None], penalty.new_tensor(lam))
+        power = squared_modulus(kernel).addcmul_(penalty[..., None, None], penalty.new_tensor(lam))
         # What the kernel and the penalty both annihilate is zero in the smallest solution.
         floor = SINGULAR * power.max()
         return FrequencyBlocks(torch.where(power > floor, power.clamp_min(floor).reciprocal_(), 0).to(dtype))
     return _narrow(torus_blocks(kernel, lam, penalty, covers_inputs=True).inputs, dtype)
-
-
-def _power(kernel: Tensor) -> Tensor:
-    """Compute |K|²; not by abs(), which guards against overflow at ten times the cost."""
-    return kernel.real.square().addcmul_(kernel.imag, kernel.imag)
 
 
 def _narrow(blocks: Tensor, dtype: torch.dtype) -> FrequencyBlocks:

@@ -63,16 +63,6 @@ class NormalEquations:
         batch = g.shape[: g.ndim - problem.n_dims]
         return cls(problem.operator, g.new_zeros(*batch, *problem.operator.output_shape), *_penalty(problem), g=g)
 
-    @classmethod
-    def of_image(cls, problem: TikhonovProblem, p: Tensor) -> NormalEquations:
-        """Write down min ‖Ax − p‖ for a `p` that solves `of_transpose`, shape `(*batch, C_out, *output_size)`."""
-        return cls(problem.operator, p, is_derived=True)
-
-    @classmethod
-    def of_transpose(cls, problem: TikhonovProblem, g: Tensor) -> NormalEquations:
-        """Write down min ‖Aᴴp − g‖ for `g` of shape `(*batch, C_in, *size)`: the transposed problem with μ = 0."""
-        return cls(problem.operator.H, g, is_derived=True)
-
     @property
     def n_dims(self) -> int:
         """Axes of one unknown x."""

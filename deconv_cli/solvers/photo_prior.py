@@ -159,9 +159,12 @@ class PhotoEstimator(Estimator):
                 last, z = z, self._corrected(z, misfit, self._inverse(weight))
                 return_freed_memory()
                 noisy, misfit = self.kernel.join(z), self.kernel.join(misfit)
-                clean = self._denoise(noisy, times * noise, misfit, n - 1)
-                if n >= FIRST_ALONE:
-                    self._denoise_dark_colors(clean, noisy, times, noise, of_colors, misfit, n - 1)
+                clean = torch.empty_like(noisy)
+                self._denoise(noisy, times * noise, misfit, n - 1, clean)
+                for color, own in enumerate(of_colors if n >= FIRST_ALONE else []):
+                    one = (..., slice(color, color + 1), slice(None), slice(None))
+                    part = (own / noise).square().nan_to_num(1.0)  # no color is dark where there is no noise
+                    self._denoise(noisy[one], times * own, misfit[one], n - 1, clean[one], part)
                 z = clean.reshape(z.shape)
                 return_freed_memory()
                 changes.append(synchronize.as_number(torch.dist(z, last) / last.norm().clamp_min(1e-30)))
@@ -201,7 +204,9 @@ class PhotoEstimator(Estimator):
         variance = local_mean(pictures.square().mean(dim=1, keepdim=True))
         return _fit(variance, tuple(self.operator.input_shape[1:])).sqrt() / self._brightness
 
-    def _denoise(self, images: Tensor, noise: Tensor, misfit: Tensor, step: int) -> Tensor:
+    def _denoise(
+        self, images: Tensor, noise: Tensor, misfit: Tensor, step: int, clean: Tensor, part: Tensor | None = None
+    ) -> None:
         """Denoise images: three channels as colors, others one by one.
 
         Args:
@@ -209,53 +214,31 @@ class PhotoEstimator(Estimator):
             noise: its level, shape `(B, 1, H, W)`.
             misfit: what the data say beyond the last images, shape `(*batch, C, *output_size)`.
             step: number of the step, from 0.
+            clean: takes the result, in the shape of the images.
+            part: of a color that is denoised alone, its variance in that of all colors, shape `(B, 1, H, W)`: only
+                tiles where it is dark change, and as far as it is.
         """
-        stacked, levels = self._pictures(images, noise, misfit)
-        cleaned = torch.empty_like(stacked)
-        for image, level, target in zip(stacked.split(1), levels.split(1), cleaned.split(1), strict=True):
+        far = self._local_level(misfit)
+        levels = torch.cat([noise.expand_as(far), far], dim=1).float()
+        n_channels = CHANNELS if images.shape[-3] == CHANNELS else 1
+        stacked = images.reshape(-1, n_channels, *images.shape[-2:]).float()
+        levels = levels.repeat_interleave(len(stacked) // len(levels), dim=0)
+        shares = levels if part is None else part.expand(len(stacked), -1, -1, -1)
+        pictures = (pictures.split(1) for pictures in (stacked, levels, clean.view(stacked.shape), shares))
+        for image, level, target, share in zip(*pictures, strict=True):
             for tile in self._tiles(step):
-                target[tile.inner] = self._denoiser.in_tile(image, level, tile)
-        return cleaned.reshape(images.shape).to(images.dtype)
+                here = share[tile.inner]
+                if part is None:
+                    target[tile.inner] = self._denoiser.in_tile(image, level, tile)
+                elif synchronize.as_number((here < DARK).float().mean()) >= LEAST_DARK:
+                    alone = self._denoiser.in_tile(image, level, tile)
+                    target[tile.inner].lerp_(alone.to(target.dtype), (1 - here).clamp_min(0).to(target.dtype))
 
     def _levels_of_colors(self, n_channels: int) -> list[Tensor]:
         """Return the noise level of each color as `_local_level` does; none for images that are not in color."""
         if not (self.kernel.shared and n_channels == self._noise.shape[-3] == CHANNELS):
             return []
         return [self._strength * self._local_level(noise) for noise in self._noise.split(1, dim=-3)]
-
-    def _denoise_dark_colors(
-        self,
-        clean: Tensor,
-        noisy: Tensor,
-        times: float,
-        noise: Tensor,
-        of_colors: list[Tensor],
-        misfit: Tensor,
-        step: int,
-    ) -> None:
-        """Denoise a color alone where its noise is far below that of the others, in place; see `_denoise`."""
-        for color, own in enumerate(of_colors):
-            part = (own / noise).square().nan_to_num(1.0)  # no color is dark where there is no noise
-            one = (..., slice(color, color + 1), slice(None), slice(None))
-            stacked, levels = self._pictures(noisy[one], times * own, misfit[one])
-            targets = clean[one].view(stacked.shape)
-            parts = part.expand(len(stacked), -1, -1, -1)
-            for image, level, target, share in zip(
-                *(p.split(1) for p in (stacked, levels, targets, parts)), strict=True
-            ):
-                for tile in self._tiles(step):
-                    here = share[tile.inner]
-                    if synchronize.as_number((here < DARK).float().mean()) >= LEAST_DARK:
-                        alone = self._denoiser.in_tile(image, level, tile)
-                        target[tile.inner].lerp_(alone.to(target.dtype), (1 - here).clamp_min(0).to(target.dtype))
-
-    def _pictures(self, images: Tensor, noise: Tensor, misfit: Tensor) -> tuple[Tensor, Tensor]:
-        """Arrange what `_denoise` takes as the denoiser takes it: pictures and their levels."""
-        far = self._local_level(misfit)
-        levels = torch.cat([noise.expand_as(far), far], dim=1).float()
-        n_channels = CHANNELS if images.shape[-3] == CHANNELS else 1
-        stacked = images.reshape(-1, n_channels, *images.shape[-2:]).float()
-        return stacked, levels.repeat_interleave(len(stacked) // len(levels), dim=0)
 
     def _tiles(self, step: int) -> Iterator[Tile]:
         origin = [sum(places) for places in zip(self.settings.origin or (0, 0), first_pixel(step), strict=True)]

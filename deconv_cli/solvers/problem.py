@@ -15,7 +15,7 @@ from deconv_cli.operators.axes import norm, relative, space_axes
 from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.operators.spectrum import affordable_grid, single_threaded, singular_values
+from deconv_cli.operators.spectrum import affordable_grid, has_one_sign, single_threaded, singular_values
 from deconv_cli.regularizers import PenaltyLike, find_penalty, is_determined
 from deconv_cli.solvers.fourier import SingularSystemError, default_rcond
 
@@ -45,14 +45,6 @@ def condition_number(operator: Convolution, lam: float, penalty: PenaltyLike) ->
     lowest = synchronize.as_number((least + penalized).min())
     highest = n_overlaps * synchronize.as_number((largest + penalized).max())
     return max(floor, highest / lowest) if lowest > 0 else math.inf
-
-
-def plain_iterations(condition: float, tolerance: float) -> float:
-    """Bound the iterations of conjugate gradients that bring an error below a tolerance.
-
-    Saad, Iterative Methods for Sparse Linear Systems, 2003, equation 6.128: 2((√κ − 1)/(√κ + 1))ⁿ.
-    """
-    return max(1.0, 0.5 * math.sqrt(condition) * math.log(2 / tolerance))
 
 
 def _least_gain(operator: Convolution, symbol: Tensor, least: Tensor) -> Tensor | None:
@@ -168,6 +160,15 @@ class TikhonovProblem:
     def runs_in_own_precision(self) -> bool:
         """Whether float32 data can be solved in float32."""
         return self.lam == 0 or MIN_LAMBDA_IN_FLOAT32 <= self.lam <= MAX_LAMBDA_IN_FLOAT32
+
+    @property
+    def taps_to_factor(self) -> Tensor:
+        """The taps in double precision, where float32 would lose the small singular values, except those of a blur.
+
+        A blur of one channel is divided by a sum of squares, large where the penalty is zero, unless λ is tiny.
+        """
+        taps = self.operator.kernel
+        return taps if has_one_sign(taps) and self.lam >= MIN_LAMBDA_IN_FLOAT32 else to_float64(taps)
 
     @cached_property
     def condition(self) -> float:

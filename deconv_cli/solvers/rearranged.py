@@ -180,10 +180,10 @@ class PhasesInverse(Inverse):
         divided, result = (x.unflatten(group_axis + 1, (n_groups, -1)) for x in (images, result))
         for parts, inverses in zip(self._classes, self._inverses, strict=True):
             from_coarse, to_coarse = from_outputs != self._transposed, to_outputs != self._transposed
-            pieces = torch.stack([p.take_coarse(divided) if from_coarse else p.take_fine(divided) for p in parts])
+            pieces = torch.stack([part.take(divided, are_coarse=from_coarse) for part in parts])
             solved = [undo(inverse, pieces.select(group_axis, group)) for group, inverse in enumerate(inverses)]
             for part, values in zip(parts, torch.stack(solved, dim=group_axis), strict=True):
-                (part.put_coarse if to_coarse else part.put_fine)(result, values)
+                part.put(result, values, are_coarse=to_coarse)
         return result.flatten(group_axis, group_axis + 1)
 
 

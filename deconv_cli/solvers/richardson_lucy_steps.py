@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import accumulation_dtype, image_axes, planes_of, relative, slabs
+from deconv_cli.operators.axes import MAX_ROW, accumulation_dtype, image_axes, planes_of, relative, slabs
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers.solution import IterationLog, Status
 
@@ -222,7 +222,9 @@ class RichardsonLucySteps:
 
 
 def per_image(a: Tensor) -> Tensor:
-    """Sum over all axes except the first, shape `(B,)`."""
+    """Sum over all axes except the first, shape `(B,)`; line by line, as in `axes.inner`."""
+    if a.ndim > 2 and a.shape[-1] <= MAX_ROW:
+        a = a.sum(dim=-1)
     return a.sum(dim=tuple(range(1, a.ndim)), dtype=accumulation_dtype(a))
 
 

@@ -82,7 +82,7 @@ def solve(
         equations = NormalEquations(A, data, L, lam * largest_singular_value_of(A, data) ** 2)
         # Without a preconditioner, the data of random numbers hardly show what they leave undetermined.
         ritz = RitzValues(None, determined=lambda x: x)
-        solution = iterate(equations, rule, progress=progress, bounds_distance=True, ritz=ritz)
+        solution = iterate(equations, rule, progress=progress, ritz=ritz)
     if unit is None:
         return solution
     # Images whose squares would leave the range of their type were divided by a power of two.

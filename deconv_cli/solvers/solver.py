@@ -69,8 +69,16 @@ class Cost:
         The factors take by default the memory of the symbol, and an application keeps `n_images` with the channels of
         input and output at once.
         """
-        factored = symbol_bytes(problem) if n_bytes_factored is None else n_bytes_factored
-        return cls(n_operations, factored + _blurring_bytes(problem), _image_bytes(problem, n_images), basis)
+        taps, n_pixels, channels = problem.operator.kernel, _n_pixels(problem), (problem.n_outputs, problem.n_inputs)
+        n_bytes_built = symbol_bytes(problem) if n_bytes_factored is None else n_bytes_factored
+        itemsize = taps.itemsize if problem.runs_in_own_precision else to_float64(taps[:0]).itemsize
+        n_bytes_per_image = n_images * itemsize * n_pixels * sum(channels)
+        if prefers_fft(taps, problem.operator.geometry.extended_size):
+            n_bytes_built += 2 * taps.itemsize * n_pixels * math.prod(channels)  # the operator's own symbol
+        else:
+            # torch's direct convolution unfolds the image into as many copies as there are taps.
+            n_bytes_per_image += taps.itemsize * n_pixels * math.prod(taps.shape[2:]) * max(taps.shape[:2])
+        return cls(n_operations, n_bytes_built, n_bytes_per_image, basis)
 
     def n_bytes(self, n_images: int = 1) -> int:
         """Add up the peak of memory for a batch."""
@@ -154,24 +162,6 @@ def transform_operations(problem: TikhonovProblem) -> float:
 
 def _n_pixels(problem: TikhonovProblem) -> int:
     return math.prod(problem.operator.geometry.extended_size)
-
-
-def _image_bytes(problem: TikhonovProblem, n_images: int) -> int:
-    taps = problem.operator.kernel
-    itemsize = taps.itemsize if problem.runs_in_own_precision else to_float64(taps[:0]).itemsize
-    images = n_images * itemsize * _n_pixels(problem) * (problem.n_outputs + problem.n_inputs)
-    if prefers_fft(taps, problem.operator.geometry.extended_size):
-        return images
-    # torch's direct convolution unfolds the image into as many copies as there are taps.
-    return images + taps.itemsize * _n_pixels(problem) * math.prod(taps.shape[2:]) * max(taps.shape[:2])
-
-
-def _blurring_bytes(problem: TikhonovProblem) -> int:
-    """Estimate the memory of the operator's own symbol, where it convolves by FFTs."""
-    taps = problem.operator.kernel
-    if not prefers_fft(taps, problem.operator.geometry.extended_size):
-        return 0
-    return 2 * taps.itemsize * _n_pixels(problem) * problem.n_outputs * problem.n_inputs
 
 
 # A solver may take this part of the memory that is free.

@@ -50,6 +50,8 @@ ROUGH_ACCURACY = 0.03
 # From this λ on that leaves less than a fiftieth under all boundaries; at 1e-4 it may leave all under mirrored pixels.
 ROUGH_LAMBDA = 1e-3
 MAX_CROSSING_ITERATIONS = 100
+# A solution to this part of its right-hand side is corrected by an outer iteration.
+ROUGH_TOLERANCE = 0.1
 
 
 def krylov_basis(problem: TikhonovProblem) -> tuple[int, int] | None:
@@ -256,14 +258,15 @@ def _add(a: Tensor | None, b: Tensor | None, factor: float = 1.0) -> Tensor | No
     return b.mul_(factor) if a is None else a.add_(b, alpha=factor)
 
 
-def _enlarge(problem: TikhonovProblem) -> Size:
+def _enlarge(problem: TikhonovProblem, *, is_rough: bool = False) -> Size:
     """Count the pixels to add to a torus for fast FFT lengths; zero if its size must not change.
 
-    Differences between pixels that nothing determines would make the system singular.
+    Differences between pixels that nothing determines cost something, which changes the solution near the edge. A rough
+    solution, which an outer iteration corrects, may do so.
     """
     operator = problem.operator
     torus = TorusLayout.plan(operator.geometry, operator.boundary).torus
-    is_free = operator.boundary.is_unknown and find_penalty(problem.penalty).takes_differences
+    is_free = not is_rough and operator.boundary.is_unknown and find_penalty(problem.penalty).takes_differences
     if problem.lam == 0 or is_free or operator.boundary.is_periodic:
         return (0,) * len(torus)
     return tuple(near_fast_size(n) - n for n in torus)
@@ -360,7 +363,8 @@ class StripSolver(Solver):
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Build the border's system."""
         check_ramps(problem)
-        return BorderInverse(problem, rule, StripSystem)
+        n_more = _enlarge(problem, is_rough=rule.tolerance >= ROUGH_TOLERANCE)
+        return BorderInverse(problem, rule, lambda problem: StripSystem(problem, n_more))
 
 
 STRIP = StripSolver()

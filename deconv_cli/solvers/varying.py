@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.linear_operator import SymmetricOperator
 from deconv_cli.operators.varying_convolution import Part, VaryingConvolution, hat_weights, parts_of
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iterative import N_ITERATIONS, IterativeInverse, RestoringPreconditioner, TorusPreconditioner
+from deconv_cli.solvers.iterative import N_ITERATIONS, IterativeInverse, TorusPreconditioner
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
@@ -54,22 +54,18 @@ class VaryingSolver(Solver):
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=OVERLAP * symbols)
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
-        """Build the preconditioner."""
+        """Build the preconditioner; without λ nothing preconditions it."""
         check_ramps(problem)
-        return VaryingInverse(problem, rule)
+        if problem.weight == 0:
+            return IterativeInverse(problem, rule)
+        by_places = VaryingPreconditioner(problem)
+        return IterativeInverse(problem, rule, by_places, by_places.estimate)
 
 
 VARYING = VaryingSolver()
 
 
-class VaryingInverse(IterativeInverse):
-    """Inverse of one problem, ready for many outputs; without λ nothing preconditions it."""
-
-    def _build_preconditioner(self) -> LinearOperator | None:
-        return VaryingPreconditioner(self.problem) if self.problem.weight > 0 else None
-
-
-class VaryingPreconditioner(RestoringPreconditioner):
+class VaryingPreconditioner(SymmetricOperator):
     """`Σ √w_j M_j √w_j`, where M_j is the circulant inverse of the kernel at place j on the box of its weight.
 
     Pixels near the edge, which the data show only in part, have pieces of their own. Their weights are hats of the

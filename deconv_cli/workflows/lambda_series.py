@@ -12,7 +12,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import squared_gradient
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolve_settings import ResolvedInput
+from deconv_cli.workflows.resolve_settings import InputMetadata, ResolvedInput
 
 RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Factors of the λ that was taken; of stacks the middle three, since a hundredth takes most of the time."""
@@ -111,7 +111,7 @@ def vary_smoothing(
         result.reasons,
         is_per_channel=bool(result.channels) and len(kernel.taps) > 1,
         tone_curve=result.tone_curve,
-        sample_type=sample_type,
+        metadata=InputMetadata(sample_type=sample_type),
         has_bounds=result.has_bounds,
         is_tested=False,
     )

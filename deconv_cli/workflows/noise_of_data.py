@@ -32,7 +32,7 @@ from deconv_cli.solvers.clipped import solve_clipped
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
-from deconv_cli.tone_curve import ToneCurve, white_of
+from deconv_cli.tone_curve import white_of
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.resolve_settings import ResolvedInput
 
@@ -190,7 +190,7 @@ and more iterations made it a little brighter for as much more time."""
 
 def find_bounds(data: Tensor, kernel: Kernel, resolution: ResolvedInput) -> Tensor | None:
     """Find full samples, which are lower bounds, if the estimate can use bounds; `None` if there are none."""
-    return find_full(data, kernel, resolution) if resolution.settings.takes_bounds else None
+    return find_full(data, kernel, resolution) if resolution.settings.predicts else None
 
 
 def find_full(data: Tensor, kernel: Kernel, resolution: ResolvedInput) -> Tensor | None:
@@ -204,20 +204,13 @@ def find_full(data: Tensor, kernel: Kernel, resolution: ResolvedInput) -> Tensor
 
 
 def with_ceiling(resolution: ResolvedInput, y: Tensor, n_axes: int) -> ResolvedInput:
-    """Set the value of a full sample; under white noise full samples are measurements."""
-    if resolution.settings.noise in (None, "white"):
-        return replace(resolution, ceiling=None)
-    ceiling = ceiling_of(y, resolution.tone_curve, resolution.sample_type, n_axes)
+    """Set the value of a full sample, in light if light is restored; under white noise they are measurements."""
+    is_white, curve = resolution.settings.noise in (None, "white"), resolution.tone_curve
+    ceiling = None if is_white else white_of(y, resolution.metadata.sample_type)
+    if ceiling is not None and curve is not None:
+        white = torch.full((y.shape[-n_axes - 1], *[1] * n_axes), ceiling, dtype=torch.float64, device=y.device)
+        ceiling = synchronize.as_number(curve.to_light(white, n_axes).min())
     return replace(resolution, ceiling=ceiling)
-
-
-def ceiling_of(y: Tensor, curve: ToneCurve | None, sample_type: str | None, n_axes: int) -> float | None:
-    """Return the largest value that a sample can have, in light if light is restored."""
-    ceiling = white_of(y, sample_type)
-    if ceiling is None or curve is None:
-        return ceiling
-    white = torch.full((y.shape[-n_axes - 1], *[1] * n_axes), ceiling, dtype=torch.float64, device=y.device)
-    return synchronize.as_number(curve.to_light(white, n_axes).min())
 
 
 def fill_clipped(

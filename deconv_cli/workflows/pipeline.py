@@ -34,14 +34,19 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import InputKind, Size, counted, format_size
+from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, counted, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
-from deconv_cli.workflows.channels import join_channels, join_diagnoses
-from deconv_cli.workflows.estimators import BuiltInverses, build_estimator, solve
-from deconv_cli.workflows.lambda_of_data import settle_lambda
+from deconv_cli.workflows.estimators import BuiltInverses, build_estimator, settle_lambda, solve
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
-from deconv_cli.workflows.measurement import Diagnosis, diagnose, examine_picture, measure
+from deconv_cli.workflows.measurement import (
+    Diagnosis,
+    diagnose,
+    examine_picture,
+    join_channels,
+    join_diagnoses,
+    measure,
+)
 from deconv_cli.workflows.noise_of_data import (
     Steps,
     find_bounds,
@@ -50,7 +55,7 @@ from deconv_cli.workflows.noise_of_data import (
     steps_of,
     with_ceiling,
 )
-from deconv_cli.workflows.predict import error_in_samples, predict
+from deconv_cli.workflows.predict import error_in_samples, predict_by_restoring_again, predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolve_settings import (
@@ -141,7 +146,10 @@ class Pipeline:
             n_channels = y.shape[axis]
             curve.check_channels(n_channels if resolution.is_per_channel else kernel.n_inputs(n_channels))
         steps, resolution = steps_of(y, resolution, n_axes), with_ceiling(resolution, y, n_axes)
-        data, truth = self._in_light(y, curve), None if truth is None else self._in_light(truth, curve)
+        if truth is not None:
+            _check_truth(truth, kernel, y, resolution)
+            truth = self._in_light(truth, curve)
+        data = self._in_light(y, curve)
         if self._is_one_by_one(data, resolution):
             result = self._restore_one_by_one(data, kernel, resolution, steps, truth, listener)
         else:
@@ -173,8 +181,6 @@ class Pipeline:
             note = f"only the middle {middle} of the kernel's {whole} taps were used: the others are nearly zero"
             resolution = replace(resolution, notes=(*resolution.notes, note))
         step = math.hypot(*steps) / math.sqrt(len(steps))
-        if truth is not None:
-            _check_truth(truth, kernel, data, image_size)
         is_clipped = find_bounds(data, kernel, resolution)
         unbiased = subtract_bias(data, self._bias, kernel.n_axes)
 
@@ -194,11 +200,15 @@ class Pipeline:
 
         listener.begin("predicting the error")
         return_freed_memory()
-        if isinstance(estimator, PseudoInverse):
-            estimator = self._framed(estimator, data, resolution)
-            is_sparse = not estimator.operator.is_layer and kurtosis(data.detach()) > OF_POINTS
-            result = replace(result, notes=(*result.notes, *([_SPARSE] if is_sparse else [])))
-        return replace(result, predicted_error=predict(estimator, result, unbiased, resolution, step, truth))
+        least_sigma = step * ROUNDING_NOISE
+        if not isinstance(estimator, PseudoInverse):
+            curve = resolution.tone_curve
+            predicted = predict_by_restoring_again(estimator, result, unbiased, curve, least_sigma, truth)
+            return replace(result, predicted_error=predicted)
+        inverse = self._framed(estimator, data, resolution)
+        predicted = predict_for(inverse, result, unbiased.detach(), least_sigma, truth, resolution.n_pieces)
+        is_sparse = not inverse.operator.is_layer and kurtosis(data.detach()) > OF_POINTS
+        return replace(result, predicted_error=predicted, notes=(*result.notes, *([_SPARSE] if is_sparse else [])))
 
     def _restore_one_by_one(
         self,
@@ -214,7 +224,7 @@ class Pipeline:
         if resolution.is_per_channel:
             kernel = replace(kernel, is_per_channel=True)
             kernels = list(kernel.taps[:, 0])
-        self._check_channels(y, kernel, resolution, truth)
+        self._check_channels(y, kernel, resolution)
         axis, settings = kernel.channel_axis, resolution.settings
         n_channels = y.shape[axis]
         biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
@@ -380,8 +390,8 @@ class Pipeline:
         chooses = resolution.chooses_lambda and kernel.shared and has_axes and y.shape[kernel.channel_axis] > 1
         return resolution.is_per_channel or bool(resolution.lams) or chooses
 
-    def _check_channels(self, y: Tensor, kernel: Kernel, resolution: ResolvedInput, truth: Tensor | None) -> None:
-        """Refuse kernels, λ, a bias or a truth for another number of channels."""
+    def _check_channels(self, y: Tensor, kernel: Kernel, resolution: ResolvedInput) -> None:
+        """Refuse kernels, λ or a bias for another number of channels."""
         if kernel.is_per_channel:
             kernel.check_channels(y)
         else:
@@ -394,16 +404,14 @@ class Pipeline:
             )
         if self._bias is not None:
             as_bias(self._bias, y, kernel.n_axes)
-        if truth is not None:
-            size, settings = tuple(y.shape[-kernel.n_axes :]), resolution.settings
-            geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
-            _check_truth(truth, kernel, y, geometry.image_size)
 
 
-def _check_truth(truth: Tensor, kernel: Kernel, data: Tensor, image_size: Size) -> None:
+def _check_truth(truth: Tensor, kernel: Kernel, data: Tensor, resolution: ResolvedInput) -> None:
     """Refuse a truth of another shape than the estimate from these data."""
-    axis = kernel.channel_axis
-    n_channels = data.shape[axis] if kernel.is_per_channel else kernel.n_inputs(data.shape[axis])
+    axis, settings = kernel.channel_axis, resolution.settings
+    size = tuple(data.shape[-kernel.n_axes :])
+    image_size = kernel.geometry_of_output(size, settings.padding, settings.input_size).image_size
+    n_channels = data.shape[axis] if resolution.is_per_channel else kernel.n_inputs(data.shape[axis])
     expected = (*data.shape[:axis], n_channels, *image_size)
     if truth.ndim == len(expected) and truth.shape[axis] != n_channels:
         raise ShapeError(

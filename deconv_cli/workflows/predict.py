@@ -23,10 +23,8 @@ from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import ROUNDING_NOISE
 from deconv_cli.workflows.noise_of_data import measure_noise_of_channels
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolve_settings import ResolvedInput
 
 UNSEEN, UNSEEN_OF_LOST, UNSEEN_OF_SMOOTHED = 1.9, 0.55, 0.3
 """The real error is 1.9 times e^(0.55·the share of frequencies that the kernel nearly removes) times the 0.3th power of
@@ -38,24 +36,6 @@ ALL_BUT_REMOVED = 0.01
 SMOOTHED_LIMITS = 0.3, 2.0
 MAX_COLUMNS = 256
 """Columns of a picture whose error in samples is added up at a time."""
-
-
-def predict(
-    estimator: Estimator,
-    result: Reconstruction,
-    data: Tensor,
-    resolution: ResolvedInput,
-    step: float,
-    truth: Tensor | None,
-) -> PredictedError:
-    """Predict the error of a reconstruction from data without the bias, and compare it with the truth if there is one.
-
-    `step` is the distance of neighboring values that a sample can have.
-    """
-    least_sigma = step * ROUNDING_NOISE
-    if isinstance(estimator, PseudoInverse):
-        return predict_for(estimator, result, data.detach(), least_sigma, truth, resolution.n_pieces)
-    return predict_by_restoring_again(estimator, result, data, resolution.tone_curve, least_sigma, truth)
 
 
 def error_in_samples(image: Tensor, error: Tensor, curve: ToneCurve, n_axes: int) -> float:
@@ -79,11 +59,11 @@ def predict_for(
     truth: Tensor | None,
     n_pieces: int,
 ) -> PredictedError:
-    """Predict the error of a reconstruction by probing the inverse that made it; see `predict`.
+    """Predict the error of a reconstruction by probing the inverse that made it; compare it with the truth if known.
 
-    For a part of a picture, the inverse has the frame of the picture, whose image may be smaller than that of the
-    reconstruction. `least_sigma` is a lower bound of the noise, such as that of rounding. Fewer images are drawn for
-    each of `n_pieces` pieces of one picture, whose errors are pooled.
+    The data have no bias. For a part of a picture, the inverse has the frame of the picture, whose image may be smaller
+    than that of the reconstruction. `least_sigma` is a lower bound of the noise, such as that of rounding. Fewer images
+    are drawn for each of `n_pieces` pieces of one picture, whose errors are pooled.
     """
     assert result.settings.has_lambda
     kernel, sigma = inverse.kernel, result.settings.noise_sigma
@@ -137,7 +117,7 @@ def predict_by_restoring_again(
     least_sigma: float,
     truth: Tensor | None,
 ) -> PredictedError:
-    """Predict the error of a nonlinear estimate, in stored values; see `predict`.
+    """Predict the error of a nonlinear estimate, in stored values, as `predict_for` does that of a linear one.
 
     The estimate is blurred, gets noise like that of the data, and is restored in the same way again. The change is a
     sample of the error (the parametric bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section

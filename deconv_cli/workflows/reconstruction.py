@@ -30,7 +30,7 @@ from deconv_cli.solvers.solver import GIVEN, Choice
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda, format_percent
 from deconv_cli.workflows import trust
-from deconv_cli.workflows.light import RECORDED
+from deconv_cli.workflows.arithmetic import RECORDED
 from deconv_cli.workflows.resolve_settings import Reasons
 from deconv_cli.workflows.trust import Doubt, DoubtReason
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.settings import Auto, NoiseKindLike, ReconstructionSettings, ResolvedSettings
+from deconv_cli.settings import NoiseKindLike, ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.photo_prior import is_blur
 from deconv_cli.solvers.solver import GIVEN
 from deconv_cli.tone_curve import ToneCurve
@@ -25,7 +25,7 @@ from deconv_cli.vocabulary import (
     format_spacing,
     parse_padding,
 )
-from deconv_cli.workflows.light import RECORDED, choose_light
+from deconv_cli.workflows.arithmetic import RECORDED, choose_light
 
 SAME_SPACING = 0.01
 """Distances of samples count as equal up to this share."""
@@ -156,10 +156,8 @@ class ResolvedInput:
         lams: λ of each channel, if given for each.
         is_per_channel: whether each channel has its own kernel.
         tone_curve: undone before and done again after; `None` takes samples as they are stored.
-        known_curve: the tone curve of the samples, if known, and not recorded together with the blur.
         notes: notes for the user, a sentence each.
-        sample_type: type of the stored samples, by its NumPy name; `None` takes it from the tensor.
-        jpeg_table: of a JPEG, the divisors of its luma.
+        metadata: what is known of the input besides its samples.
         ceiling: the value of a full sample, a lower bound of its light, on the scale that is restored; `None` for none.
         has_bounds: for a part of a picture, whether full samples of the whole are bounds, so that parts agree; `None`
             decides by the data.
@@ -177,10 +175,8 @@ class ResolvedInput:
     lams: tuple[float, ...] = ()
     is_per_channel: bool = False
     tone_curve: ToneCurve | None = None
-    known_curve: ToneCurve | None = None
     notes: tuple[str, ...] = ()
-    sample_type: str | None = None
-    jpeg_table: Tensor | None = None
+    metadata: InputMetadata = NO_METADATA
     ceiling: float | None = None
     has_bounds: bool | None = None
     frame: tuple[str, PaddingLike] | None = None
@@ -190,34 +186,9 @@ class ResolvedInput:
     measured: tuple[Size, Size] | None = None
 
 
-@dataclass(frozen=True)
-class _Defaults:
-    """Values of open settings, with reasons; the penalty is for kernels with no fewer outputs than inputs."""
-
-    boundary: str
-    boundary_reason: str
-    lam: float | Auto
-    lambda_reason: str
-    penalty: str
-    noise: NoiseKindLike
-
-
-_DEFAULTS = {
-    # λ is small enough for data that carry float32's digits.
-    InputKind.TENSOR: _Defaults(
-        "zero", "layers of networks pad their tensors with zeros", 1e-6, "default for tensors", "identity", "white"
-    ),
-    # A penalty on the pixels themselves would pull the image outside the frame to black, and show bright lines along
-    # its edges.
-    InputKind.PICTURE: _Defaults(
-        "unknown", "a picture shows part of a larger scene", "auto", "chosen from the data", "gradient", "auto"
-    ),
-}
-
-
 def default_noise(kind: InputKind) -> NoiseKindLike:
     """Return the kind of noise that is expected of a kind of input."""
-    return _DEFAULTS[kind].noise
+    return "auto" if kind is InputKind.PICTURE else "white"
 
 
 def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMetadata = NO_METADATA) -> ResolvedInput:
@@ -234,8 +205,8 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         )
     layer = settings.layer_over(PLAIN if recorded is None else recorded.layer)
     kernel = kernel.with_layer(layer)
-    kind, defaults = settings.defaults, _DEFAULTS[settings.defaults]
-    noise = settings.noise if settings.noise is not None else defaults.noise
+    kind, is_picture = settings.defaults, settings.defaults is InputKind.PICTURE
+    noise = settings.noise if settings.noise is not None else default_noise(kind)
     notes = [*metadata.kernel_notes]
     if not layer.is_plain:
         # The outputs of a stride or of groups are no samples of a scene, whose spectrum separates noise from detail.
@@ -253,8 +224,10 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         boundary, boundary_reason = recorded.boundary, recorded.reason
     elif boundary == "auto" and layer.transposed:
         boundary, boundary_reason = "zero", "a transposed convolution reads no pixel outside of its input"
+    elif boundary == "auto" and is_picture:
+        boundary, boundary_reason = "unknown", "a picture shows part of a larger scene"
     elif boundary == "auto":
-        boundary, boundary_reason = defaults.boundary, defaults.boundary_reason
+        boundary, boundary_reason = "zero", "layers of networks pad their tensors with zeros"
     padding = settings.padding
     if padding is None:
         padding = "same" if recorded is None else recorded.padding
@@ -264,12 +237,14 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     is_measured = kind is InputKind.PICTURE and not looks_like_photograph and _is_photograph(kernel, light.curve, 65535)
     has_other_setting = settings.prior == "auto" and settings.is_linear
     n_outputs, n_inputs = kernel.n_channels
-    penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
+    # A penalty on the pixels themselves would pull the image outside the frame to black, and show bright lines along
+    # its edges; that on differences is for kernels with no fewer outputs than inputs.
+    penalty = settings.penalty or ("gradient" if is_picture and n_outputs >= n_inputs else "identity")
     # A picture that `deconv forward` did not make from one image has channels, not views of one image.
     is_stacked = layer.is_plain and kind is InputKind.PICTURE and recorded is None and n_outputs > n_inputs == 1
     is_per_channel = kernel.is_per_channel or is_stacked
     has_lambda = settings.has_lambda and not is_photograph
-    lam, lambda_reason = _lambda(settings, defaults) if has_lambda else (1.0, "of no use")
+    lam, lambda_reason = _lambda(settings) if has_lambda else (1.0, "of no use")
     if has_lambda and not isinstance(lam, str) and settings.noise_sigma is not None and not settings.predict:
         advice = "predict is not set; leave it out, or choose λ auto"
         if not layer.is_plain:
@@ -298,10 +273,10 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     is_single = kernel.shared and kernel.n_axes == 2 and kernel.field is None
     is_foreign = metadata.record is None and metadata.recorded is None  # not written by this program
     resolved = ResolvedSettings(
-        **{field.name: getattr(settings, field.name) for field in fields(settings)}
+        **vars(settings)
+        | vars(layer)
         | {"defaults": kind, "light": light.light, "boundary": boundary, "padding": padding, "penalty": penalty}
         | {"dimensions": settings.dimensions or kernel.n_axes, "input_size": input_size, "spacing": spacing}
-        | {field.name: getattr(layer, field.name) for field in fields(layer)}
         | {"noise": noise, "lam": lam if isinstance(lam, float) else 0.0, "prior": prior}
     )
     return ResolvedInput(
@@ -311,7 +286,6 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         lams=lams,
         is_per_channel=is_per_channel,
         tone_curve=light.curve,
-        known_curve=metadata.tone_curve if recorded is None else None,
         notes=(
             *([_stacked(kernel)] if is_stacked and not kernel.is_per_channel else []),
             *([_PHOTO] if is_photograph else []),
@@ -319,8 +293,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
             *([_OVERRULED] if looks_like_photograph and not is_photograph and has_other_setting else []),
             *notes,
         ),
-        sample_type=metadata.sample_type,
-        jpeg_table=metadata.jpeg_table,
+        metadata=metadata,
         tests_alignment=is_single and kind is InputKind.PICTURE and is_foreign,
     )
 
@@ -351,9 +324,10 @@ def _stacked(kernel: Kernel) -> str:
     )
 
 
-def _lambda(settings: ReconstructionSettings, defaults: _Defaults) -> tuple[float | tuple[float, ...] | str, str]:
-    if settings.lam is None and settings.lambda_rule is None:
-        return defaults.lam, defaults.lambda_reason
-    if settings.lam in (None, "auto"):
+def _lambda(settings: ReconstructionSettings) -> tuple[float | tuple[float, ...] | str, str]:
+    """Return λ, or `auto`, and the reason; that of tensors is small enough for data that carry float32's digits."""
+    if settings.lam not in (None, "auto"):
+        return settings.lam, GIVEN
+    if settings.lam == "auto" or settings.lambda_rule is not None or settings.defaults is InputKind.PICTURE:
         return "auto", "chosen from the data"
-    return settings.lam, GIVEN
+    return 1e-6, "default for tensors"

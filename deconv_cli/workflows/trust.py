@@ -163,9 +163,7 @@ def measure_clipping(
     below, above = lowest - margin, highest + margin
     if below <= least and most <= above:
         return Clipping(lowest, highest, 0.0)
-    is_beyond = (
-        image < below if most <= above else image > above if below <= least else (image < below) | (image > above)
-    )
+    is_beyond = (image < below) | (image > above)
     n_inside = data.numel()
     if data.shape != image.shape:
         n_inside = image.numel()

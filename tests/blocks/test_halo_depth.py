@@ -10,7 +10,7 @@ from block_cases import planned
 import deconv_cli
 from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.block_reconstruction import BlockReconstruction, BlockSummary
+from deconv_cli.blocks.block_task import BlockReconstruction, BlockSummary
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ from dataclasses import fields
 import pytest
 
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.settings import ReconstructionSettings, option_name, with_options
+from deconv_cli.prompt_sentences import with_options
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.vocabulary import option_name
 
 
 @pytest.fixture

@@ -64,11 +64,9 @@ class TestAgainstMatrices:
         n_images = dense.y.shape[0]
         energy = dense.data.multiplicity * (dense.data.power.sum(-1) + dense.data.outside)
         assert float(energy.sum()) == pytest.approx(float(dense.y.square().sum()), rel=1e-12)
-        assert dense.data.by_gain.n_data == dense.y.numel()
-        assert float(residual_square_sum(dense.data.by_gain, lam)) == pytest.approx(
-            float(residual.square().sum()), rel=1e-9
-        )
-        assert float(effective_parameters(dense.data.by_gain, lam)) == pytest.approx(
+        assert dense.data.n_data == dense.y.numel()
+        assert float(residual_square_sum(dense.data, lam)) == pytest.approx(float(residual.square().sum()), rel=1e-9)
+        assert float(effective_parameters(dense.data, lam)) == pytest.approx(
             n_images * float(influence.trace()), rel=1e-9
         )
 
@@ -110,7 +108,7 @@ def test_groups_of_gains_say_what_all_gains_do(rule, monkeypatch):
 
     def chosen():
         data = SpectralData.of(torus_modes(taps, size), y, penalty="gradient", sigma_max=1.0)
-        return len(data.by_gain.ratio), choose_by_rule(rule, data, 0.1)
+        return len(data.by_gain[0][0]), choose_by_rule(rule, data, 0.1)
 
     n_groups, grouped = chosen()
     monkeypatch.setattr(lambda_rules, "_N_GROUPS", 10**9)

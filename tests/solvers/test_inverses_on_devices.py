@@ -101,7 +101,8 @@ def direct_dense(taps, boundary):
 
 def iterative(taps, boundary, lam, penalty, preconditioner):
     with mock.patch.object(iterative_module, "PRECONDITIONER_RULE", ONE_ITERATION):
-        inverse = IterativeInverse(problem_of(taps, boundary, lam, penalty), ONE_ITERATION)
+        inverse = iterative_module.ITERATIVE.build(problem_of(taps, boundary, lam, penalty), ONE_ITERATION)
+        assert isinstance(inverse, IterativeInverse)
         assert isinstance(inverse._preconditioner, preconditioner)
         return use(inverse)
 

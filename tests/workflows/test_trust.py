@@ -16,7 +16,7 @@ from deconv_cli.io import read_image
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows.light import caution_light
+from deconv_cli.workflows.arithmetic import caution_light
 from deconv_cli.workflows.trust import (
     NEGLIGIBLE_RESIDUAL,
     ROUNDING,

@@ -115,7 +115,8 @@ def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
             f"{sharp.shape[1]} pixels; give the kernel that blurred them."
         )
     taps = taps.double()
-    windowed = [_windowed(picture.double()) for picture in (sharp, blurred)]
+    pictures = (picture.double() for picture in (sharp, blurred))
+    windowed = [(picture - picture.mean()) * hann_window(picture.shape) for picture in pictures]
     spectra = [torch.fft.rfft2(picture) for picture in windowed]
     found = {}
     shifts = {}
@@ -210,10 +211,6 @@ def _moved(taps: Tensor, by: tuple[int, int]) -> Tensor:
 def _unit(taps: Tensor) -> Tensor:
     total = float(taps.sum())
     return taps / total if abs(total) > 1e-12 else taps
-
-
-def _windowed(picture: Tensor) -> Tensor:
-    return (picture - picture.mean()) * hann_window(picture.shape)
 
 
 def _pair_misfit(taps: Tensor, spectra: list[Tensor], blurred: Tensor) -> tuple[float, tuple[int, int]]:

@@ -194,7 +194,7 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
     given = (families,) if isinstance(families, str) else tuple(families or ())
     wanted = tuple(check_name(family_names(), name, "a family") for name in given) or family_names()
     search = _Search(spectrum)
-    none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
+    none = search.none
     found: dict[str, Candidate] = {}
     # Families in order of their penalty: some start from the best numbers of an earlier one.
     for name in sorted(family_names(), key=lambda n: _family(n).log_penalty):
@@ -216,7 +216,7 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
 def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstimate:
     """Find the kernel of a part of a picture near the one that was found for all of it, in the same family."""
     search = _Search(spectrum)
-    none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
+    none = search.none
     near = search.refine(search.best_of(candidate.family, [_scaled(candidate, ratio) for ratio in _RATIOS]))
     evidence = none.misfit - near.misfit
     if evidence < LEAST_EVIDENCE:
@@ -237,9 +237,7 @@ def compare_parts(found: KernelEstimate, parts: Iterable[PolarSpectrum]) -> Kern
     searches = [_Search(part) for part in parts]
     if not searches:
         return found
-    evidence = sum(
-        search.misfits(NO_BLUR, [()])[0] - search.misfits(whole.family, [whole.numbers])[0] for search in searches
-    )
+    evidence = sum(search.none.misfit - search.misfits(whole.family, [whole.numbers])[0] for search in searches)
     if evidence < 0:
         return replace(found, found=False, family=NO_BLUR, parameters=())
     if found.family not in _WITHOUT_ZEROS:
@@ -272,6 +270,7 @@ class _Search:
     def __init__(self, spectrum: PolarSpectrum) -> None:
         self._spectrum = spectrum
         self._reach = min(_LARGEST_REACH, spectrum.grid.side / 8)
+        self.none = Candidate(NO_BLUR, (), self.misfits(NO_BLUR, [()])[0])
 
     def misfits(self, family: str, numbers: Sequence[Numbers], *, is_coarse: bool = False) -> list[float]:
         """Give the misfit of each kernel of a family; a very large one where there is no such kernel."""

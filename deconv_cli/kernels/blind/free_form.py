@@ -20,6 +20,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.nonnegative_taps import least_squares_kernel
+from deconv_cli.operators.axes import squared_modulus
 from deconv_cli.operators.circulant import next_fast_size
 
 _N_CONJUGATE = 20
@@ -99,7 +100,7 @@ class SharpDerivatives:
         is no smaller, so that every step descends.
         """
         k, spectrum, variance = self._k, rfft2(self.mean), self._summed_variance()
-        power = spectrum.real.square().sum(0) + spectrum.imag.square().sum(0)
+        power = squared_modulus(spectrum).sum(0)
         lags = irfft2(power + 0j, s=self._torus).double()
         apart = torch.arange(k)[:, None] - torch.arange(k)
         rows, columns = apart % self._torus[0], apart % self._torus[1]
@@ -182,7 +183,8 @@ def free_form(light: Tensor, start: Tensor, *, size: int) -> FreeForm:
     _check(light, size)
     part = _richest_part(light, _CROP)
     light = light[part].float()
-    sigma = _noise_of(light)
+    # The finest diagonal detail of a blurred picture is mostly noise.
+    sigma = float((light.diff(dim=0).diff(dim=1) / 2).abs().median()) / _MEDIAN_OF_NORMAL
     scales = pyramid(size)
     candidates, last = _first_kernels(resampled(start.float(), scales[0][0], 1 / scales[0][1])), scales[0][1]
     n_iterations = 0
@@ -191,7 +193,8 @@ def free_form(light: Tensor, start: Tensor, *, size: int) -> FreeForm:
         moved = [boxed(resampled(taps, n_taps, last / factor)) for taps in candidates]
         found = sorted((_ascend(y, taps, sigma) for taps in moved), key=lambda pair: pair[0])
         n_iterations += _N_ITERATIONS * len(moved)
-        candidates, last = [taps for _, taps in found[: _n_kept(n_taps)]], factor
+        n_kept = next(n for most_taps, n in _N_KEPT if n_taps <= most_taps)
+        candidates, last = [taps for _, taps in found[:n_kept]], factor
     best = candidates[0].double()
     return FreeForm(balanced(best / best.sum()), sigma, len(scales), n_iterations, part)
 
@@ -201,10 +204,6 @@ def _first_kernels(start: Tensor) -> list[Tensor]:
     seeds = [torch.tensor(seed) for seed in (_CORNER, _DIAGONAL)]
     turned = [seed.rot90(turn, (0, 1)) / seed.sum() for seed in seeds for turn in range(4)]
     return [_LEANING * seed + (1 - _LEANING) * start for seed in turned]
-
-
-def _n_kept(n_taps: int) -> int:
-    return next(n_kept for most_taps, n_kept in _N_KEPT if n_taps <= most_taps)
 
 
 def _ascend(y: Tensor, taps: Tensor, sigma: float) -> tuple[float, Tensor]:
@@ -228,12 +227,6 @@ def _coarser(light: Tensor, factor: float) -> Tensor:
         return light
     size = [max(8, int(n / factor)) for n in light.shape]
     return interpolate(light[None, None], size=size, mode="bilinear", antialias=True, align_corners=False)[0, 0]
-
-
-def _noise_of(light: Tensor) -> float:
-    """Estimate the noise from the finest diagonal detail, which in a blurred picture is mostly noise."""
-    detail = light.diff(dim=0).diff(dim=1) / 2
-    return float(detail.abs().median()) / _MEDIAN_OF_NORMAL
 
 
 def _richest_part(light: Tensor, size: int) -> tuple[slice, slice]:

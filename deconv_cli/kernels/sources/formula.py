@@ -77,11 +77,6 @@ class ContinuousKernel:
         return ContinuousKernel(reach, lambda *f: self.transform(*f) * other.transform(*f))
 
 
-def product(kernels: list[ContinuousKernel]) -> ContinuousKernel:
-    """Describe several blurs in sequence."""
-    return reduce(operator.mul, kernels)
-
-
 def check_length(half_width: float, name: str) -> float:
     """Return half the width of a kernel in samples; refuse what cannot be by `UsageError`."""
     if not half_width > 0:
@@ -303,7 +298,7 @@ def read_formula(text: str, dimensions: int | None = None) -> ContinuousKernel:
             "a kernel must be described by blurs with * between them, such as 'disk:4*motion:9@30', but one factor is "
             f"missing in '{shortened(text)}'."
         )
-    kernel = product([_read_factor(factor) for factor in factors])
+    kernel = reduce(operator.mul, map(_read_factor, factors))
     return kernel.along_last() if dimensions == 1 else kernel
 
 

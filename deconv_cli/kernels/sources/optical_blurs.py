@@ -35,15 +35,14 @@ def airy_kernel(radius: float) -> ContinuousKernel:
     return ContinuousKernel.radial(reach, profile)
 
 
-def _airy_starts(best: Mapping[str, Numbers]) -> list[Numbers]:
-    radius = best["gaussian"][0] / _SIGMA_OF_RADIUS
-    return [(radius * ratio,) for ratio in (0.7, 0.85, 1.0, 1.15)]
-
-
 AIRY = KernelSource(
     ("RADIUS",),
     airy_kernel,
-    BlurFamily(lambda _, best: _airy_starts(best), lambda _: (0.15,), log_penalty=14.0),
+    BlurFamily(
+        lambda _, best: [(best["gaussian"][0] / _SIGMA_OF_RADIUS * ratio,) for ratio in (0.7, 0.85, 1.0, 1.15)],
+        lambda _: (0.15,),
+        log_penalty=14.0,
+    ),
     example="3",
 )
 
@@ -96,15 +95,14 @@ def _transform(order: float, z: torch.Tensor) -> torch.Tensor:
     return torch.where(z > 0, (exponents.exp() * (1 + (-2 * order * t).exp())) @ weights, 1.0)
 
 
-def _moffat_starts(best: Mapping[str, Numbers]) -> list[Numbers]:
-    fwhm = best["gaussian"][0] * 2.355
-    return [(fwhm * ratio, beta) for ratio in (0.7, 0.85, 1.0) for beta in (2.0, 3.0, 4.5)]
-
-
 MOFFAT = KernelSource(
     ("FWHM", "BETA"),
     moffat_kernel,
-    BlurFamily(lambda _, best: _moffat_starts(best), lambda _: (0.15, 0.3), log_penalty=14.0),
+    BlurFamily(
+        lambda _, best: [(2.355 * best["gaussian"][0] * r, beta) for r in (0.7, 0.85, 1.0) for beta in (2.0, 3.0, 4.5)],
+        lambda _: (0.15, 0.3),
+        log_penalty=14.0,
+    ),
     example="4@3",
 )
 
