@@ -244,8 +244,9 @@ def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = Non
         layer=read.layer,
         has_bias=read.bias is not None,
     )
-    again: OptionValues = {"--kernel": path, "--dimensions": dimensions, **given_options(options)}
-    again |= {"--layer": read.layer, "--convention": read.convention}
+    found: OptionValues = {"--layer": read.layer, "--convention": read.convention}
+    # What was found comes first and counts, so that a rerun has the same line.
+    again: OptionValues = {"--kernel": path, "--dimensions": dimensions, **found, **given_options(options)} | found
     return LoadedKernel(
         source,
         taps,
