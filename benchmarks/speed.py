@@ -4,7 +4,7 @@ Each workload runs twice in a process of its own with one thread, after a small 
 under a dispatcher that charges every operation of torch with its processor time: `FFTs`, `products` (matrix products,
 convolutions and factorizations), and `other` operations, which move memory. The rest of the second run is Python, the
 reading and writing of files, and the dispatcher itself. The floor is what cannot be avoided: a number of FFT filters or
-a decomposition, written by hand in torch and measured in the same process, and one pass over the data. Processor time,
+a decomposition, written by hand and measured in the same process, and one pass over the data. Processor time,
 unlike wall time, hardly depends on what else the machine does.
 """
 
@@ -275,6 +275,38 @@ def _stack(**options: Any) -> Callable[[bool], Work]:  # noqa: ANN401
     return prepare
 
 
+def _richardson_lucy_steps(is_quick: bool) -> Work:
+    """A number of steps under an unknown border; the floor are those of RedLionfish, which repeats the stack.
+
+    A step of it is two pairs of SciPy's FFTs of the data's own size, two products, a quotient and a product.
+    """
+    import scipy.fft
+
+    size, taps = ((8, 24, 24), (5, 5, 5)) if is_quick else ((64, 256, 256), (31, 25, 25))
+    psf, n_steps = problems.microscope_psf(taps).float(), 2 if is_quick else 30
+    blurred = deconv_cli.forward(problems.cells(size)[None], psf.double(), dimensions=3, boundary="zero")
+    counts = torch.poisson(1000 * blurred.clamp_min(0), generator=torch.Generator().manual_seed(0)).float()
+    y = counts[0].numpy()
+    symbol = scipy.fft.rfftn(psf.numpy(), s=size)
+    mirrored = np.ascontiguousarray(symbol.conj())
+
+    def by_hand() -> object:
+        x = y.copy()
+        for _ in range(n_steps):
+            mean = scipy.fft.irfftn(scipy.fft.rfftn(x) * symbol, s=size)
+            ratio = y / np.where(mean == 0, 1e-14, mean)
+            x = x * scipy.fft.irfftn(scipy.fft.rfftn(ratio) * mirrored, s=size)
+        return x
+
+    settings: dict[str, Any] = {
+        "method": "richardson-lucy",
+        "iterations": n_steps,
+        "boundary": "unknown",
+        "predict": False,
+    }
+    return Work(lambda: deconv_cli.invert(counts, psf, dimensions=3, **settings), by_hand, counts, goal=1.2)
+
+
 WORKLOADS: dict[str, Callable[[bool], Work]] = {
     "jpeg-6mp": _jpeg((2000, 3000), ["--prior", "quadratic"], 0.9, 12),
     "jpeg-6mp-saturated": _jpeg((2000, 3000), ["--prior", "quadratic"], 1.6, 12),
@@ -283,6 +315,7 @@ WORKLOADS: dict[str, Callable[[bool], Work]] = {
     "tv-2048": _variation,
     "nonnegative-3d": _stack(nonnegative=True),
     "richardson-lucy-3d": _stack(method="richardson-lucy"),
+    "richardson-lucy-steps": _richardson_lucy_steps,
     "circular-build": _layer("circular", 1.3, is_built=True),
     "layer-build": _layer("zero", 2, is_built=True),
     "layer-image": _layer("zero", 10),

@@ -28,6 +28,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "command_reference",
+    "gallery_links",
     "native_math",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}

@@ -164,20 +164,26 @@ def invert_chain(
     with torch.no_grad():
         batch = data.shape[: data.ndim - whole(start[None])[0].ndim]
     problem = _Chain(parts, start, lam, penalty, eps)
-    found = _one_by_one(problem, data.reshape(-1, *data.shape[len(batch) :]), rule, time_limit, progress)
+    images = data.reshape(-1, *data.shape[len(batch) :])
+    found, end = [], math.inf if time_limit is None else time.monotonic() + time_limit
+    for n_left, one in zip(range(len(images), 0, -1), images, strict=True):  # with an equal share of the remaining time
+        now = time.monotonic()
+        found.append(problem.undo(one, replace(rule, deadline=now + (end - now) / n_left), progress))
+    solutions, residuals, relative_residuals, determined, amplifications = zip(*found, strict=True)
+    worst = max(solutions, key=lambda one: (not one.status.is_success, one.certificate))
     return ChainInversion(
-        image=torch.stack([one.solution.value for one in found]).reshape(*batch, *shape),
-        solution=_worst([one.solution for one in found]),
+        image=torch.stack([one.value for one in solutions]).reshape(*batch, *shape),
+        solution=replace(worst, n_iterations=max(one.n_iterations for one in solutions)),
         layers=tuple(
             ChainLayer(part.name, part.description, "affine" if part.is_affine else "not affine") for part in parts
         ),
         method=ChainMethod.LEAST_SQUARES if problem.is_affine else ChainMethod.GAUSS_NEWTON,
         lam=lam,
         penalty=penalty,
-        residual=torch.stack([one.residual for one in found]).reshape(data.shape),
-        relative_residual=max(one.relative_residual for one in found),
-        determined=min((one.determined for one in found), key=lambda one: one.share),
-        amplification=max(one.amplification for one in found),
+        residual=torch.stack(residuals).reshape(data.shape),
+        relative_residual=max(relative_residuals),
+        determined=min(determined, key=lambda one: one.share),
+        amplification=max(amplifications),
     )
 
 
@@ -197,39 +203,6 @@ def _checked(settings: ReconstructionSettings) -> float:
     return settings.lam or 0.0
 
 
-def _worst(solutions: list[Solution]) -> Solution:
-    """Combine the solutions of all images: the worst status and certificate, the most iterations."""
-    worst = max(solutions, key=lambda found: (not found.status.is_success, found.certificate))
-    return replace(worst, n_iterations=max(found.n_iterations for found in solutions))
-
-
-@dataclass(frozen=True, eq=False)
-class _Undone:
-    """One image, the residual y − f(x̂), and the numbers of `ChainInversion`."""
-
-    solution: Solution
-    residual: Tensor
-    relative_residual: float
-    determined: DeterminedShare
-    amplification: float
-
-
-def _one_by_one(
-    chain: _Chain,
-    images: Tensor,
-    rule: StoppingRule,
-    time_limit: float | None,
-    progress: Callable[[int, float], None] | None,
-) -> list[_Undone]:
-    """Undo the chain for each image, with an equal share of the remaining time."""
-    found, end = [], math.inf if time_limit is None else time.monotonic() + time_limit
-    for n_done, image in enumerate(images):
-        now = time.monotonic()
-        deadline = now + (end - now) / (len(images) - n_done)
-        found.append(chain.undo(image, replace(rule, deadline=deadline), progress))
-    return found
-
-
 class _Chain:
     """A chain of layers with its penalty λ‖Lx‖², for images like `zeros`; `eps` is that of the type of the data."""
 
@@ -247,8 +220,14 @@ class _Chain:
         """Whether all layers are affine."""
         return all(part.is_affine for part in self._parts)
 
-    def undo(self, y: Tensor, rule: StoppingRule, progress: Callable[[int, float], None] | None) -> _Undone:
-        """Estimate the image that the chain turned into `y`, and measure the estimate."""
+    def undo(
+        self, y: Tensor, rule: StoppingRule, progress: Callable[[int, float], None] | None
+    ) -> tuple[Solution, Tensor, float, DeterminedShare, float]:
+        """Estimate the image that the chain turned into `y`.
+
+        Returns:
+            The solution, the residual y − f(x̂), its relative size, the share that `y` determines, the amplification.
+        """
         problem = NonlinearProblem(self._function, y, self._penalty, self._weight)
         start = self._least_squares(y) if self.is_affine else self._zeros
         solution = solve_nonlinear(problem, start, rule, progress)
@@ -259,8 +238,7 @@ class _Chain:
             solution = replace(solution, status=Status.CONVERGED)
         size = largest_singular_value_of(derivative, y) * solution.value.norm()
         amplification = synchronize.as_number(relative(size, derivative.value.norm()))
-        determined = determined_share(derivative, solution.value)
-        return _Undone(solution, residual, relative_residual, determined, amplification)
+        return solution, residual, relative_residual, determined_share(derivative, solution.value), amplification
 
     def _least_squares(self, y: Tensor) -> Tensor:
         """Solve a small affine chain by the singular values of its matrix; return zeros for a larger one."""

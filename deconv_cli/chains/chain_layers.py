@@ -108,46 +108,33 @@ def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
     if len(layers) < 2:
         return True
     module = copy.deepcopy(parent).eval()
-    seen = {name: _Calls(module.get_submodule(name)) for name, _ in layers}
+    taken, given = ({name: list[Tensor]() for name, _ in layers} for _ in range(2))
+    for name, _ in layers:
+        layer = module.get_submodule(name)
+        layer.register_forward_pre_hook(lambda _, inputs, held=taken[name]: held.extend(_copies(inputs)))
+        layer.register_forward_hook(lambda _, inputs, output, held=given[name]: held.extend(_copies([output])))
     generator = torch.Generator().manual_seed(0)
     like = next(iter(module.parameters()), torch.zeros(()))
     shape = (1, channels_of(module) or 1, *[TRIED_SIZE] * n_axes_of(module))
     # A head that needs another size fails after the layers in question.
     with torch.no_grad(), contextlib.suppress(Exception):
         module(torch.randn(shape, generator=generator).to(like))
-    for (before, first), (after, second) in pairwise(seen.items()):
-        if first.is_single and second.is_single and not second.takes_from(first):
+    single = {name for name, _ in layers if len(taken[name]) == len(given[name]) == 1}
+    for (before, _), (after, _) in pairwise(layers):
+        if not {before, after} <= single:
+            continue
+        came, left = taken[after][0], given[before][0]
+        if came.shape != left.shape or not synchronize.holds_everywhere(came == left):
             raise UsageError(
                 f"the forward pass of {type(parent).__name__} does something between '{before}' and '{after}', so "
                 "they are no chain; choose layers that follow one another, or write a module that runs them."
             )
-    return all(calls.is_single for calls in seen.values())
+    return len(single) == len(layers)
 
 
-class _Calls:
-    """Remembers copies of the inputs and outputs of a layer, since the next layer may work in place."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self._taken: list[Tensor] = []
-        self._given: list[Tensor] = []
-        layer.register_forward_pre_hook(self._before)
-        layer.register_forward_hook(self._after)
-
-    @property
-    def is_single(self) -> bool:
-        """Whether the layer was called once, with one tensor, and returned one."""
-        return len(self._taken) == len(self._given) == 1
-
-    def takes_from(self, other: _Calls) -> bool:
-        """Return whether the layer took exactly the output of another one."""
-        taken, given = self._taken[0], other._given[0]
-        return taken.shape == given.shape and synchronize.holds_everywhere(taken == given)
-
-    def _before(self, layer: nn.Module, inputs: tuple[object, ...]) -> None:
-        self._taken += [each.clone() for each in inputs if isinstance(each, Tensor)]
-
-    def _after(self, layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        self._given += [output.clone()] if isinstance(output, Tensor) else []
+def _copies(values: Iterable[object]) -> list[Tensor]:
+    """Copy tensors, since the next layer may work in place."""
+    return [value.clone() for value in values if isinstance(value, Tensor)]
 
 
 def choose_layers(model: nn.Module, text: str) -> tuple[nn.Module, list[tuple[str, nn.Module]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.work import Job
-from deconv_cli.errors import DeconvError, FileAccessError, UsageError
+from deconv_cli.errors import FileAccessError, UsageError
 
 FOLDS_CASE = ("win32", "darwin")
 """Systems whose folders usually hold either `A.png` or `a.png`."""
@@ -140,7 +140,9 @@ def lay_out(
         raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
     replaced = {job.target for job in jobs}.intersection(left_out, inputs) if force else ()
     for path in replaced:
-        if not _has_record(path):
+        from deconv_cli.io.image import is_result
+
+        if not is_result(path):
             raise UsageError(
                 f"'{path}' is named as an input, but has the name of a result and no record of deconv, and --force "
                 "would replace it; choose other outputs with -o."
@@ -201,16 +203,6 @@ def _without_results(files: list[FoundFile], output: str | None, ending: str) ->
         return file.path in made or inside in file.path.resolve().parents
 
     return [file for file in files if not is_made(file)] or files
-
-
-def _has_record(path: Path) -> bool:
-    """Return whether deconv wrote a file, by its record; `False` if the file cannot be read."""
-    from deconv_cli.io import read_image
-
-    try:
-        return read_image(path).record is not None
-    except DeconvError:
-        return False
 
 
 def refuse_clashes(jobs: list[Job], read: list[Path | None], written: list[Path | None]) -> None:

@@ -107,8 +107,8 @@ def read_words(text: str) -> Values:
         word, equals, value = (each.strip().lower() for each in part.partition("="))
         if word not in WORDS or not equals or not value:
             raise UsageError(
-                f"a microscope is described by words such as na=1.4, with the names {', '.join(WORDS)}, but one word "
-                f"is '{shortened(word)}'."
+                f"the optics are written as in “na=1.4,emission=520”, with the names {', '.join(WORDS)}, but one part "
+                f"is '{shortened(part.strip())}'."
             )
         found[WORDS[word]] = tuple(value.split("+"))
     return found

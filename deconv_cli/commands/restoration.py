@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 NOTABLE_NOISE = 1e-3
 """Noise in standard deviations of an array from which on it spoils estimates under the λ of tensors."""
+SHORT, NOTABLE_IN_SHORT = 1024, 0.03
+"""Samples of a signal that may be too short for its noise to be told from detail, and the noise that counts there."""
 N_ALIGNED = 3
 """The alignment of the kernel is tested on this many first inputs of a run: a test takes longer than restoring."""
 
@@ -206,12 +208,15 @@ def choose_kind(
     n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None
     if "defaults" in given or not is_formula or len(image.axes) > 3:
         return InputKind.TENSOR, ()
-    from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
+    from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred, finest_level
     from deconv_cli.diagnostics.spectra import FadedImages
 
     values = samples().float()
-    noise = estimate_noise_of_blurred(FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes))
-    if noise is None or noise < NOTABLE_NOISE * values.std():
+    faded, notable = FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes), NOTABLE_NOISE
+    noise = estimate_noise_of_blurred(faded)
+    if noise is None and n_axes == 1 and values.shape[-1] <= SHORT:
+        noise, notable = finest_level(faded), NOTABLE_IN_SHORT
+    if noise is None or noise < notable * values.std():
         return InputKind.TENSOR, ()
     why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is a formula"
     what = "signal that was measured" if n_axes == 1 else "picture"

@@ -37,6 +37,8 @@ _RAYLEIGH_MEDIAN = math.sqrt(math.log(2))
 # trusted.
 _N_CELLS = {1: 16, 2: 8, 3: 6}
 _MIN_COEFFICIENTS = {1: 48, 2: 48, 3: 200}
+# The last part of the frequencies of a signal too short for cells.
+_FINEST = 8
 # Cells of white noise alone have standard deviations that differ by less than this factor.
 _AGREEMENT = 1.2
 # Which part of the cells must agree on the lowest level.
@@ -106,6 +108,12 @@ def estimate_noise_of_blurred(faded: FadedImages) -> float | None:
     noise = sum(lowest) / max(len(lowest), 1)
     is_the_picture = noise > _MAX_LEVEL * synchronize.as_number(to_float64(faded.images).std(correction=0))
     return None if noise <= 0 or len(lowest) < _MIN_PART * len(levels) or is_the_picture else noise
+
+
+def finest_level(faded: FadedImages) -> float:
+    """Return the standard deviation of white noise that would fill the finest eighth of the frequencies of signals."""
+    finest = faded.power[..., -max(faded.power.shape[-1] // _FINEST, 1) :]
+    return math.sqrt(synchronize.as_number(finest.median())) / _RAYLEIGH_MEDIAN
 
 
 def least_noise_level(faded: FadedImages) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -70,7 +71,19 @@ def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> 
 
 
 def name_new(written: Path, final: Path) -> None:
-    """Give a written file its name, which must be new; raises `FileExistsError` where another process was first."""
+    """Give a written file or folder its name, which must be new.
+
+    Raises:
+        FileExistsError: another process was first.
+    """
+    if written.is_dir():
+        try:
+            written.rename(final)
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:  # some systems tell it so
+                raise FileExistsError(*error.args) from error
+            raise
+        return
     try:
         os.link(written, final)
     except FileExistsError:

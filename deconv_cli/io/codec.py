@@ -48,10 +48,6 @@ class StoredImage:
     jpeg_table: tuple[int, ...] | None = None
     """The 64 divisors of a JPEG's luma coefficients, row by row from the lowest frequency."""
 
-    def noting(self, *notes: str) -> StoredImage:
-        """Add notes."""
-        return replace(self, notes=(*self.notes, *notes))
-
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape as stored."""
@@ -95,11 +91,6 @@ class WriteRequest:
     from_picture: bool
     flavor: str
     """`Metadata.flavor` of that image."""
-
-    @property
-    def same_channels(self) -> bool:
-        """True where the result has as many channels as the source."""
-        return self.n_channels == self.layout.n_channels
 
     def layout_of_result(self, n_channels: int, size: Sequence[int]) -> Layout:
         """Compute the layout of a result of `n_channels` and this size in space, in the order of the source."""
@@ -154,6 +145,10 @@ class Codec(ABC):
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read a file, or the array called `member` of it; any error counts as damage."""
 
+    def read_header(self, path: Path) -> StoredImage | RegionSource:
+        """Read the shape and the record of the only array, without its samples where the format allows that."""
+        return self.open_regions(path, None) if self.opens_regions else self.read(path)
+
     def check(self, request: WriteRequest) -> None:  # noqa: B027
         """Refuse by `UsageError` results that the format cannot hold, before anything is computed."""
 
@@ -170,7 +165,7 @@ class Codec(ABC):
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata of an image that the file can hold; return the names of all other fields, too."""
         kept, lost = image.metadata, list(image.metadata.unsupported)
-        if not request.same_channels:
+        if request.n_channels != request.layout.n_channels:
             lost += ["ICC profile (it is for other channels)"] if kept.icc_profile else []
             lost += ["channel names"] if kept.channel_names else []
             lost += kept.native_of_channels
@@ -187,9 +182,15 @@ class Codec(ABC):
     def describe_result(self, request: WriteRequest, layout: Layout, metadata: Metadata) -> StoredImage:
         """Describe a result before it is computed: its axes, its metadata, and notes on both; its samples are zeros."""
         layout, axes, notes = self.order_axes(request, layout)
-        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, metadata)
-        kept, lost = self.choose_metadata(request, image)
-        return replace(image, metadata=kept, notes=(*notes, *not_carried(lost)))
+        return self.with_metadata(
+            request, StoredImage(zeros_of(layout.sizes, request.dtype), axes, notes=notes), metadata
+        )
+
+    def with_metadata(self, request: WriteRequest, image: StoredImage, metadata: Metadata) -> StoredImage:
+        """Add the metadata that the file can hold to an image, and a note on all other fields."""
+        kept, lost = self.choose_metadata(request, replace(image, metadata=metadata))
+        notes = (f"not carried over: {', '.join(dict.fromkeys(lost))}",) if lost else ()
+        return replace(image, metadata=kept, notes=(*image.notes, *notes))
 
     def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
         """Choose the part of the record of a run that goes into the file: all of it, but no absolute paths."""
@@ -283,11 +284,6 @@ class PictureCodec(Codec):
         if kept.density and not kept.density.unit:
             kept, lost = replace(kept, density=None), [*lost, "resolution"]
         return kept, lost
-
-
-def not_carried(lost: list[str]) -> tuple[str, ...]:
-    """Note which metadata could not be carried over, if any."""
-    return (f"not carried over: {', '.join(dict.fromkeys(lost))}",) if lost else ()
 
 
 def from_images(layout: Layout, samples: Array) -> Array:

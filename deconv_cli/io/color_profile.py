@@ -1,6 +1,6 @@
 """The tone curve of the samples of a file: from its ICC profile, its gamma, or sRGB.
 
-LittleCMS, by Pillow's `ImageCms`, reads the profile; its curves are sampled at the 256 values of 8 bits.
+LittleCMS, by imagecodecs, reads the profile; its curves are sampled at the 256 values of 8 bits.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,66 +74,49 @@ def profile_curve(icc_profile: bytes, white: float, n_channels: int) -> ToneCurv
     One channel of a profile for colors has equal red, green and blue. Returns `None` for a profile that LittleCMS
     cannot read, or that is neither for gray nor for RGB.
     """
+    from imagecodecs import CmsError
     from PIL import ImageCms
 
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
-        light = _sample(profile, n_channels)
-        title = ImageCms.getProfileDescription(profile).strip()
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        title = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))).strip()
+        light = _sample(icc_profile, n_channels)
+    except (CmsError, ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
     named = f'{_ICC} "{title}"' if title else _ICC
     return None if light is None else ToneCurve(light, white, named, "embedded in the file")
 
 
-def _sample(profile: Any, n_channels: int) -> Tensor | None:  # noqa: ANN401
+def _sample(icc_profile: bytes, n_channels: int) -> Tensor | None:
     """Sample light over 256 stored values, shape `(n, 256)`; `None` if the profile has no such curve."""
-    from PIL import Image, ImageCms
+    import imagecodecs
 
-    space = profile.profile.xcolor_space.strip()
-    mode = {"RGB": "RGB", "GRAY": "L"}.get(space)
-    if mode is None:
+    space = {b"RGB ": "rgb", b"GRAY": "gray"}.get(icc_profile[16:20])  # ICC.1:2010, section 7.2
+    if space is None:
         return None
     values = np.arange(256, dtype=np.uint8)
-    if mode == "L":
+    if space == "gray":
         ramps = values[None]
     else:
         ramps = np.zeros((4, 256, 3), dtype=np.uint8)  # gray, red, green, blue
         ramps[0] = values[:, None]
         ramps[range(1, 4), :, range(3)] = values
-    transform = ImageCms.buildTransform(
-        profile,
-        ImageCms.ImageCmsProfile(io.BytesIO(_square_root_profile())),
-        mode,
-        "I;16",
-        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        flags=ImageCms.Flags.NOOPTIMIZE,  # which would go through a coarse table
+    light = imagecodecs.cms_transform(
+        ramps,
+        icc_profile,
+        imagecodecs.cms_profile("gray", gamma=1.0),
+        colorspace=space,
+        outcolorspace="gray",
+        outdtype="float64",
+        intent=imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC,
+        flags=imagecodecs.CMS.FLAGS.NOOPTIMIZE,  # which would go through a coarse table
     )
-    light = (np.asarray(transform.apply(Image.fromarray(ramps))).astype(np.float64) / 65535) ** 2
     light = np.maximum.accumulate(light - light[:, :1], axis=1)
     light += _LEAST_RISE * np.arange(256) * light[:, -1:]
     if not (light[:, -1] > 0).all():
         return None
     light /= light[:, -1:]
-    are_alike = mode == "L" or n_channels == 1 or np.abs(light[1:] - light[0]).max() < _ALIKE
+    are_alike = space == "gray" or n_channels == 1 or np.abs(light[1:] - light[0]).max() < _ALIKE
     return torch.from_numpy(light[:1] if are_alike else light[1:])
-
-
-def _square_root_profile() -> bytes:
-    """Write a gray profile of gamma 2, in which LittleCMS computes square roots of light, in 16 bits.
-
-    A profile of gamma 1 would have too few values near black. Layout: ICC.1:2010, Image technology colour management,
-    sections 7.2, 7.3, 10.5 and 10.27.
-    """
-    white_point = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
-    curve = b"curv" + bytes(4) + struct.pack(">IHH", 1, 512, 0)
-    start = 128 + 4 + 2 * 12
-    tags = struct.pack(">I4sII", 2, b"wtpt", start, len(white_point))
-    tags += struct.pack(">4sII", b"kTRC", start + len(white_point), 14)
-    body = tags + white_point + curve
-    kinds = (b"mntr", b"GRAY", b"XYZ ", b"acsp")
-    header = struct.pack(">I4xI4s4s4s12x4s28x3i", 128 + len(body), 0x02400000, *kinds, 63190, 65536, 54061)
-    return header.ljust(128, b"\0") + body
 
 
 def _of_gamma(chunk: object, white: float) -> ToneCurve | None:

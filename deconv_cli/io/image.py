@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec, StoredImage, codec_of_content, suffix_note
-from deconv_cli.io.files import open_source, refusing_damage
+from deconv_cli.io.files import open_source, read_head, refusing_damage
 from deconv_cli.io.layout import (
     SPACE,
     Layout,
@@ -128,7 +128,7 @@ class ImageFile:
                 tensor.
 
         Raises:
-            UsageError: the image lacks one of these axes.
+            ShapeError: the image lacks one of these axes.
         """
         if dimensions == self.dimensions and n_space in (None, dimensions):
             return self
@@ -141,7 +141,7 @@ class ImageFile:
         """Name the axes so that all of space is among them; return a note on guesses, too."""
         space, axes = SPACE[-dimensions:], self.axes
         if dimensions == 1 and self.is_picture:
-            raise UsageError(
+            raise ShapeError(
                 f"the kernel has 1 axis, like the kernel of a signal, but '{self.path}' is a picture; give a kernel "
                 "with two axes, for instance of shape (1, k) for a blur along the rows."
             )
@@ -159,7 +159,7 @@ class ImageFile:
             advice, n_named = f'choose axes="{letters}" if this is wrong', len(self.axes.replace("S", ""))
             if n_named < dimensions:
                 advice = f"give a kernel with {counted(n_named, 'axis', 'axes')}"
-            raise UsageError(
+            raise ShapeError(
                 f"the kernel spans {spans} ({space}), but the image '{self.path}' of shape {self.shape} has axes "
                 f"{self.axes}; {advice}."
             )
@@ -210,6 +210,22 @@ def read_image(
     )
     stored = replace(stored, axes=stored.axes or records.recorded_axes(record), record=record)
     return image_of(path, codec, stored, sha256, axes)
+
+
+def is_result(path: Path) -> bool:
+    """Check by its record whether deconv wrote a file; `False` if the file cannot be read.
+
+    The samples are read only if a hash of them ties them to a record beside the file.
+    """
+    try:
+        codec = codec_of_content(path, read_head(path))
+        if not codec.record_inside:
+            return read_image(path).record is not None
+        with refusing_damage(path, codec.name):
+            found = codec.read_header(path)
+    except DeconvError:
+        return False
+    return records.matching_record(found.record, found.shape) is not None
 
 
 def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: str | None = None) -> ImageFile:

@@ -13,7 +13,7 @@ import numpy as np
 from deconv_cli.errors import UsageError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import check_output_path, make_parents, write_atomically, write_line_beside
-from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, codec_of_suffix, not_carried
+from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, codec_of_suffix
 from deconv_cli.io.image import ImageFile, read_stored
 from deconv_cli.io.layout import Layout, convert_samples
 from deconv_cli.io.limits import allowing, memory_budget
@@ -140,16 +140,9 @@ class OutputPlan:
                 f"planned for {expected} images and channels, but the result has the shape {tuple(values.shape)}"
             )
         converted = convert_samples(values.detach(), self.dtype)
-        arranged = self._codec.arrange(request, converted.samples)
-        image = replace(arranged, metadata=source.metadata, notes=())
-        metadata, lost = self._codec.choose_metadata(request, image)
-        return PreparedOutput(
-            path=self.path,
-            notes=(*converted.notes, *arranged.notes, *not_carried(lost)),
-            _codec=self._codec,
-            _image=replace(image, metadata=metadata),
-            _make_folder=self._make_folder,
-        )
+        image = self._codec.with_metadata(request, self._codec.arrange(request, converted.samples), source.metadata)
+        notes = (*converted.notes, *image.notes)
+        return PreparedOutput(self.path, notes, self._codec, image, self._make_folder)
 
 
 @dataclass(frozen=True, eq=False)

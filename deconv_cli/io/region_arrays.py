@@ -21,7 +21,7 @@ import numpy as np
 from deconv_cli.errors import DeconvError, FileAccessError
 from deconv_cli.io import atomic
 from deconv_cli.io.atomic import partial_path
-from deconv_cli.io.files import reason_of
+from deconv_cli.io.files import reason_of, remove
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata
 
@@ -114,30 +114,60 @@ class RegionSource(_Array):
 class RegionTarget(_Array):
     """An array whose parts are written in any order, also more than once, and that can be read when it is complete.
 
-    Until `finish` no program can read `path` as a whole result. A target can be sent to other processes. Two writers
-    never share a unit if each writes whole units.
+    Until `finish` it is an unfinished file or folder of a hidden name, and there is no result at `path`.
+    A target can be sent to other processes. Two writers never share a unit if each writes whole units.
 
     Attributes:
         unit: samples along each axis that are written together, or not at all: the chunk or shard of the format.
         notes: on metadata that could not be carried over from the source, and on axes that were renamed.
+        metadata: of the file.
     """
 
     unit: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    metadata: Metadata = field(default_factory=Metadata)
 
-    @abstractmethod
     def create(self) -> bool:
-        """Allocate the result beside `path`, unless it is allocated already; return whether it was.
+        """Make the hidden file, unless an earlier run or another process did; return whether it was there already.
 
-        An allocation that differs in more than its samples is replaced.
+        A hidden file that differs from a new one in more than its samples is replaced, and so is a link or a pipe.
 
         Raises:
             FileAccessError: no permission, or the disk has too little room.
         """
+        partial = partial_path(self.path)
+        own = partial.with_name(f"{partial.name}-{secrets.token_hex(4)}")
+        with refusing_to_write(self.path):
+            try:
+                self._make(own)
+                if self._is_like(partial, own):
+                    return True
+                remove(partial)
+                room = shutil.disk_usage(self.path.parent).free
+                if room < self.n_bytes and own.is_file():  # a folder of compressed chunks may take less
+                    raise FileAccessError(
+                        f"'{self.path}' needs {self.n_bytes} bytes, but its disk has {room} left; free some space, or "
+                        "choose another disk."
+                    )
+                atomic.name_new(own, partial)
+            except FileExistsError:
+                return True  # of several processes the first one wins, and may have written into its file already
+            finally:
+                remove(own)
+            # The file is mapped, and a process that writes to a mapped file on a full disk ends.
+            if partial.is_file() and hasattr(os, "posix_fallocate"):
+                with partial.open("rb+") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
+        return False
 
-    @abstractmethod
     def is_begun(self) -> bool:
-        """Check whether the result is allocated, and not finished yet."""
+        """Check whether the hidden file is there, so that the result is not finished yet."""
+        return partial_path(self.path).exists()
+
+    def discard(self) -> None:
+        """Remove the hidden file."""
+        with refusing_to_write(self.path):
+            _remove_partial(self.path)
 
     @abstractmethod
     def write(self, region: Region, samples: Array) -> None:
@@ -158,74 +188,27 @@ class RegionTarget(_Array):
         """Put the whole result at `path`, with the record of the run; all parts are there. Raises `FileAccessError`."""
 
     @abstractmethod
-    def discard(self) -> None:
-        """Remove the allocation, if there is one."""
-
-
-@dataclass(frozen=True, eq=False)
-class PartialFile(RegionTarget):
-    """An array in one unfinished file of its final size and a hidden name; its writers change its samples alone."""
-
-    def create(self) -> bool:
-        """Make the hidden file, unless an earlier run or another process did; return whether it was there already.
-
-        A hidden file that differs from a new one in more than its samples is replaced, and so is a link or a pipe.
-        """
-        partial = partial_path(self.path)
-        own = partial.with_name(f"{partial.name}-{secrets.token_hex(4)}")
-        with refusing_to_write(self.path):
-            try:
-                self._make(own)
-                if _has_no_other_name(partial) and _is_like(partial, own, self._without_samples(own)):
-                    return True
-                partial.unlink(missing_ok=True)
-                room = shutil.disk_usage(self.path.parent).free
-                if room < self.n_bytes:
-                    raise FileAccessError(
-                        f"'{self.path}' needs {self.n_bytes} bytes, but its disk has {room} left; free some space, or "
-                        "choose another disk."
-                    )
-                atomic.name_new(own, partial)
-            except FileExistsError:
-                return True  # of several processes the first one wins, and may have written into its file already
-            finally:
-                own.unlink(missing_ok=True)
-            # The file is mapped, and a process that writes to a mapped file on a full disk ends.
-            if hasattr(os, "posix_fallocate"):
-                with partial.open("rb+") as stream:
-                    os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
-        return False
-
-    def is_begun(self) -> bool:
-        """Look for the hidden file."""
-        return partial_path(self.path).exists()
-
-    def discard(self) -> None:
-        """Remove the hidden file."""
-        with refusing_to_write(self.path):
-            _remove_partial(self.path)
-
-    @abstractmethod
     def _make(self, own: Path) -> None:
         """Make the file, of its final size, under a name."""
 
-    @abstractmethod
+    def _is_like(self, found: Path, new: Path) -> bool:
+        """Check whether the hidden file differs from a new one in its samples alone."""
+        if not _has_no_other_name(found) or found.stat().st_size != new.stat().st_size:
+            return False
+        with found.open("rb") as one, new.open("rb") as other:
+            return all(
+                one.seek(start) == other.seek(start) and one.read(stop - start) == other.read(stop - start)
+                for start, stop in self._without_samples(new)
+            )
+
     def _without_samples(self, new: Path) -> list[tuple[int, int]]:
         """List the parts of a new file, first byte and end, that hold no samples."""
+        raise NotImplementedError
 
     @property
     def _written(self) -> Path:
         """The unfinished file, or the finished result."""
         return partial_path(self.path) if self.is_begun() else self.path
-
-
-def _is_like(found: Path, new: Path, parts: list[tuple[int, int]]) -> bool:
-    """Check whether two files are of one size and alike in some parts."""
-    with found.open("rb") as one, new.open("rb") as other:
-        return found.stat().st_size == new.stat().st_size and all(
-            one.seek(start) == other.seek(start) and one.read(stop - start) == other.read(stop - start)
-            for start, stop in parts
-        )
 
 
 def _has_no_other_name(partial: Path) -> bool:
@@ -244,7 +227,7 @@ def _remove_partial(path: Path) -> None:
     """Remove the hidden file, and files that killed processes left while they made one."""
     hidden = partial_path(path)
     for found in [hidden, *hidden.parent.glob(f"{glob.escape(hidden.name)}-*")]:
-        found.unlink(missing_ok=True)
+        remove(found)
 
 
 def put_in_place(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ class TensorFile:
     """Reads one tensor, of the shape listed."""
     record: dict[str, Any] | None = None
     """Of the run that wrote the file."""
+    read_rows: Callable[[str, int, int], Samples] | None = None
+    """Reads a part of one tensor along its first axis, from start to stop, in formats that need not read it whole."""
 
     def find(self, *names: str) -> str:
         """Find the first of some names that a tensor has, or without names the only tensor.
@@ -68,8 +70,12 @@ class TensorFile:
         """Read samples `start` to `stop` of every tensor; single numbers whole."""
         import torch
 
-        tensors = {name: torch.as_tensor(self.read(name)) for name in self.shapes}
-        return {name: tensor[start:stop] if tensor.ndim else tensor for name, tensor in tensors.items()}
+        def part(name: str, shape: tuple[int, ...]) -> Samples:
+            if shape and self.read_rows is not None:
+                return self.read_rows(name, start, min(stop, shape[0]))
+            return self.read(name)[start:stop] if shape else self.read(name)
+
+        return {name: torch.as_tensor(part(name, shape)) for name, shape in self.shapes.items()}
 
     def samples(self, n: int | None) -> dict[str, torch.Tensor]:
         """Read `n` samples of every tensor at most; None reads tensors whole, whichever axis counts the samples.
@@ -122,12 +128,16 @@ def open_tensors(path: Path, codec: TensorCodec) -> TensorFile:
     if not opened.shapes:
         raise MalformedInputError(f"'{path}' should hold a tensor, but holds none.")
 
-    def read(name: str) -> Samples:
+    def checked(read: Callable[..., Samples], *part: Any) -> Samples:  # noqa: ANN401 (a name, and rows)
         with refusing_damage(path, f"a {codec.name} file"):
-            return opened.read(name)
+            return read(*part)
 
-    record = opened.record if codec.record_inside else records.read_beside(path)
-    return TensorFile(path, opened.shapes, read, record)
+    return replace(
+        opened,
+        read=functools.partial(checked, opened.read),
+        record=opened.record if codec.record_inside else records.read_beside(path),
+        read_rows=opened.read_rows and functools.partial(checked, opened.read_rows),
+    )
 
 
 def describe_tensors(shapes: dict[str, tuple[int, ...]]) -> str:
@@ -148,7 +158,7 @@ def open_data(path: Path) -> TensorFile:
     if not isinstance(codec, TensorCodec):
         raise MalformedInputError(f"'{path}' should be a file of tensors, but is a {codec.name} picture.")
     opened = open_tensors(path, codec)
-    stored = {name or "input": name for name in opened.shapes}
-    read = functools.cache(opened.read)
-    shapes = {name: opened.shapes[inner] for name, inner in stored.items()}
-    return TensorFile(path, shapes, lambda name: read(stored[name]), opened.record)
+    shapes, read = opened.shapes, functools.cache(opened.read)
+    if list(shapes) == [""]:
+        return TensorFile(path, {"input": shapes[""]}, lambda _: read(""), opened.record)
+    return replace(opened, read=read)

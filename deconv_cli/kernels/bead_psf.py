@@ -158,7 +158,7 @@ def take_census(image: Tensor, size: Size, white: float | None) -> BeadCensus:
         used=places[is_used],
         others=places[~is_used & ~is_ring],
         heights=heights[is_used],
-        other_heights=heights[~is_used & ~is_ring],
+        other_heights=torch.where(is_full, 0.0, heights)[~is_used & ~is_ring],  # that of a saturated one is unknown
         n_crowded=int((is_crowded & ~is_full).sum()),
         n_saturated=int(is_full.sum()),
         n_at_edge=int((is_at_edge & ~is_crowded & ~is_full).sum()),
@@ -304,8 +304,8 @@ def psf_from_beads(
     psf = psf.clamp_min(0)
     if not psf.sum() > 0:
         raise UntrustworthyResultError(
-            "the beads are darker than the background around them, so their picture holds no point-spread function; "
-            "give a picture of bright beads on a dark background."
+            "no light of the beads stands out of the background: they are darker, or the tails of something brighter, "
+            "such as a saturated star, cover them; give a picture or a part of one with bright beads on a dark ground."
         )
     widths, planes = full_widths(average.aligned[average.is_used]), psf.sum((-2, -1))
     return BeadPsf(

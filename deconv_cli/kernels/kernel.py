@@ -257,10 +257,11 @@ class Kernel(ShownInNotebook):
         self._check_axes(images)
         expected, found = self.taps.shape[0], images.shape[self.channel_axis]
         if found != expected:
-            may_be_stacks = self.n_axes == 2 and max(images.shape[:-2]) > 1
+            may_be_stacks = self.n_axes == 2 and max(images.shape[:-2]) > 1 and found not in (3, 4)  # colors
             raise ShapeError(
                 f"the kernel of shape {(expected, *self.size)} is for {expected} channels, but the image of shape "
-                f"{tuple(images.shape)} has {found}; give one of shape ({name_taps(self.n_axes)}) for all channels"
+                f"{tuple(images.shape)} has {found}; give one of shape ({name_taps(self.n_axes)}) for all channels, or "
+                "one for each of them"
                 f"{', or choose dimensions=3 for stacks' if may_be_stacks else ''}."
             )
 

@@ -43,7 +43,11 @@ def load_named(text: str, what: str) -> NamedCode:
     place, colon, name = text.rpartition(":")
     if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(f"{what} must be file.py:Name or package.module:Name, but is '{text}'.")
-    module = _import_file(Path(place), what) if place.endswith(".py") else _import_module(place, what)
+    if place.endswith(".py"):
+        module = _import_file(Path(place), what)
+    else:
+        with _importing(place, Path.cwd(), what):
+            module = importlib.import_module(place)
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
@@ -75,11 +79,6 @@ def _import_file(path: Path, what: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def _import_module(name: str, what: str) -> ModuleType:
-    with _importing(name, Path.cwd(), what):
-        return importlib.import_module(name)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import TypeAlias
 
@@ -99,7 +100,7 @@ class Geometry:
     pads: Pads
     options: LayerOptions = PLAIN
 
-    @property
+    @cached_property
     def steps(self) -> AxisOptions:
         """Stride, dilation and output padding along each axis."""
         return self.options.over_axes(len(self.kernel_size))
@@ -116,7 +117,7 @@ class Geometry:
             return self.image_size
         return tuple(n + pad for n, pad in zip(self.image_size, self.pads.total, strict=True))
 
-    @property
+    @cached_property
     def output_size(self) -> Size:
         """Pixels of y."""
         steps = self.steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import singledispatch
 from html import escape
 
@@ -13,7 +12,7 @@ from deconv_cli.kernels.blind.estimate import KernelEstimate
 from deconv_cli.kernels.fit_kernel import KernelFit
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.report.page_pictures import ScaledImage, data_uri, display_range, encode_shades
+from deconv_cli.report.page_pictures import ScaledImage, display_range, draw_picture
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import (
@@ -56,11 +55,9 @@ def _escaped(value: object) -> str:
 
 
 def _draw(picture: Tensor, alt: str) -> str:
-    low, high = display_range(picture)
-    content = encode_shades(ScaledImage("", picture, low, high, "", ""), SIDE)
-    width = max(min(picture.shape[-1], math.ceil(SIDE * picture.shape[-1] / max(picture.shape[-2:]))), LEAST_SIDE)
-    uri = data_uri(content)
-    return f'<img src="{uri}" alt="{alt}" width="{width}" style="image-rendering:pixelated">'
+    drawn = draw_picture(ScaledImage("", picture, *display_range(picture), "", ""), SIDE)
+    width = max(drawn.width, LEAST_SIDE)
+    return f'<img src="{drawn.uri}" alt="{alt}" width="{width}" style="image-rendering:pixelated">'
 
 
 def plane_of(image: Tensor, n_axes: int, *, is_color: bool = False) -> Tensor:

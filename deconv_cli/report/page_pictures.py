@@ -167,11 +167,9 @@ def display_range(*images: Tensor) -> tuple[float, float]:
         flat = flat[flat.isfinite()]
         if len(flat) == 0:
             continue
-        # torch.quantile is limited in size.
-        ordered = flat.sort().values
-        last = len(ordered) - 1
-        lows.append(float(ordered[round(CLIPPED * last)]))
-        highs.append(float(ordered[round((1 - CLIPPED) * last)]))
+        ends = flat.quantile(flat.new_tensor([CLIPPED, 1 - CLIPPED]), interpolation="nearest")
+        lows.append(float(ends[0]))
+        highs.append(float(ends[1]))
     low, high = min(lows, default=0.0), max(highs, default=0.0)
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 

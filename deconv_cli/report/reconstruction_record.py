@@ -54,7 +54,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "gain": None if result.settings.gain == "auto" else result.settings.gain,
         "strength": (result.settings.strength or 1.0) if result.settings.objective == "photo" else None,
         "residual": {**vars(result.residual), "per_channel": list(result.residual.per_channel)},
-        "scale": dict(vars(result.scale)),
+        "scale": {name: value for name, value in vars(result.scale).items() if name != "larger_kernel"},
         "clipping": result.clipping and dict(vars(result.clipping)),
         "border": [dict(vars(band)) for band in result.border],
         "actual_error": result.actual_error,

@@ -37,16 +37,10 @@ from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, counted, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
+from deconv_cli.workflows.channels import join_channels, join_diagnoses
 from deconv_cli.workflows.estimators import BuiltInverses, build_estimator, settle_lambda, solve
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
-from deconv_cli.workflows.measurement import (
-    Diagnosis,
-    diagnose,
-    examine_picture,
-    join_channels,
-    join_diagnoses,
-    measure,
-)
+from deconv_cli.workflows.measurement import Diagnosis, diagnose, examine_picture, measure
 from deconv_cli.workflows.noise_of_data import (
     Steps,
     find_bounds,

@@ -118,8 +118,16 @@ class Reconstruction(ShownInNotebook):
         if truth is None:
             return self
         image = self.image.detach() if written is None else written
-        difference = image.cpu().double() - truth.cpu().double()  # not every device has float64
-        return replace(self, actual_error=synchronize.as_number(difference.square().mean().sqrt()))
+        image, truth = image.cpu().double(), truth.cpu().double()  # not every device has float64
+        found = replace(self, actual_error=synchronize.as_number((image - truth).square().mean().sqrt()))
+        own, other = (float(each.std()) for each in (image, truth))
+        if written is not None or trust.OTHER_SCALE * min(own, other) >= max(own, other) or min(own, other) <= 0:
+            return found
+        ends = [f"{low:.3g} to {high:.3g}" for low, high in (each.aminmax() for each in (truth, image))]
+        note = (
+            f"the truth has samples from {ends[0]}, but the result from {ends[1]}; bring both to one scale to compare"
+        )
+        return replace(found, notes=(*self.notes, f"{note} them"))
 
     @property
     def has_bounds(self) -> bool:
@@ -275,7 +283,9 @@ def _doubt_layer(result: Reconstruction) -> list[Doubt]:
     cause = f"the layer may have {options}"
     if not settings.layer.is_plain:
         cause = "the layer may have another stride, dilation or number of groups, or a bias, which you must give"
-    if scale.is_rectified:
+    if scale.larger_kernel:
+        cause = scale.larger_kernel
+    elif scale.is_rectified:
         cause = "the data are probably the output of an activation such as ReLU"
     elif is_at_edges:
         cause = 'the layer probably has another padding or boundary (try padding="valid")'

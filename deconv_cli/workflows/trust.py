@@ -47,6 +47,8 @@ of exact data; below the second it may be rounding alone."""
 FAR_ABOVE_NOISE = 3.0
 """Multiple of the noise that the residual may have if λ was chosen from the data, or an iteration ended at the noise.
 Iterations under right kernels left at most 2.2; wrong kernels of stars and of photographs up to 18."""
+OTHER_SCALE = 10.0
+"""Factor between the contrasts of result and truth from which on they have different scales."""
 CLEAR_RESIDUAL = 0.1
 """Part of the contrast of the data below which the residual of an iteration accuses no kernel."""
 
@@ -96,6 +98,7 @@ class Scale:
             identity.
         has_more_data: there are more data than values of the image, so that noise alone has no explanation.
         is_rectified: many samples of the data have the least value, as behind ReLU.
+        larger_kernel: the sizes of a kernel that is larger than the data, in words; else empty.
     """
 
     amplification: float
@@ -103,6 +106,7 @@ class Scale:
     missing: float = 0.0
     has_more_data: bool = False
     is_rectified: bool = False
+    larger_kernel: str = ""
 
 
 @dataclass(frozen=True)

@@ -175,13 +175,14 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
     spacing = "--spacing DZ,DY,DX or DY,DX to deconv invert or deconv kernel microscope"
     for command in ("invert", "forward"):
         refused(command, gray, "--kernel", "microscope", "-o", target, says=spacing)
-    refused("invert", stack, "--kernel", "microscope:power=9", "-o", target, says="one word is 'power'")
+    refused("invert", stack, "--kernel", "microscope:power=9", "-o", target, says="one part is 'power=9'")
     refused("invert", stack, "--kernel", "microscope", "--kernel", gentle, "-o", target, says="leave it out")
     refused("invert", stack, "--kernel", "microscope", "--layer", "a", "-o", target, says="--layer has no effect")
     refused(
         "kernel", "microscope", "na=1.1", "--spacing", "0.1,0.1", says="the wavelength of the emission is not known"
     )
     refused("kernel", "microscope", "emission=520", "--spacing", "0.1,0.1", says="numerical aperture is not known")
+    refused("kernel", "microscope", "oil", "--spacing", "0.1,0.1", says="as in “na=1.4,emission=520”, with the names")
     refused("kernel", "microscope", "na=a,emission=520", "--spacing", "0.1,0.1", says="must be a number")
     refused("kernel", "microscope", "na=1.1,emission=520+600+700", "--image", stack, says="given for 3 channels")
     refused("kernel", "microscope", "na=1,emission=520", "--spacing", "0.1", says="--spacing must hold 2 or 3 numbers")

@@ -90,7 +90,7 @@ class TestInputs:
 class TestKernels:
     def test_a_kernel_of_signals_is_none_for_a_picture(self, refuses, gray, save, tmp_path, command):
         words = [command, gray, "-k", save("kernel", np.ones(5)), "-o", tmp_path / "x.tif"]
-        refuses(*words, code=ExitCode.USAGE, says=["has 1 axis", "is a picture", "(1, k)"])
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=["has 1 axis", "is a picture", "(1, k)"])
 
     def test_wrong_channels_name_both_shapes(self, refuses, photograph, save, tmp_path, command):
         kernel = save("kernel", np.random.default_rng(0).random((5, 4, 3, 3)))

@@ -118,8 +118,10 @@ def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
     def refused(*words, says, code=ExitCode.USAGE):
         refuses(*words, "-o", tmp_path / "o.safetensors", code=code, says=says)
 
-    refused("invert", film, "--kernel", psf, says=["spans 3 axes (ZYX)", "has axes TYX", "--axes ZYX"])
-    refused("invert", plane, "--kernel", psf, says=["spans 3 axes", "has axes YX; give a kernel with 2 axes."])
+    says = ["spans 3 axes (ZYX)", "has axes TYX", "--axes ZYX"]
+    refused("invert", film, "--kernel", psf, says=says, code=ExitCode.INPUT_REFUSED)
+    says = ["spans 3 axes", "has axes YX; give a kernel with 2 axes."]
+    refused("invert", plane, "--kernel", psf, says=says, code=ExitCode.INPUT_REFUSED)
     says = ["is for 3 channels", "--dimensions 3"]
     refused("forward", stack, "--kernel", kernel, says=says, code=ExitCode.INPUT_REFUSED)
     refused("forward", stack, "--kernel", kernel, "--axes", "ZYYX", says="axes 'ZYYX'")

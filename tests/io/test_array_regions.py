@@ -100,20 +100,20 @@ def test_a_picture_becomes_an_array_in_the_order_of_tensors(tmp_path, imagej_fil
         open_regions(tmp_path / "out.npy", tensor="image")
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+@pytest.mark.parametrize("suffix", [".tif", ".npy", ".zarr"])
 def test_the_first_of_two_that_make_room_wins(tmp_path, monkeypatch, suffix):
     samples = np.random.default_rng(2).random((64, 48)).astype("float32")
     tifffile.imwrite(tmp_path / "in.tif", samples, tile=(32, 16))
     target = planned(open_regions(tmp_path / "in.tif"), tmp_path / f"out{suffix}")
-    link = region_arrays.os.link
+    name_new = region_arrays.atomic.name_new
 
     def other_is_quicker(own, partial):
-        monkeypatch.setattr(region_arrays.os, "link", link)
+        monkeypatch.setattr(region_arrays.atomic, "name_new", name_new)
         target.create()
         target.write((slice(0, 64), slice(0, 48)), samples)
-        link(own, partial)
+        name_new(own, partial)
 
-    monkeypatch.setattr(region_arrays.os, "link", other_is_quicker)
+    monkeypatch.setattr(region_arrays.atomic, "name_new", other_is_quicker)
     target.create()
     target.finish({})
     found = open_regions(target.path).read((slice(0, 64), slice(0, 48)))

@@ -3,6 +3,7 @@
 import hashlib
 import struct
 import zlib
+from dataclasses import replace
 
 import imagecodecs
 import numpy as np
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import read_image
+from deconv_cli.io.image import is_result
+from deconv_cli.io.tensors import open_data
 
 
 def planes(array, axes):
@@ -248,3 +251,27 @@ def test_a_pyramid_says_what_is_left_of_it(tmp_path, rng):
     (note,) = read_image(tmp_path / "p.ome.tif").notes
     assert "pyramid" in note
     assert "smaller levels: 2" in note
+
+
+@pytest.mark.parametrize("name", ["a.png", "deep.png", "a.jpg", "a.webp", "a.tif"])
+def test_whether_a_file_is_a_result_is_told_by_its_metadata_alone(tmp_path, rewrite, name):
+    wide = np.random.default_rng(1).integers(0, 256, (300, 200, 3)).astype("uint16" if name == "deep.png" else "uint8")
+    (tmp_path / "in.png").write_bytes(imagecodecs.png_encode(wide))
+    path = tmp_path / name
+    rewrite(tmp_path / "in.png", path, output_dtype=str(wide.dtype))
+    assert is_result(path)
+    assert not is_result(tmp_path / "in.png")
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
+    assert is_result(path)
+
+
+def test_samples_of_safetensors_are_read_without_the_others(tmp_path):
+    tensors = {"x": torch.arange(40.0).reshape(10, 4), "y": torch.arange(10), "scale": torch.tensor(2.0)}
+    save_file(tensors, tmp_path / "data.safetensors")
+    opened, whole = open_data(tmp_path / "data.safetensors"), []
+    rows = replace(opened, read=lambda name: whole.append(name) or tensors[name]).rows(3, 20)
+    assert whole == ["scale"]
+    assert torch.equal(rows["x"], tensors["x"][3:])
+    assert torch.equal(rows["y"], tensors["y"][3:])

@@ -113,7 +113,9 @@ def test_floats_are_rounded_with_a_word(tmp_path, source, planned):
     half = planned(tmp_path / "h.tif", source, output_dtype=OutputDType.FLOAT16).prepare(values)
     assert any("clipped to -65504 to 65504" in note for note in half.notes)
     single = planned(tmp_path / "s.tif", source).prepare(values)
-    assert any("rounded from float64 to float32" in note for note in single.notes)
+    assert any(
+        "rounded from float64 to float32 (output_dtype=float64 keeps all digits)" in note for note in single.notes
+    )
     assert planned(tmp_path / "s.tif", source).prepare(values.float()).notes == ()
 
 

@@ -12,7 +12,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.differences import Gradient
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers import admm
+from deconv_cli.solvers import admm, strip
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Status
 from deconv_cli.solvers.total_variation import TotalVariationEstimator
@@ -72,6 +72,17 @@ def test_it_is_the_minimum_under_every_border(taps, boundary):
     torch.testing.assert_close(
         estimate.frame(solution.value), estimate.frame(expected.expand_as(solution.value)), rtol=0, atol=1e-3
     )
+
+
+def test_a_torus_of_a_fast_length_leaves_the_minimum_as_it_is(monkeypatch):
+    estimate = estimator(BLUR, size=(21, 27), tolerance=1e-4)  # 23 × 29 with the border
+    _, y = blocks(estimate)
+    found = estimate.solve(y)
+    monkeypatch.setattr(strip, "near_fast_size", lambda n: n)
+    exact = estimate.solve(y)
+    assert found.status is exact.status is Status.CONVERGED
+    torch.testing.assert_close(estimate.frame(found.value), estimate.frame(exact.value), rtol=0, atol=1e-3)
+    assert not torch.equal(found.value, exact.value)  # the lengths did differ
 
 
 def test_edges_are_sharper_than_under_a_quadratic_penalty():

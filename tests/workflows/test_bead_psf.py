@@ -76,6 +76,18 @@ def test_full_samples_are_told_by_the_dtype():
     assert found.n_used == 9 - n_full
 
 
+def test_one_saturated_star_does_not_hide_the_others():
+    places = torch.randint(12, 148, (24, 2), generator=torch.Generator().manual_seed(5))
+    x = torch.full((1, 160, 160), 50.0)
+    x[0, places[:, 0], places[:, 1]] += torch.linspace(5000, 30000, 24)
+    x[0, 80, 80] = 3e6
+    y = deconv_cli.forward(x, deconv_cli.make_kernel("moffat:4@2.8"), boundary="reflect")[0]
+    y = (y + 5 * torch.randn(y.shape, generator=torch.Generator().manual_seed(6))).round().clamp(0, 65535)
+    found = deconv_cli.psf_from_beads(y.to(torch.uint16))
+    assert found.census.n_saturated == 1
+    assert found.widths == pytest.approx((4, 4), rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [

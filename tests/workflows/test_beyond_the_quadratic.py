@@ -114,6 +114,19 @@ def test_saturated_stars_under_richardson_lucy_are_noted():
     assert result.excess is None
 
 
+@pytest.mark.parametrize(("scale", "is_noted"), [(1, False), (1 / 255, True)])
+def test_a_truth_on_another_scale_is_noted(scale, is_noted):
+    x, y = stars(size=(40, 40))
+    result = deconv_cli.invert(255 * y, KERNEL, lam=1e-3, truth=255 * scale * x)
+    assert any("bring both to one scale" in note for note in result.notes) == is_noted
+
+
+def test_a_kernel_larger_than_an_array_is_named_as_the_cause():
+    y = random((1, 20, 20), seed=3).float()
+    doubts = deconv_cli.invert(y, torch.ones(31, 31) / 961).doubts
+    assert any("the kernel of 31×31 taps is larger than the data of 20×20" in doubt.sentence for doubt in doubts)
+
+
 def test_a_bias_is_subtracted_first():
     _, y = stars(channels=1)
     kernel, bias = KERNEL[None, None], torch.tensor([2.0])

@@ -17,7 +17,7 @@ from deconv_cli.io.codec import StoredImage, WriteRequest
 from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import Array, Layout, working_bytes
 from deconv_cli.io.limits import array_bytes, check_expansion, check_zip
-from deconv_cli.io.region_arrays import PartialFile, Region, RegionSource, RegionTarget, put_in_place, refusing_to_write
+from deconv_cli.io.region_arrays import Region, RegionSource, RegionTarget, put_in_place, refusing_to_write
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile
 
 _ENTRY = ".npy"
@@ -154,7 +154,7 @@ class NpySource(RegionSource):
 
 
 @dataclass(frozen=True, eq=False)
-class NpyTarget(PartialFile):
+class NpyTarget(RegionTarget):
     """A `.npy` file in the making, into which every writer writes its rows."""
 
     def _make(self, own: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import ALPHA_NOTE, Codec, PictureCodec, StoredImage, WriteRequest, is_opaque
+from deconv_cli.io.codec import ALPHA_NOTE, Codec, PictureCodec, StoredImage, WriteRequest, is_opaque, zeros_of
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata, PixelDensity, put_record, split_exif
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 _BYTES_PER_PIXEL = 3
+_GRAY_MODES = ("L", "LA", "1", "I", "I;16", "I;16B")
 _NEVER_CARRIED = {
     **{"XMP": "xmp", "Photoshop": "photoshop", "comment": "comment"},
     **{"PNG chunk cHRM": "chromaticity", "PNG chunk cICP": "coding"},
@@ -45,8 +46,8 @@ class PillowCodec(PictureCodec):
     """Pillow's arguments for every picture that is written."""
 
     @contextmanager
-    def opened(self, path: Path, data: bytes | None = None) -> Iterator[ImageFile]:
-        """Open a picture, or `data` in its place, and decode it once its size has been checked; refuse animations."""
+    def opened(self, path: Path, data: bytes | None = None, *, decodes: bool = True) -> Iterator[ImageFile]:
+        """Open a picture, or `data` in its place; check its size, then decode it; refuse animations."""
         n_bytes = path.stat().st_size
         limits.check_budget(path, n_bytes)
         module, kind = self.plugin
@@ -60,13 +61,20 @@ class PillowCodec(PictureCodec):
                     f"'{path}' should be one picture, but is an animation of {n_frames} frames; export the frames as "
                     "a TIFF stack."
                 )
-            image.load()
+            if decodes:
+                image.load()
             yield image
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read a picture."""
         with self.opened(path) as image:
             return _stored(image, *_plain_samples(path, image))
+
+    def read_header(self, path: Path) -> StoredImage:
+        """Read the metadata before the samples, where deconv writes its record."""
+        with self.opened(path, decodes=False) as image:
+            size = (image.height, image.width)
+            return _stored(image, zeros_of(size if image.mode in _GRAY_MODES else (*size, 3), "uint8"), ())
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a picture."""
@@ -77,7 +85,12 @@ class PillowCodec(PictureCodec):
 
     def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
         """List Pillow's arguments for the metadata of a picture, and for the record of the run."""
-        return _save_options(image.metadata)
+        known = image.metadata
+        options: dict[str, Any] = {"icc_profile": known.icc_profile, "exif": known.exif}
+        if known.density:
+            per_inch = known.density.per("inch")
+            options["dpi"] = (float(per_inch.x), float(per_inch.y))
+        return {name: value for name, value in options.items() if value}
 
 
 def _plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
@@ -99,14 +112,9 @@ def _stored(
     image: Image,
     samples: Array,
     notes: tuple[str, ...],
-    record: dict[str, Any] | None = None,
     native: dict[str, Any] | None = None,
 ) -> StoredImage:
-    """Add the metadata of an opened picture to its samples and notes.
-
-    The record of the run that wrote it is sought in the EXIF block if it is `None`; `native` is metadata of the format
-    alone.
-    """
+    """Add the metadata of an opened picture to its samples and notes; `native` is metadata of the format alone."""
     block, orientation, inside = split_exif(image.info.get("exif"))
     return StoredImage(
         samples=samples,
@@ -118,7 +126,7 @@ def _stored(
             native=native or {},
             unsupported=tuple(name for name, key in _NEVER_CARRIED.items() if image.info.get(key)),
         ),
-        record=record or inside,
+        record=records.decode_record(image.info.get(records.KEYWORD)) or inside,
         orientation=orientation,
         notes=notes,
     )
@@ -129,15 +137,6 @@ def _density(dpi: Any) -> PixelDensity | None:  # noqa: ANN401
         return None
     x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
     return PixelDensity(x, y, "inch") if x and y else None
-
-
-def _save_options(known: Metadata) -> dict[str, Any]:
-    """List Pillow's arguments for the metadata that all these formats share."""
-    options: dict[str, Any] = {"icc_profile": known.icc_profile, "exif": known.exif}
-    if known.density:
-        per_inch = known.density.per("inch")
-        options["dpi"] = (float(per_inch.x), float(per_inch.y))
-    return {name: value for name, value in options.items() if value}
 
 
 class Bmp(PillowCodec):
@@ -225,11 +224,11 @@ class Jpeg(ExifCodec):
             raise ValueError(f"it has {n_scans} scans, but a normal file has about ten")  # each takes time
         # The decoder invents rows that are missing before the end marker. Without that marker it asks for more bytes.
         with self.opened(path, data[:end] + _LOOKAHEAD if n_scans == 1 and end < len(data) else data) as image:
-            stored = _stored(image, *_plain_samples(path, image))
+            samples, notes = _plain_samples(path, image)
             tables: dict[int, list[int]] = getattr(image, "quantization", {})
             if "mp" in image.info:
-                stored = stored.noting("the file holds more pictures after the first, which were not read")
-            return replace(stored, jpeg_table=tuple(tables[min(tables)]) if tables else None)
+                notes += ("the file holds more pictures after the first, which were not read",)
+            return replace(_stored(image, samples, notes), jpeg_table=tuple(tables[min(tables)]) if tables else None)
 
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; some are too large for the format."""
@@ -282,14 +281,13 @@ class Png(PillowCodec):
             if color_type == 0 and bit_depth in (2, 4):
                 notes = (*notes, f"{bit_depth}-bit gray was read as 0 to 255")
             texts = {str(keyword): str(text) for keyword, text in getattr(image, "text", {}).items()}
-            record = records.decode_record(texts.pop(records.KEYWORD, None))
-            native: dict[str, Any] = {_TEXT + keyword: text for keyword, text in texts.items()}
+            native: dict[str, Any] = {_TEXT + name: text for name, text in texts.items() if name != records.KEYWORD}
             if "gamma" in image.info:
                 native[_CHUNK + "gAMA"] = struct.pack(">I", round(100_000 * image.info["gamma"]))
             if "srgb" in image.info:
                 native[_CHUNK + "sRGB"] = bytes([image.info["srgb"]])
             image.info["coding"] = has_coding
-            return _stored(image, samples, notes, record, native)
+            return _stored(image, samples, notes, native)
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a picture: the samples by imagecodecs, everything else by Pillow around a single pixel."""
@@ -305,7 +303,7 @@ class Png(PillowCodec):
             else:
                 info.add_itxt(name.removeprefix(_TEXT), str(content), zip=len(str(content)) > _LONG_TEXT)
         stream = io.BytesIO()
-        Image.new("L", (1, 1)).save(stream, "PNG", pnginfo=info, **_save_options(image.metadata))
+        Image.new("L", (1, 1)).save(stream, "PNG", pnginfo=info, **self.metadata_arguments(image))
         described, encoded = stream.getvalue(), imagecodecs.png_encode(np.array(image.samples, order="C"))
         between = described[_END_OF_HEADER : described.rindex(b"IDAT") - 4]
         path.write_bytes(encoded[:_END_OF_HEADER] + between + encoded[_END_OF_HEADER:])

@@ -101,8 +101,12 @@ class Safetensors(TensorCodec):
             tensor: Tensor = opened.get_tensor(name)
             return tensor.clone()
 
+        def read_rows(name: str, start: int, stop: int) -> Tensor:
+            tensor: Tensor = opened.get_slice(name)[start:stop]
+            return tensor.clone()
+
         record = records.decode_record((opened.metadata() or {}).get(records.KEYWORD))
-        return TensorFile(path, shapes, read, record)
+        return TensorFile(path, shapes, read, record, read_rows)
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write one tensor with the record."""

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from deconv_cli.io.codecs.tiff_writer import write_empty_tiff, write_record
 from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import Array
 from deconv_cli.io.limits import allowing, memory_budget
-from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.region_arrays import (
-    PartialFile,
     Region,
     RegionSource,
+    RegionTarget,
     overlap,
     put_in_place,
     refusing_to_write,
@@ -182,10 +181,8 @@ class TiffSource(RegionSource):
 
 
 @dataclass(frozen=True, eq=False)
-class TiffTarget(PartialFile):
+class TiffTarget(RegionTarget):
     """A plain or OME file in the making: BigTIFF of its final size, which any process writes whole tiles into."""
-
-    metadata: Metadata = field(default_factory=Metadata)
 
     def _make(self, own: Path) -> None:
         image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record={})

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,16 @@ from deconv_cli.io.codecs.zarr_source import (
     open_stored,
     zarr_package,
 )
-from deconv_cli.io.files import FOLDER, list_members, read_member, refuse_special, refusing_damage, remove
+from deconv_cli.io.files import FOLDER, list_members, read_member, refusing_damage, remove
 from deconv_cli.io.layout import Array, Layout, rename_batch, working_bytes
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.io.region_arrays import Region, RegionSource, RegionTarget, put_in_place, refusing_to_write
+from deconv_cli.io.region_arrays import (
+    Region,
+    RegionSource,
+    RegionTarget,
+    put_in_place,
+    refusing_to_write,
+)
 
 OME_SUFFIX = ".ome.zarr"
 FORMAT_FILE = "zarr.json"
@@ -47,8 +53,8 @@ _MAX_CHUNK_BYTES = 64 * 2**20
 _CHUNKS = {"YX": 512, "ZYX": 256}
 """Rows and columns of a chunk of planes and of stacks, which are cut along Z too."""
 _DEPTH = 32
-_PLAN = "plan.json"
-"""Marks a folder of chunks of an unfinished result, and describes that result."""
+_CONFIG = {"write_empty_chunks": True}
+"""Chunks of zeros are written too, so that every missing chunk is one that was forgotten."""
 
 
 class Zarr(Codec):
@@ -105,13 +111,12 @@ class Zarr(Codec):
         return Metadata(), [*lost, *kept.native, *kept.native_of_channels]
 
     def write(self, path: Path, image: StoredImage) -> None:
-        """Write all chunks, and then their descriptions."""
-        documents = _describe_array(path, image, _chunk_of(image.shape, image.axes))
+        """Write all chunks, and then the metadata."""
+        array = _create(path, image, _chunk_of(image.shape, image.axes))
         samples = np.asarray(image.samples)
-        array = _open_described(path, documents, _member_of(image.metadata))
         for region in _each_unit(array):
             array[region] = samples[region]
-        write_descriptions(path, documents, image)
+        _write_attributes(path, image)
 
     def open_regions(self, path: Path, member: str | int | None) -> RegionSource:
         """Open an array, or the full resolution of an image."""
@@ -126,11 +131,7 @@ class Zarr(Codec):
         is_like = isinstance(source, ZarrSource) and source.axes in ("", image.axes)
         keeps = is_like and 8 * math.prod(source.chunk) <= _MAX_CHUNK_BYTES and len(source.chunk) == len(image.axes)
         chunk = source.chunk if keeps else _chunk_of(image.shape, image.axes)
-        return ZarrTarget(
-            *(request.path, image.shape, request.dtype, image.axes, chunk, image.notes),
-            documents=tuple(_describe_array(request.path, image, chunk).items()),
-            metadata=image.metadata,
-        )
+        return ZarrTarget(request.path, image.shape, request.dtype, image.axes, chunk, image.notes, image.metadata)
 
 
 ZARR = Zarr()
@@ -168,15 +169,14 @@ def _chunk_of(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
     return tuple(min(n, largest.get(letter, 1)) for letter, n in zip(axes, shape, strict=True))
 
 
-def _describe_array(path: Path, image: StoredImage, chunk: tuple[int, ...]) -> dict[str, str]:
-    """Return the description of an array, and of the group around it, as texts by file name."""
+def _create(path: Path, image: StoredImage, chunk: tuple[int, ...]) -> Any:  # noqa: ANN401 (a zarr.Array)
+    """Make an array in a folder, and the group around it; no chunk is written yet."""
     with zarr_package(path) as zarr:
-        made: dict[str, Any] = {}
-        store = zarr.storage.MemoryStore(store_dict=made)
+        store = zarr.storage.LocalStore(path)
         member = _member_of(image.metadata)
         if member:
             zarr.create_group(store=store)
-        zarr.create_array(
+        return zarr.create_array(
             store=store,
             name=member or None,
             shape=image.shape,
@@ -186,37 +186,19 @@ def _describe_array(path: Path, image: StoredImage, chunk: tuple[int, ...]) -> d
             # Of the whole chunk, so that a damaged one is noticed.
             compressors=zarr.codecs.ZstdCodec(level=1, checksum=True),
             dimension_names=[letter.lower() for letter in image.axes],
-        )
-        return {name: bytes(content.to_bytes()).decode() for name, content in made.items()}
-
-
-def _open_described(path: Path, documents: dict[str, str], member: str) -> Any:  # noqa: ANN401 (a zarr.Array)
-    """Open an array for writing that has no description of its own yet, only chunks.
-
-    As long as a folder lacks its description, no program reads it as an array.
-    """
-    with zarr_package(path) as zarr:
-        content = {name: zarr.core.buffer.cpu.Buffer.from_bytes(text.encode()) for name, text in documents.items()}
-        memory = zarr.storage.MemoryStore(store_dict=content, read_only=True)
-        described = zarr.open_array(store=memory, path=member, mode="r")
-        place = zarr.storage.StorePath(zarr.storage.LocalStore(path), member)
-        # Chunks of zeros are written too, so that every missing chunk is one that was forgotten.
-        return zarr.Array(
-            zarr.AsyncArray(metadata=described.metadata, store_path=place, config={"write_empty_chunks": True})
+            config=_CONFIG,
         )
 
 
-def write_descriptions(path: Path, documents: dict[str, str], image: StoredImage) -> None:
-    """Write the descriptions that turn a folder of chunks into an array or an image; that of the folder comes last."""
+def _write_attributes(path: Path, image: StoredImage) -> None:
+    """Add the record of the run to a folder of chunks, and the metadata of an image."""
     attributes: dict[str, Any] = {records.KEYWORD: image.record or {}}
     if member := _member_of(image.metadata):
-        windows = _windows(_open_described(path, documents, member), image.axes)
+        windows = _windows(open_stored(path, member), image.axes)
         attributes |= group_attributes(member, image.axes, image.metadata, windows)
-    root = json.loads(documents[FORMAT_FILE])
+    root = json.loads((path / FORMAT_FILE).read_text(encoding="utf-8"))
     root["attributes"] = root.get("attributes", {}) | attributes
-    complete = documents | {FORMAT_FILE: json.dumps(root, allow_nan=False, indent=2)}
-    for name in sorted(complete, key=lambda name: -name.count("/")):
-        (path / name).write_bytes(complete[name].encode())
+    (path / FORMAT_FILE).write_bytes(json.dumps(root, allow_nan=False, indent=2).encode())
 
 
 def _windows(array: Any, axes: str) -> list[tuple[float, float]]:  # noqa: ANN401 (a zarr.Array)
@@ -239,75 +221,52 @@ def _each_unit(array: Any) -> Iterator[tuple[slice, ...]]:  # noqa: ANN401 (a za
 
 @dataclass(frozen=True, eq=False)
 class ZarrTarget(RegionTarget):
-    """The chunks of an unfinished Zarr, in a folder of a hidden name."""
+    """An unfinished Zarr, in a folder of a hidden name; it gets its metadata last."""
 
-    documents: tuple[tuple[str, str], ...] = ()
-    """The descriptions of the array and its group, by their names."""
-    metadata: Metadata = field(default_factory=Metadata)
+    def _make(self, own: Path) -> None:
+        _create(own, self._described({}), self.unit)
 
-    @property
-    def folder(self) -> Path:
-        """The folder of the chunks."""
-        return partial_path(self.path)
+    def _is_like(self, found: Path, new: Path) -> bool:
+        """Compare the descriptions of array and group; those with a record are of a finished result."""
+        described = [name for name, *_ in list_members(new)]
+        return not found.is_symlink() and all(
+            read_member(found / name) == read_member(new / name) for name in described
+        )
 
-    def create(self) -> bool:
-        """Write the plan; chunks of an earlier run stay if its plan was the same."""
-        plan = json.dumps(self.documents).encode()
-        with refusing_to_write(self.path):
-            if self.folder.is_symlink():
-                remove(self.folder)
-            refuse_special(self.folder / _PLAN)
-            before = read_member(self.folder / _PLAN) if self.is_begun() else None
-            if before == plan:
-                return True
-            # Another plan is that of another run; data without a plan are a finished result. Both are removed: another
-            # process of this run would have written this plan.
-            if before is not None or (self.folder / FORMAT_FILE).is_file():
-                remove(self.folder)
-            self.folder.mkdir(exist_ok=True)
-            (self.folder / _PLAN).write_bytes(plan)
-            return False
+    def _described(self, record: dict[str, Any]) -> StoredImage:
+        return StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record)
 
     def read(self, region: Region) -> Array:
         """Read chunks that were written."""
         with refusing_damage(self.path, f"a {NAME}"):
-            found: Array = np.asarray(self._open(self.folder if self.is_begun() else self.path)[region])
+            found: Array = np.asarray(open_stored(self._written, _member_of(self.metadata))[region])
             return found
-
-    def is_begun(self) -> bool:
-        """Look for the plan."""
-        return (self.folder / _PLAN).is_file()
 
     def write(self, region: Region, samples: Array) -> None:
         """Write whole chunks."""
         self.check_units(region)
-        with refusing_to_write(self.path):
-            self._open(self.folder)[region] = samples
+        with refusing_to_write(self.path), zarr_package(self.path) as zarr:
+            store = zarr.storage.LocalStore(partial_path(self.path))
+            stored = zarr.open_array(store=store, path=_member_of(self.metadata), mode="r+")
+            # `open_array` takes no configuration.
+            array = zarr.Array(zarr.AsyncArray(metadata=stored.metadata, store_path=stored.store_path, config=_CONFIG))
+            array[region] = samples
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Write the descriptions, and rename the folder."""
+        """Write the metadata, and rename the folder."""
         complete = records.without_folders(records.complete_record(record, self.shape, self.dtype, None))
-        image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record=complete)
+        folder = partial_path(self.path)
         with refusing_to_write(self.path):
-            n_missing, n_files = count_missing(self.folder / _member_of(self.metadata), self.shape, self.unit)
+            n_missing, n_files = count_missing(folder / _member_of(self.metadata), self.shape, self.unit)
             if n_missing:  # they would be read as zeros
                 raise FileAccessError(
                     f"'{self.path}' should have {n_files} files of samples, but {n_missing} are missing in "
-                    f"'{self.folder}'; run again to write them."
+                    f"'{folder}'; run again to write them."
                 )
-            write_descriptions(self.folder, dict(self.documents), image)
-            for name in [name for name, *_ in list_members(self.folder) if name.endswith(HALF_WRITTEN)]:
-                remove(self.folder / name)
+            _write_attributes(folder, self._described(complete))
+            for name in [name for name, *_ in list_members(folder) if name.endswith(HALF_WRITTEN)]:
+                remove(folder / name)
             put_in_place(self.path)
-            remove(self.path / _PLAN)  # the last step: as long as the plan is there, a resumed run does all this again
-
-    def discard(self) -> None:
-        """Remove the chunks."""
-        with refusing_to_write(self.path):
-            remove(self.folder)
-
-    def _open(self, folder: Path) -> Any:  # noqa: ANN401 (a zarr.Array)
-        return _open_described(folder, dict(self.documents), _member_of(self.metadata))
 
 
 _VERSION = "0.5"

@@ -33,7 +33,7 @@ HALF_WRITTEN = ".partial"
 _LAYOUT = "bioformats2raw.layout"
 """Marks a group that holds several images, called 0, 1, ..."""
 _PARTS_TO_OPEN, _MAX_CODECS = 64, 16
-_DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs", "plan.json")
+_DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs")
 """Files of an array that hold no samples."""
 FLAVOR = "ome-zarr"
 """Of `Metadata.flavor`."""
@@ -271,10 +271,6 @@ def _density(scale: dict[str, float], units: dict[str, str]) -> tuple[PixelDensi
     unknown = sorted({units[letter] for letter in space if units[letter] not in UNITS and units[letter]})
     if unknown or len({bool(units[letter]) for letter in space}) > 1:
         return None, (f"OME-Zarr scale in {', '.join(unknown) or 'mixed units'}",)
-    sizes = {a: Fraction(str(scale[a])) * (_in_unit(units[a], unit) if unit else 1) for a in space}
+    lengths = {a: METERS[UNITS[units[a]]] / METERS[unit] if unit else 1 for a in space}
+    sizes = {a: Fraction(str(scale[a])) * length for a, length in lengths.items()}
     return PixelDensity(1 / sizes["X"], 1 / sizes["Y"], unit, sizes.get("Z")), ()
-
-
-def _in_unit(name: str, unit: str) -> Fraction:
-    """Convert a unit of OME-Zarr to a unit of a resolution."""
-    return METERS[UNITS[name]] / METERS[unit]
