@@ -104,7 +104,7 @@ class KernelGroup(LazyGroup):
         "extract": ("kernel_make", "extract", "EXTRACT_EXAMPLE"),
         "fit": ("kernel_fit", "fit", "EXAMPLE"),
         "from-beads": ("kernel_make", "from_beads", "BEADS_EXAMPLE"),
-        "microscope": ("kernel_make", "microscope", "MICROSCOPE_EXAMPLE"),
+        "microscope": ("microscope_kernel", "microscope", "EXAMPLE"),
     }
 
 

@@ -20,7 +20,7 @@ from deconv_cli.commands.console import about, print_answer, print_document, pri
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import BatchOptions, FileOptions, PrintOptions, WorkOptions, print_workers
 from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_duration
-from deconv_cli.commands.work import Job, JobResult, Process, Work, is_large, print_nothing
+from deconv_cli.commands.work import Job, JobResult, LargeInput, Process, Work, is_large, print_nothing
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError, as_too_large
 from deconv_cli.prompt_sentences import with_options
 from deconv_cli.schedulers.scheduler import Finished, Scheduler, attempt
@@ -64,28 +64,25 @@ class Manifest:
     def add(self, job: Job, result: JobResult) -> None:
         """Note the result of a job."""
         record = result.record
-        self._write(
+        self.write(
             job,
             status="doubted" if result.doubts else "done",
             input_sha256=record["inputs"][0]["sha256"],
             samples_sha256=record["output"].get("samples_sha256"),
-            doubts=[with_options(doubt) for doubt in result.doubts],
-            warnings=[with_options(warning) for warning in result.warnings],
-            notes=[with_options(note) for note in record["notes"]],
+            doubts=result.doubts,
+            warnings=record.get("warnings", []),
+            notes=record["notes"],
             rerun=record["rerun"],
             seconds=round(result.seconds, 4),
         )
-
-    def add_failure(self, job: Job, sentence: str) -> None:
-        """Note why a job failed."""
-        self._write(job, status="failed", error=sentence)
 
     def close(self) -> None:
         """Close the file."""
         with self._explaining():
             self._stream.close()
 
-    def _write(self, job: Job, **members: object) -> None:
+    def write(self, job: Job, **members: object) -> None:
+        """Write the line of a job."""
         # In ASCII, since a file name may hold bytes that are no UTF-8.
         line = json.dumps({"input": str(job.source), "output": str(job.target)} | members)
         with self._explaining():
@@ -123,16 +120,17 @@ class BatchTask:
 
     def __call__(self, number: int) -> JobResult | None:
         """Read, process and write the input of one job; return `None` if it has too many samples. Errors are raised."""
-        job, started = self._jobs[number], time.perf_counter()
+        job = self._jobs[number]
+        progress = self.progress_of(job)
         if self._process is None:
             self._process = self._work.open()
         most = self.most_samples
         with _READING:
-            source = replace(self._work.read(job.source), started=started)
-            if most is not None and (source.large is not None or source.image.values.numel() > most):
+            source = self._work.read(job)
+            if most is not None and (isinstance(source, LargeInput) or source.values.numel() > most):
                 return None
-        result = self._process(job, source, self.progress_of(job))
-        result = replace(result, seconds=time.perf_counter() - started)
+        result = self._process(job, source, progress)
+        result = replace(result, seconds=time.perf_counter() - progress.started)
         return result if self._keeps_images else replace(result, print_summary=print_nothing)
 
 
@@ -147,11 +145,6 @@ class Batch:
         self, command: str, files: FileOptions, printed: PrintOptions, options: BatchOptions, workers: WorkOptions
     ) -> None:
         self._command, self._printed, self._options, self._workers = command, printed, options, workers
-        if workers.are_given and printed.verbose:
-            raise UsageError(
-                "--verbose prints the work of this process, but other processes do the work; leave it out, or leave "
-                "out --jobs and --scheduler."
-            )
         self._replaces = files.force
         self._manifest: Manifest | None = None
         if options.manifest is not None:
@@ -172,6 +165,11 @@ class Batch:
             DeconvError: the only job failed, or the kernel cannot be read.
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
+        if len(jobs) > 1 and self._workers.are_given and self._printed.verbose:
+            raise UsageError(
+                "--verbose prints the work of this process, but other processes do the work; leave it out, or leave "
+                "out --jobs and --scheduler."
+            )
         started = time.monotonic()
         skipped = {job for job in jobs if self._options.skip_existing and job.target.exists()}
         wanted = [job for job in jobs if job not in skipped]
@@ -294,7 +292,7 @@ class Batch:
             else:
                 sentence, code = f"unexpected {type(error).__name__}: {error}", ExitCode.FAILURE
             if self._manifest is not None:
-                self._manifest.add_failure(job, sentence)
+                self._manifest.write(job, status="failed", error=sentence)
             if job.n_jobs == 1:
                 raise error
             if not isinstance(error, DeconvError):
@@ -318,7 +316,7 @@ class Batch:
             name = "" if is_only else str(job.source)
             for doubt in done.doubts:
                 self._tell(name, doubt, print_warning, N_NAMED)
-            for warning in () if printed.quiet else done.warnings:
+            for warning in () if printed.quiet else record.get("warnings", ()):
                 self._tell(name, warning, print_warning)
             notes, codec = list(record.get("notes", ())), codec_named(job.source)
             if record.get("light_reason") and not is_only and codec is not None and codec.is_picture:

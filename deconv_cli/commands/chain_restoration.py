@@ -7,20 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from deconv_cli.commands.block_restoration import BlockWork
+from deconv_cli.commands.invert_options import ExtraOutputs, InvertOptions
 from deconv_cli.commands.option_groups import OptionValues, option
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.summary import print_chain_summary
 from deconv_cli.commands.user_code import MODEL_FILES, ModelOptions, describe_warnings, open_module, running_user_code
-from deconv_cli.commands.work import ExtraOutputs, Job, JobResult, LoadedFile
+from deconv_cli.commands.work import Job, JobResult
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import OutputDType
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from deconv_cli.report.chain_page import ModelInput
+    from deconv_cli.io import ImageFile
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 """Usual values of black and white in the inputs of networks."""
@@ -57,12 +57,13 @@ class Chain:
 
     def as_options(self) -> OptionValues:
         """List the options that would be typed again."""
-        options = {"--kernel": self.path, "--layers": self.layers, "--time-limit": self.time_limit}
-        return options | _typed(self.model)
-
-
-def _typed(model: ModelOptions) -> OptionValues:
-    return {f"--{name.replace('_', '-')}": value for name, value in vars(model).items()}
+        return {
+            "--kernel": self.path,
+            "--layers": self.layers,
+            "--time-limit": self.time_limit,
+            "--model": self.model.model,
+            "--init": self.model.init,
+        }
 
 
 def read_chain(
@@ -75,15 +76,15 @@ def read_chain(
 ) -> Chain | None:
     """Read the options of a chain; `None` without `--layers`. Idle options are a `UsageError`."""
     if layers is None:
-        options = {"--time-limit": time_limit, **_typed(model)}
+        options = {"--time-limit": time_limit, "--model": model.model, "--init": model.init}
         idle = [name for name, value in options.items() if value is not None]
         if idle:
             advice = "add it, or write the layer to a file with deconv kernel extract and give that as --kernel"
             advice = "leave it out" if idle[0] == "--time-limit" else advice
             raise UsageError(f"{idle[0]} is for --layers, which is missing; {advice}.")
         return None
-    given = [name for name, value in others.items() if value is not None]
-    given += ["--truth, --error-map or --trust-mask"] if extra.is_prediction_kept else []
+    given = list(others)
+    given += ["--truth, --error-map or --trust-mask"] if extra.kept_options else []
     if given:
         raise UsageError(f"--layers does not go with {given[0]}; leave one of the two out.")
     if kernel is None or len(kernel) != 1:
@@ -91,50 +92,45 @@ def read_chain(
     return Chain(layers, kernel[0], model, time_limit)
 
 
-def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, tuple[str, ...]]:
-    """Read the model and choose its layers; returns the layers with their names, a description of the model, and notes.
+class ChainRestoration:
+    """Restores the input of a chain of layers from one activation after another.
 
     Raises:
         UsageError: the model lacks these layers, they do not follow one another, or the file has weights only.
         InputRefusedError: a file that is unsafe, damaged or no model.
     """
-    from deconv_cli.chains.chain_layers import check_order, choose_layers
-    from deconv_cli.report.chain_page import ModelInput
 
-    stored, built = open_module(chain.path, chain.model)
-    module = built or stored.module
-    if module is None:
-        raise UsageError(
-            f"'{chain.path}' holds weights without the layers that use them; give the weights, and name the class "
-            "with --model file.py:Class."
-        )
-    parent, layers = choose_layers(module, chain.layers)
-    notes = stored.notes
-    if not check_order(parent, layers):
-        notes += (f"{type(parent).__name__} could not be run, so it is assumed to apply these layers in this order",)
-    source = ModelInput(str(chain.path), stored.kind, stored.sha256, chain.model.model, chain.layers)
-    return layers, source, notes
+    def __init__(self, chain: Chain, work: InvertOptions) -> None:
+        from deconv_cli.chains.chain_layers import check_order, choose_layers
+        from deconv_cli.report.chain_page import ModelInput
 
-
-class ChainRestoration:
-    """Restores the input of a chain of layers from one activation after another."""
-
-    def __init__(self, chain: Chain, work: BlockWork) -> None:
         self._chain, self._work = chain, work
         self._settings = ReconstructionSettings.trusted(**work.settings)
         with running_user_code(is_silent=True) as (_, caught):
-            self._layers, self._model, notes = load_chain(chain)
+            stored, built = open_module(chain.path, chain.model)
+            module = built or stored.module
+            if module is None:
+                raise UsageError(
+                    f"'{chain.path}' holds weights without the layers that use them; give the weights, and name the "
+                    "class with --model file.py:Class."
+                )
+            parent, self._layers = choose_layers(module, chain.layers)
+            notes = stored.notes
+            if not check_order(parent, self._layers):
+                name = type(parent).__name__
+                notes += (f"{name} could not be run, so it is assumed to apply these layers in this order",)
+        self._model = ModelInput(str(chain.path), stored.kind, stored.sha256, chain.model.model, chain.layers)
         self._notes = (*notes, *describe_warnings(caught))
 
-    def restore(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+    def restore(self, job: Job, source: ImageFile, progress: WorkProgress) -> JobResult:
         """Restore one input, write the result, and describe it."""
         from deconv_cli.chains.chain_inversion import chain_input_shape, invert_chain
         from deconv_cli.io.atomic import write_page
         from deconv_cli.io.codec import codec_of_suffix
         from deconv_cli.report.chain_page import ChainRun, describe_chain_run, render_chain
 
-        started, work = source.started, self._work
-        image = work.move(source.image)
+        work = self._work
+        image = work.move(source)
         shape = chain_input_shape(image.values, self._layers, self._settings.input_size)
         # A tensor becomes a picture of whole numbers, and nobody said how.
         shows = not image.is_picture and work.files.output_dtype is None
@@ -157,17 +153,13 @@ class ChainRestoration:
             inversion=result,
             notes=(*self._notes, *image.notes, *describe_warnings(caught), *shown, *prepared.notes),
             rerun=work.rerun(job.source, options, job.target, None if shows else prepared.dtype),
-            **work.describe(job, image, prepared, result.image.dtype, started),
+            **work.describe(job, image, prepared, result.image.dtype, progress.started),
         )
         record = describe_chain_run(run)
         prepared.write(record)
         if work.extra.report is not None:
             write_page(work.extra.report, render_chain(run, image.values))
-        return JobResult(
-            record,
-            partial(print_chain_summary, run),
-            doubts=tuple(doubt.sentence for doubt in result.doubts),
-        )
+        return JobResult(record, partial(print_chain_summary, run))
 
 
 def as_picture(image: Tensor) -> tuple[Tensor, tuple[str, ...]]:

@@ -32,7 +32,7 @@ from deconv_cli.prompt_sentences import with_options
 from deconv_cli.vocabulary import SCHEMA, counted, nearest_name, package_version
 
 if TYPE_CHECKING:
-    from deconv_cli.gradients.findings import Finding, GradientReport
+    from deconv_cli.gradients.findings import Fault, Finding, GradientReport
 
 CONTEXT_SETTINGS = {"allow_extra_args": True}
 EXAMPLE = (
@@ -130,7 +130,7 @@ def check_grad(
     elif quiet:
         print_answer(record["conclusion"])
     else:
-        _print_findings(record, verbose=verbose)
+        _print_findings(report, record, verbose=verbose)
     if not quiet:
         for note in record["notes"]:
             print_note(note)
@@ -252,10 +252,11 @@ def _check_script(
     }
 
 
-def _print_findings(record: dict[str, Any], *, verbose: bool) -> None:
+def _print_findings(report: GradientReport, record: dict[str, Any], *, verbose: bool) -> None:
     """Print a table of parameters, then every fault with its line and reason, on stdout."""
     from rich.text import Text
 
+    from deconv_cli.gradients.findings import explain
     from deconv_cli.vocabulary import name_some
 
     console = table_console(stderr=False)
@@ -279,18 +280,18 @@ def _print_findings(record: dict[str, Any], *, verbose: bool) -> None:
         line("ratio: ‖gradient‖ / ‖parameter‖")
     if len(shown) < len(parameters):
         line(f"and {_count(p for p in parameters if p not in shown)} (--verbose lists them)")
-    details = {p["name"]: p["detail"] for p in parameters if p["detail"]}
-    printed = [
-        (fault, name_some(fault["parameters"]), next((details[n] for n in fault["parameters"] if n in details), None))
-        for fault in (*record["faults"], *record["remarks"])
+    details = {found.name: found.detail for found in report.parameters if found.detail}
+    printed: list[tuple[Fault | Finding, str, str]] = [
+        (fault, name_some(fault.parameters), next((details[n] for n in fault.parameters if n in details), ""))
+        for fault in (*report.faults(), *report.remarks())
     ]
-    faulty = {fault["verdict"] for fault in record["faults"]} - {"WRONG"}
-    printed += [(found, "the model", found["detail"]) for found in record["general"] if found["verdict"] not in faulty]
+    faulty = {fault.verdict for fault in report.faults()} - {"WRONG"}
+    printed += [(found, "the model", found.detail) for found in report.general if found.verdict not in faulty]
     for found, names, detail in printed:
         console.print()
-        line(f"{found['verdict']}: {names}", "bold")
-        for sentence in _explanation(found, detail):
-            line(sentence)
+        line(f"{found.verdict}: {names}", "bold")
+        for sentence in ([f"  {detail}"] if detail else []) + explain(found.causes):
+            line(sentence.replace("accept this finding", f"accept it with --expect {found.verdict}:NAME"))
     print_answer(record["conclusion"])
 
 
@@ -299,18 +300,6 @@ def _count(findings: Iterable[dict[str, Any]]) -> str:
     counts = Counter(finding["verdict"] for finding in findings)
     healthy = [f"{counts.pop('OK')} more that are OK"] if "OK" in counts else []
     return ", ".join([*healthy, *(f"{n} {verdict}" for verdict, n in counts.items())])
-
-
-def _explanation(found: dict[str, Any], detail: str | None) -> list[str]:
-    """Write what is at fault, why, and what to write instead."""
-    lines = [f"  {detail}"] if detail else []
-    for cause in found["causes"]:
-        source = f"    {cause['source']}" if cause["source"] else ""
-        instead = cause["instead"].replace("accept this finding", f"accept it with --expect {found['verdict']}:NAME")
-        lines.append(f"  at       {_where(cause)}  {cause['operation']}{source}")
-        lines.append(f"  why      {cause['why']}")
-        lines.append(f"  instead  {instead}")
-    return lines
 
 
 def _row(finding: dict[str, Any]) -> list[str]:
@@ -327,12 +316,3 @@ def _row(finding: dict[str, Any]) -> list[str]:
     shape = "×".join(str(size) for size in finding["shape"]) or "scalar"
     norm, ratio = ("" if value is None else f"{value:.3g}" for value in (finding["gradient_norm"], finding["ratio"]))
     return [verdict, finding["name"], shape, norm, ratio, compared]
-
-
-def _where(cause: dict[str, Any]) -> str:
-    if cause["file"] and cause["line"]:
-        path = Path(cause["file"])
-        if path.is_relative_to(Path.cwd()):
-            path = path.relative_to(Path.cwd())
-        return f"{path}:{cause['line']}"
-    return f"module '{cause['module']}'" if cause["module"] else "the model"

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from rich.console import Console
 
-
+Rows = list[tuple[str, str]]
+"""Rows of a table: names and values."""
 _UNWRAPPED = 100_000
 """Columns of a table in a pipe or a file."""
 LONGEST_NAME = 48

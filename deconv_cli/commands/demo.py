@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from deconv_cli.commands.console import print_answer
-from deconv_cli.commands.option_groups import ForceOption, QuietOption, option
+from deconv_cli.commands.option_groups import ForceOption, QuietOption, optional
 from deconv_cli.errors import FileAccessError, UsageError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ STEPS = (
 
 def demo(
     invocation: typer.Context,
-    output: Annotated[Path, option("--output -o FOLDER", "Where to write the pictures and the page.")] = Path(
-        "deconv-demo"
+    output: Path = optional(
+        "--output -o FOLDER", "Where to write the pictures and the page.", default=Path("deconv-demo")
     ),
     force: ForceOption = False,
     quiet: QuietOption = False,

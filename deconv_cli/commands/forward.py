@@ -14,16 +14,16 @@ from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
-from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
-from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.option_groups import files_read, option
+from deconv_cli.commands.kernel_request import KernelRequest
+from deconv_cli.commands.loaded_kernel import MICROSCOPE, LoadedKernel
+from deconv_cli.commands.option_groups import files_read, optional
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_forward_summary
 from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
-from deconv_cli.commands.work import Job, JobResult, LoadedFile, Process, Work
+from deconv_cli.commands.work import Job, JobResult, LargeInput, Process, Source, Work
 from deconv_cli.errors import UsageError
-from deconv_cli.layer_options import PLAIN, LayerOptions
+from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES, TAPS
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, Light, PaddingLike, format_padding
@@ -56,33 +56,23 @@ def forward(
     many: options.BatchOptions,
     workers: options.WorkOptions,
     output: options.OutputOption = None,
-    noise: Annotated[
-        str | None,
-        option(
-            "--noise gaussian:SIGMA|poisson:PEAK",
-            "Add Gaussian noise of standard deviation SIGMA, or Poisson noise with PEAK counts at the brightest "
-            "sample. If --light is linear, it is added to light on the scale of the samples.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        option(
-            "--seed N",
-            "Seed of the noise. With several files, each file's seed follows from this number and its path. Default: "
-            "0.",
-            min=0,
-            max=MAX_SEED,
-        ),
-    ] = None,
-    tap: Annotated[
-        str | None,
-        option(
-            "--tap NAME|FILE.py:FUNCTION",
-            f"The operation on a pixel and a weight, instead of their product: {', '.join(TAPS)}, or a function of "
-            "two tensors in your own file, whose code is run. It acts on the samples as stored.",
-            "The convolution",
-        ),
-    ] = None,
+    noise: str | None = optional(
+        "--noise gaussian:SIGMA|poisson:PEAK",
+        "Add Gaussian noise of standard deviation SIGMA, or Poisson noise with PEAK counts at the brightest "
+        "sample. If --light is linear, it is added to light on the scale of the samples.",
+    ),
+    seed: int | None = optional(
+        "--seed N",
+        "Seed of the noise. With several files, each file's seed follows from this number and its path. Default: 0.",
+        min=0,
+        max=MAX_SEED,
+    ),
+    tap: str | None = optional(
+        "--tap NAME|FILE.py:FUNCTION",
+        f"The operation on a pixel and a weight, instead of their product: {', '.join(TAPS)}, or a function of "
+        "two tensors in your own file, whose code is run. It acts on the samples as stored.",
+        "The convolution",
+    ),
     device: options.DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
@@ -100,82 +90,63 @@ def forward(
     jobs, left_out = lay_out(inputs, output, ending="_forward", is_quiet=printed.quiet, force=files.force)
     refuse_clashes(jobs, [*files_read(invocation), *kernel], [many.manifest])
     work = ForwardWork(
-        kernels=kernel,
-        kernel_options=kernel_options,
+        kernel=KernelRequest(kernel, kernel_options, given.dimensions),
         given=given if tap is None else replace(given, light=Light.STORED),
         tap=tap,
         noise=None if added is None or noise is None else (noise, added, seed or 0),
         files=files,
         device=device,
-        first=jobs[0].source,
     )
     Batch("forward", files, printed, many, workers).run(jobs, work, left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardWork(Work):
-    """The options of `deconv forward`.
+    """The options of `deconv forward`; the noise is as typed and as parsed, with its seed."""
 
-    The noise is as typed and as parsed, with its seed. The axes of the first input decide how some kernels are read.
-    """
-
-    kernels: list[Path]
-    kernel_options: options.KernelOptions
     given: ReconstructionSettings
     tap: str | None
     noise: tuple[str, Noise, int] | None
-    first: Path
 
     command = "forward"
 
     @property
     def is_alone(self) -> bool:
         """Whether the user's code runs, which may print and warn, or each input has its own kernel."""
-        return self.tap is not None or is_microscope(self.kernels, self.kernel_options)
-
-    def read(self, path: Path) -> LoadedFile:
-        """Read an input."""
-        return LoadedFile(self.files.read(path))
+        return self.tap is not None or self.kernel.word == MICROSCOPE
 
     def open(self) -> Process:
         """Read the kernel, unless each input describes its own optics."""
-        if is_microscope(self.kernels, self.kernel_options):
-            return self._apply_optics
-        read_first = partial(self.files.read, self.first)
-        dimensions = self.given.dimensions
-        return partial(
-            self._apply, load_kernels(self.kernels, self.kernel_options, dimensions, read_first, [MICROSCOPE])
-        )
+        if self.kernel.word != MICROSCOPE:
+            self.kernel.load()
+        return self._apply
 
-    def _apply_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
-        kernel = load_microscope(str(self.kernels[0]), source.image, self.given.dimensions)
-        return self._apply(kernel, job, source, progress)
-
-    def _apply(self, kernel: LoadedKernel, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+    def _apply(self, job: Job, source: Source, progress: WorkProgress) -> JobResult:
         """Convolve one input, write the result, and describe it."""
         from deconv_cli.report.run import ForwardRun, describe_run
         from deconv_cli.workflows.arithmetic import choose_light
+        from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
         progress.begin("convolving")
+        assert not isinstance(source, LargeInput)
+        kernel = self.kernel.of(source)
         text, noise, seed = self.noise or (None, None, None)
         if noise is not None and self.tap is None:
             taps, notes = noise.kernel_for(kernel.taps, kernel.kernel.n_axes)
             kernel = replace(kernel, taps=taps, notes=(*kernel.notes, *notes))
-        started = source.started
-        known = kernel.recorded
-        layer = self.given.layer_over(PLAIN if known is None else known.layer)
-        boundary, padding = self.given.boundary, self.given.padding
-        if boundary == "auto":
-            boundary = "zero" if known is None else known.boundary
-        if padding is None:
-            padding = "same" if known is None else known.padding
-        image = self.move(kernel.arrange(source.image))
+        known = kernel.recorded or RecordedConvolution("zero", "same")
+        layer = self.given.layer_over(known.layer)
+        boundary = known.boundary if self.given.boundary == "auto" else self.given.boundary
+        padding = known.padding if self.given.padding is None else self.given.padding
+        image = self.move(kernel.arrange(source))
         light = choose_light(self.given.light, image.tone_curve)
         n_channels = kernel.kernel.with_layer(layer).n_outputs(image.values.shape[1])
         plan = self.plan(job, image, n_channels, same_size=kernel.keeps_size(padding, layer))
         result = self._convolve(light.to_light(image.values, self.given.dtype), kernel, layer, boundary, padding)
         if noise is not None and seed is not None:
-            seed = seed if job.n_jobs == 1 else _own_seed(seed, job.source)
+            if job.n_jobs > 1:  # each file has a seed of its own, by its path
+                text_of_seed = f"{seed} {job.source.as_posix()}".encode(errors="surrogateescape")
+                seed = int.from_bytes(hashlib.sha256(text_of_seed).digest()[:8]) % (MAX_SEED + 1)
             result = noise.add(result, seed)
         result = light.to_stored(result)
         prepared = plan.prepare(result.cpu())
@@ -203,7 +174,7 @@ class ForwardWork(Work):
             noise=text,
             seed=seed,
             tap=self.tap,
-            **self.describe(job, image, prepared, result.dtype, started),
+            **self.describe(job, image, prepared, result.dtype, progress.started),
         )
         record = describe_run(run)
         prepared.write(record)
@@ -248,9 +219,3 @@ class ForwardWork(Work):
         for line in describe_warnings(caught):
             print_note(line)
         return result
-
-
-def _own_seed(seed: int, source: Path) -> int:
-    """Make the seed of one of several files from the typed seed and the path."""
-    digest = hashlib.sha256(f"{seed} {source.as_posix()}".encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:8]) % (MAX_SEED + 1)

@@ -45,22 +45,28 @@ def expand(argument: Path) -> list[FoundFile]:
     missing = UsageError(f"the input '{argument}' {what}; check the path.")
     if not argument.exists() and not is_pattern(argument) and ":" not in str(argument):
         raise missing  # before torch is loaded, which takes seconds
+    from deconv_cli.io.codec import codec_named
     from deconv_cli.io.files import is_one_file, refuse_address
 
     refuse_address(argument)
-
-    if is_one_file(argument):
+    if argument.is_dir() and not is_one_file(argument):
+        base, matches = argument, [argument]
+        empty = UsageError(f"the folder '{argument}' holds no readable picture or tensor.")
+    elif argument.exists():  # reading it will say whether it is an ordinary file
         return [FoundFile(argument, Path(argument.name), is_named=True)]
-    if argument.is_dir():
-        found = _readable(sorted(_files_of(argument), key=natural_order), argument)
-        if not found:
-            raise UsageError(f"the folder '{argument}' holds no readable picture or tensor.")
-        return found
-    if argument.exists():  # no ordinary file, as reading it will say
-        return [FoundFile(argument, Path(argument.name), is_named=True)]
-    if is_pattern(argument):
-        return _matching(argument)
-    raise missing
+    elif is_pattern(argument):
+        # The tree is that from the first part of the pattern that has wildcards.
+        base = Path(*argument.parts[: [glob.has_magic(part) for part in argument.parts].index(True)])
+        names = glob.glob(str(argument), recursive=True)  # noqa: PTH207  that of Path gives hidden files too
+        matches = sorted(map(Path, names), key=natural_order)
+        empty = UsageError(f"no readable picture or tensor matches '{argument}'; check the pattern and the folder.")
+    else:
+        raise missing
+    files = dict.fromkeys(file for match in matches for file in sorted(_files_of(match), key=natural_order))
+    found = [FoundFile(path, Path(os.path.relpath(path, base))) for path in files if codec_named(path) is not None]
+    if not found:
+        raise empty
+    return found
 
 
 def is_pattern(argument: Path) -> bool:
@@ -74,21 +80,6 @@ def natural_order(path: Path) -> tuple[tuple[str | int, ...], ...]:
         tuple(int(piece) if piece.isdecimal() else piece.casefold() for piece in _DIGITS.split(part))
         for part in path.parts
     )
-
-
-def _matching(pattern: Path) -> list[FoundFile]:
-    """List the files that match a pattern, with the tree from its first part that has wildcards."""
-    plain = [not glob.has_magic(part) for part in pattern.parts]
-    base = Path(*pattern.parts[: plain.index(False)])
-    names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  that of Path gives hidden files too
-    matches = sorted(map(Path, names), key=natural_order)
-    found: dict[Path, FoundFile] = {}
-    for match in matches:
-        for file in _readable(_files_of(match), base):
-            found.setdefault(file.path, file)
-    if not found:
-        raise UsageError(f"no readable picture or tensor matches '{pattern}'; check the pattern and the folder.")
-    return list(found.values())
 
 
 def _files_of(path: Path) -> Iterator[Path]:
@@ -109,12 +100,6 @@ def _files_of(path: Path) -> Iterator[Path]:
         whole = [one for one in shown if is_file(one)]
         folders[:] = [one.name for one in shown if one.name in folders and one not in whole]
         yield from whole
-
-
-def _readable(paths: Iterable[Path], base: Path) -> list[FoundFile]:
-    from deconv_cli.io.codec import codec_named
-
-    return [FoundFile(path, Path(os.path.relpath(path, base))) for path in paths if codec_named(path) is not None]
 
 
 def _count_unreadable(inputs: Iterable[Path]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from deconv_cli.commands.console import (
     table_console,
 )
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.option_groups import JsonOption, KernelReading, option
+from deconv_cli.commands.option_groups import JsonOption, KernelReading, optional
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
 from deconv_cli.prompt_sentences import with_options
 from deconv_cli.vocabulary import SCHEMA, PaddingLike, Size, format_padding, format_size, parse_padding, parse_size
@@ -46,31 +46,25 @@ Kind = Literal["image", "kernel"]
 def inspect(
     inputs: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures, tensors, kernels, state dicts.")],
     reading: KernelReading,
-    taken_for: Annotated[
-        Kind | None,
-        option(
-            "--as",
-            "Read the files as images or kernels. Default: bare tensors of four axes and weights of layers are "
-            "kernels, all others images.",
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        option(
-            "--size [D,]H,W",
-            "Size of the images to judge a kernel for; one number for each axis of the kernel. Default: 128,128, and "
-            "32,64,64 for stacks.",
-        ),
-    ] = None,
-    padding: Annotated[
-        str, option("--padding same|valid|full|N|NH,NW", "Reach of the kernel outside the image.")
-    ] = "same",
-    tensor: Annotated[
-        str | None, option("--tensor NAME", "Name of the tensor or layer, if the file holds several. Default: all.")
-    ] = None,
-    series: Annotated[
-        int | None, option("--series N", "Number of the image, from 0, if a TIFF or OME-Zarr holds several.", min=0)
-    ] = None,
+    taken_for: Kind | None = optional(
+        "--as",
+        "Read the files as images or kernels. Default: bare tensors of four axes and weights of layers are "
+        "kernels, all others images.",
+    ),
+    size: str | None = optional(
+        "--size [D,]H,W",
+        "Size of the images to judge a kernel for; one number for each axis of the kernel. Default: 128,128, and "
+        "32,64,64 for stacks.",
+    ),
+    padding: str = optional(
+        "--padding same|valid|full|N|NH,NW", "Reach of the kernel outside the image.", default="same"
+    ),
+    tensor: str | None = optional(
+        "--tensor NAME", "Name of the tensor or layer, if the file holds several. Default: all."
+    ),
+    series: int | None = optional(
+        "--series N", "Number of the image, from 0, if a TIFF or OME-Zarr holds several.", min=0
+    ),
     as_json: JsonOption = False,
 ) -> None:
     """Show the shape, range and metadata of files; for a kernel also its spectrum and the boundaries that suit it."""

@@ -12,18 +12,10 @@ import typer
 from deconv_cli.commands.console import print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.input_files import refuse_clashes
-from deconv_cli.commands.kernel_output import (
-    AnswerOptions,
-    LightOption,
-    OutputFile,
-    check_kernel_output,
-    print_kernel,
-    without_paths,
-    write_kernel,
-)
-from deconv_cli.commands.option_groups import KERNEL_OPTION, KernelOptions, option
+from deconv_cli.commands.kernel_output import KernelAnswer, LightOption, without_paths
+from deconv_cli.commands.option_groups import KERNEL_OPTION, KernelOptions, optional
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import SCHEMA, Light, check_name
+from deconv_cli.vocabulary import Light, check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,59 +34,47 @@ PhotoArgument = Annotated[Path, typer.Argument(metavar="PHOTO", help="The blurre
 
 def estimate(
     photo: PhotoArgument,
-    printed: AnswerOptions,
-    output: OutputFile = None,
-    family: Annotated[
-        list[str] | None,
-        option(
-            "--family NAME",
-            "Search only this family: disk, gaussian, motion, polygon, airy, moffat or disk-motion. Repeat it for "
-            "several.",
-        ),
-    ] = None,
-    free: Annotated[
-        bool,
-        option(
-            "--free",
-            "Find a free kernel, tap by tap, such as the path of a shaken camera, starting from the best family. "
-            "Needs --output.",
-        ),
-    ] = False,
-    size: Annotated[
-        int | None,
-        option(
-            "--size N",
-            "Side of a free kernel in taps, odd, a little more than the extent of the blur. The result is centered, "
-            "and may be a little larger or smaller. Default: from the family.",
-        ),
-    ] = None,
-    map_file: Annotated[
-        Path | None,
-        option(
-            "--map FILE.safetensors",
-            "Find the kernel of each part of the picture, print whether they agree, and write them to a file for "
-            "--kernel.",
-        ),
-    ] = None,
+    answer: KernelAnswer,
+    family: list[str] | None = optional(
+        "--family NAME",
+        "Search only this family: disk, gaussian, motion, polygon, airy, moffat or disk-motion. Repeat it for several.",
+    ),
+    free: bool = optional(
+        "--free",
+        "Find a free kernel, tap by tap, such as the path of a shaken camera, starting from the best family. "
+        "Needs --output.",
+        default=False,
+    ),
+    size: int | None = optional(
+        "--size N",
+        "Side of a free kernel in taps, odd, a little more than the extent of the blur. The result is centered, "
+        "and may be a little larger or smaller. Default: from the family.",
+    ),
+    map_file: Path | None = optional(
+        "--map FILE.safetensors",
+        "Find the kernel of each part of the picture, print whether they agree, and write them to a file for --kernel.",
+    ),
     light: LightOption = "auto",
 ) -> None:
     """Find the kernel that blurred a picture, from the picture alone, with an error bar."""
     from deconv_cli.io import read_image
+    from deconv_cli.io.atomic import check_output_path
     from deconv_cli.report.run import describe_estimate, describe_found, describe_free, describe_map
 
-    if free and output is None:
+    if free and answer.output is None:
         raise UsageError("--free finds a kernel without a formula, so it needs a file; add --output.")
     if size is not None and not free:
         raise UsageError("--size is the size of a free kernel; add --free, or leave it out.")
-    check_kernel_output(output, photo, force=printed.force)
+    answer.check(photo)
     if map_file is not None:
-        _check_map(map_file, photo, force=printed.force)
-        refuse_clashes([], [photo], [output, map_file])
+        if map_file.suffix.lower() != ".safetensors":
+            raise UsageError(f"--map writes .safetensors files only, but is '{map_file}'; change the suffix.")
+        check_output_path(map_file, photo, force=answer.force)
+        refuse_clashes([], [photo], [answer.output, map_file])
     image = read_image(photo)
     chosen = light_of(image, light)
     found = estimate_kernel_of(image, chosen, family or ())
     record = {
-        "schema": SCHEMA,
         "command": "kernel estimate",
         "input": str(photo),
         "light": chosen.reason,
@@ -115,25 +95,23 @@ def estimate(
         mapped = map_blur(_picture_of(image), tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
         record["map"], is_mapped = describe_map(mapped), bool(mapped.found)
         if mapped.found:
-            save_kernel_field(mapped.field(), map_file, record=without_paths(record), force=printed.force)
+            save_kernel_field(mapped.field(), map_file, record=without_paths(record), force=answer.force)
         rows.append(("same everywhere", _UNIFORM[mapped.is_uniform]))
         rows += [("", "  ".join(f"{part.text:16}" for part in row).rstrip()) for row in mapped.parts]
     if not found.found:
         rows.insert(1, ("", describe_found(found).removeprefix("no blur was found: ")))
     if free:
         rows.insert(0, ("blur", f"of free form, {taps.shape[0]}×{taps.shape[1]} taps"))
-    written = output if found.found or free else None
-    record["output"] = None if written is None else str(written)
-    write_kernel(written, taps, record, 2)
+    is_kernel = found.found or free
     notes = search_notes(image, chosen) + ([] if free else notes_of(found, photo))
     if found.rival is not None:
         notes.append(f"{found.rival.text} explains the picture about as well; compare both restorations")
-    print_kernel(printed, str(photo), rows, notes, record, written or found.text)
-    missing = output if written is None and output is not None else map_file if not is_mapped else None
+    answer.give(str(photo), record, rows, notes, taps=taps if is_kernel else None, answer=found.text)
+    missing = answer.output if answer.output is not None and not is_kernel else map_file if not is_mapped else None
     doubt = None if free else found.doubt
-    if missing is not None and not printed.quiet:
+    if missing is not None and not answer.quiet:
         print_warning(f"{describe_found(found)}; '{missing}' was not written")
-    if doubt is not None and not printed.quiet:
+    if doubt is not None and not answer.quiet:
         print_warning(doubt)
     if missing is not None or doubt is not None:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
@@ -143,26 +121,23 @@ def align(
     photo: PhotoArgument,
     kernel: Annotated[list[Path], KERNEL_OPTION],
     reading: KernelOptions,
-    printed: AnswerOptions,
-    sharp: Annotated[
-        Path | None,
-        option(
-            "--sharp FILE",
-            "The same picture without the blur, of the same size. Without it, deconv cannot detect a shift or a turn "
-            "by 180°, and centers the kernel.",
-        ),
-    ] = None,
-    output: OutputFile = None,
+    answer: KernelAnswer,
+    sharp: Path | None = optional(
+        "--sharp FILE",
+        "The same picture without the blur, of the same size. Without it, deconv cannot detect a shift or a turn "
+        "by 180°, and centers the kernel.",
+    ),
     light: LightOption = "auto",
 ) -> None:
     """Find out whether a kernel is transposed, mirrored, scaled or off center for a picture, and correct it."""
-    from deconv_cli.commands.loaded_kernel import load_kernels
+    from deconv_cli.commands.kernel_request import KernelRequest
     from deconv_cli.io import read_image
     from deconv_cli.kernels.blind.blurred_picture import align_kernel
     from deconv_cli.workflows.arithmetic import check_single_kernel
 
-    check_kernel_output(output, photo, force=printed.force)
-    image, loaded = read_image(photo), load_kernels(kernel, reading, 2)
+    answer.check(photo)
+    image = read_image(photo)
+    loaded = KernelRequest(kernel, reading, dimensions=2).of(image)
     chosen = light_of(image, light)
     truth = None if sharp is None else read_image(sharp)
     found = align_kernel(
@@ -174,7 +149,6 @@ def align(
         jpeg_table=image.jpeg_table,
     )
     record = {
-        "schema": SCHEMA,
         "command": "kernel align",
         "input": str(photo),
         "kernel_file": ", ".join(map(str, kernel)),
@@ -185,9 +159,6 @@ def align(
         "shift": list(found.shift),
         "log_likelihood_ratio": found.evidence,
     }
-    written = None if found.scale is None else output
-    record["output"] = None if written is None else str(written)
-    write_kernel(written, found.taps, record, 2)
     sentence = f"to be {', '.join(found.changes)}" if found.changes else "fits the picture"
     rows = [
         ("kernel", sentence),
@@ -195,12 +166,13 @@ def align(
         ("light", chosen.reason),
     ]
     notes = [*loaded.notes, *search_notes(image, chosen)]
-    print_kernel(printed, str(photo), rows, notes, record, written or sentence)
+    taps = None if found.scale is None else found.taps
+    answer.give(str(photo), record, rows, notes, taps=taps, answer=sentence)
     if found.scale is None:
         words = shlex.join(["deconv", "kernel", "estimate", str(photo)])
         print_warning(
             f"no factor corrects a kernel of quite another size or shape than the blur; find the blur with {words}"
-            f"{'' if output is None else f'; {output} was not written'}"
+            f"{'' if answer.output is None else f'; {answer.output} was not written'}"
         )
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
@@ -270,14 +242,6 @@ def _picture_of(image: ImageFile) -> Tensor:
             "write one of them to a separate file."
         )
     return image.values[0]
-
-
-def _check_map(path: Path, source: Path, *, force: bool) -> None:
-    from deconv_cli.io.atomic import check_output_path
-
-    if path.suffix.lower() != ".safetensors":
-        raise UsageError(f"--map writes .safetensors files only, but is '{path}'; change the suffix.")
-    check_output_path(path, source, force=force)
 
 
 def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:

@@ -13,15 +13,8 @@ from deconv_cli.commands.console import print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.input_files import expand, refuse_clashes
 from deconv_cli.commands.kernel_commands import light_of
-from deconv_cli.commands.kernel_output import (
-    AnswerOptions,
-    LightOption,
-    OutputFile,
-    check_kernel_output,
-    print_kernel,
-    write_kernel,
-)
-from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.kernel_output import KernelAnswer, LightOption, check_kernel_output, write_kernel
+from deconv_cli.commands.option_groups import option, optional
 from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, LOSSES, PENALTIES
@@ -42,27 +35,21 @@ _CUT = "the kernel extends beyond its outermost taps, so the error bars are too 
 class PairOptions:
     """How to fit the kernel between pictures, and how to read them."""
 
-    channels: Annotated[
-        str | None,
-        option(
-            "--channels shared|each|mix",
-            "One kernel for all channels (default), one for each, or a layer that mixes them.",
-        ),
-    ] = None
-    boundary: Annotated[
-        str,
-        option(
-            "--boundary NAME",
-            f"What lay outside the sharp picture: {', '.join(BOUNDARIES)}; unknown uses only samples that do not "
-            "depend on it.",
-        ),
-    ] = "unknown"
-    penalty: Annotated[str, option("--penalty NAME", f"What the penalty keeps small: {', '.join(PENALTIES)}.")] = (
-        "gradient"
+    channels: str | None = optional(
+        "--channels shared|each|mix", "One kernel for all channels (default), one for each, or a layer that mixes them."
     )
-    lam: Annotated[str, option("--lambda auto|λ", "Weight of the penalty; auto chooses the most likely.")] = "auto"
-    nonnegative: Annotated[bool, option("--nonnegative", "Allow no negative taps.")] = False
-    unit_sum: Annotated[bool, option("--unit-sum", "Make the taps of a kernel add up to one.")] = False
+    boundary: str = optional(
+        "--boundary NAME",
+        f"What lay outside the sharp picture: {', '.join(BOUNDARIES)}; unknown uses only samples that do not "
+        "depend on it.",
+        default="unknown",
+    )
+    penalty: str = optional(
+        "--penalty NAME", f"What the penalty keeps small: {', '.join(PENALTIES)}.", default="gradient"
+    )
+    lam: str = optional("--lambda auto|λ", "Weight of the penalty; auto chooses the most likely.", default="auto")
+    nonnegative: bool = optional("--nonnegative", "Allow no negative taps.", default=False)
+    unit_sum: bool = optional("--unit-sum", "Make the taps of a kernel add up to one.", default=False)
     light: LightOption = "auto"
 
     def choices(self) -> dict[str, Any]:
@@ -102,30 +89,25 @@ def fit(
     ],
     size: Annotated[str, option("--size H,W", "Taps along each axis; D,H,W for stacks, N for signals.")],
     options: PairOptions,
-    printed: AnswerOptions,
-    output: OutputFile = None,
-    errors: Annotated[
-        Path | None, option("--errors FILE", "Write the error bar of every tap: one standard deviation.")
-    ] = None,
-    loss: Annotated[
-        str,
-        option(
-            "--loss NAME|FILE.py:FUNCTION",
-            f"What to minimize: {', '.join(LOSSES)} (huber:2.5 is linear beyond 2.5, in units of the samples), or a "
-            "function of a prediction and the data in your own file, whose code is run. Only the squared loss gives "
-            "error bars.",
-        ),
-    ] = "squared",
+    answer: KernelAnswer,
+    errors: Path | None = optional("--errors FILE", "Write the error bar of every tap: one standard deviation."),
+    loss: str = optional(
+        "--loss NAME|FILE.py:FUNCTION",
+        f"What to minimize: {', '.join(LOSSES)} (huber:2.5 is linear beyond 2.5, in units of the samples), or a "
+        "function of a prediction and the data in your own file, whose code is run. Only the squared loss gives "
+        "error bars.",
+        default="squared",
+    ),
 ) -> None:
     """Fit the kernel that blurred sharp pictures, with an error bar for every tap."""
     from deconv_cli.kernels.fit_kernel import fit_kernel
 
     named, taps_size = _list_pairs(pairs), parse_size(size)
     n_axes, choices = len(taps_size), options.choices()
-    for path in (output, errors):
+    for path in (answer.output, errors):
         is_picture = n_axes > 1 and options.channels != "mix"
-        check_kernel_output(path, named[0][0], force=printed.force, is_picture=is_picture)
-    refuse_clashes([], [path for pair in named for path in pair], [output, errors])
+        check_kernel_output(path, named[0][0], force=answer.force, is_picture=is_picture)
+    refuse_clashes([], [path for pair in named for path in pair], [answer.output, errors])
     if errors is not None and loss != "squared":
         raise UsageError(f"--errors writes the error bars of the squared loss, but --loss is {loss}; leave one out.")
     read = [options.read(pair, n_axes) for pair in named]
@@ -136,7 +118,6 @@ def fit(
     notes = () if doubts else found.notes(n_axes)
     light = read[0][1]
     record = {
-        "schema": SCHEMA,
         "command": "kernel fit",
         "is_cut": is_cut,
         "doubts": list(doubts),
@@ -146,13 +127,11 @@ def fit(
         **{name: value for name, value in choices.items() if name != "lam"},
         "loss": loss,
         **_describe(found),
-        "output": None if output is None else str(output),
     }
-    for path, values in ((output, found.taps), (errors, found.errors)):
-        if values is not None:
-            write_kernel(path, values, record | {"loss": Path(loss).name}, n_axes)
+    if errors is not None and found.errors is not None:
+        write_kernel(errors, found.errors, {"schema": SCHEMA, **record}, n_axes)
     rows, lines = _rows(found, light, loss), describe_warnings(caught)
-    print_kernel(printed, str(named[0][1]), rows, lines, record, output)
+    answer.give(str(named[0][1]), record, rows, lines, taps=found.taps, n_axes=n_axes)
     for doubt in doubts or [_CUT] * is_cut:
         print_warning(doubt)
     for note in notes:

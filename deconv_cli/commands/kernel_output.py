@@ -7,24 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deconv_cli.commands.console import print_answer, print_document, print_note, print_table
-from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, option
+from deconv_cli.commands.console import Rows, print_answer, print_document, print_note, print_table
+from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, option, optional
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import parse_numbers, shortened
+from deconv_cli.vocabulary import SCHEMA, parse_numbers, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io.codec import StoredImage
 
-OutputFile = Annotated[
-    Path | None,
-    option(
-        "--output -o FILE",
-        "Write the kernel: .safetensors, .pt, .npy and .npz hold the taps of a cross-correlation; a .tif shows them "
-        "as a camera does, reversed along each axis, and is divided by its sum on reading.",
-    ),
-]
 LightOption = Annotated[
     str,
     option(
@@ -37,12 +29,65 @@ LightOption = Annotated[
 
 
 @dataclass(frozen=True)
-class AnswerOptions:
-    """The output of a command that makes a kernel, and whether it may overwrite files."""
+class KernelAnswer:
+    """The file of a command that makes a kernel, and what it prints."""
 
+    output: Path | None = optional(
+        "--output -o FILE",
+        "Write the kernel: .safetensors, .pt, .npy and .npz hold the taps of a cross-correlation; a .tif shows "
+        "them as a camera does, reversed along each axis, and is divided by its sum on reading.",
+    )
     force: ForceOption = False
     as_json: JsonOption = False
     quiet: QuietOption = False
+
+    def check(self, source: Path, *, is_picture: bool = True) -> None:
+        """Refuse an output, as `check_kernel_output` does."""
+        check_kernel_output(self.output, source, force=self.force, is_picture=is_picture)
+
+    def give(
+        self,
+        title: str,
+        record: dict[str, Any],
+        rows: Rows,
+        notes: Iterable[str] = (),
+        *,
+        taps: Tensor | None,
+        n_axes: int = 2,
+        spacing: tuple[float, ...] | None = None,
+        answer: str | None = None,
+    ) -> None:
+        """Write taps as `write_kernel` does, if some were found, and print them; without a file, print the answer."""
+        written = None if taps is None else self.output
+        record = {"schema": SCHEMA, **record, "output": None if written is None else str(written)}
+        if written is not None and taps is not None:
+            write_kernel(written, taps, record, n_axes, spacing)
+        self.show(title, record, rows, notes, answer if written is None else str(written))
+
+    def show(
+        self, title: str, record: dict[str, Any], rows: Rows, notes: Iterable[str], answer: str | None = None
+    ) -> None:
+        """Print a table and notes, and then the record, or the answer: the file that was written, or what was found."""
+        if not self.quiet:
+            print_table(title, rows)
+            for note in notes:
+                print_note(note)
+        if self.as_json:
+            print_document(record)
+        elif answer is not None:
+            print_answer(answer)
+
+
+def checked_channel(channel: int, n_channels: int) -> int:
+    """Return a channel if there is one of that number; else raise a `UsageError`."""
+    if channel >= n_channels:
+        raise UsageError(f"--channel must be from 0 to {n_channels - 1} here, but is {channel}.")
+    return channel
+
+
+def parse_size_of_stack(text: str, n_axes: int) -> tuple[int, ...]:
+    """Read `--size`: a number for each axis, or only the planes of a stack."""
+    return numbers_of_axes(text, "--size", (1, 3) if n_axes == 3 else (n_axes,), int)
 
 
 def numbers_of_axes(text: str, name: str, counts: tuple[int, ...], kind: type[Any]) -> tuple[Any, ...]:
@@ -71,35 +116,50 @@ def check_kernel_output(path: Path | None, source: Path, *, force: bool, is_pict
 
 
 def write_kernel(
-    path: Path | None, taps: Tensor, record: dict[str, Any], n_axes: int, spacing: tuple[float, ...] | None = None
+    path: Path, taps: Tensor, record: dict[str, Any], n_axes: int, spacing: tuple[float, ...] | None = None
 ) -> None:
     """Write taps as float32, completely or not at all: a TIFF as a camera shows them, other files as they are.
 
     Args:
-        path: of the file; `None` writes nothing.
+        path: of the file.
         taps: of a cross-correlation, shape `(*k)`, or `(C, *k)` for one a channel.
         record: how they were made.
         n_axes: axes of space.
         spacing: distance of neighboring taps along each axis, in µm.
     """
-    from fractions import Fraction
+    import numpy as np
 
+    from deconv_cli.io import records
     from deconv_cli.io.codec import StoredImage, codec_of_suffix
-    from deconv_cli.io.codecs.tiff_reader import IMAGEJ
-    from deconv_cli.io.metadata import Metadata, PixelDensity
+    from deconv_cli.io.output import write_with_record
     from deconv_cli.io.tensors import TensorCodec
 
-    if path is None:
-        return
-    samples, kept = taps.float(), without_paths(record)
-    if isinstance(codec_of_suffix(path), TensorCodec):
-        _write(path, StoredImage(samples.numpy(), record=kept))
-        return
-    if taps.ndim > n_axes == 3:
+    codec, kept = codec_of_suffix(path), without_paths(record)
+    if isinstance(codec, TensorCodec):
+        stored = StoredImage(taps.float().numpy(), record=kept)
+    else:
+        stored = _as_picture(taps.float(), kept, n_axes, spacing)
+    digest = records.samples_digest(np.asarray(stored.samples))
+    complete = records.complete_record(kept, stored.shape, stored.dtype, digest)
+
+    def check(temporary: Path) -> None:
+        codec.read(temporary)
+
+    write_with_record(path, codec, stored, complete, check)
+
+
+def _as_picture(samples: Tensor, record: dict[str, Any], n_axes: int, spacing: tuple[float, ...] | None) -> StoredImage:
+    """Arrange taps as a camera shows them, for a TIFF of ImageJ."""
+    from fractions import Fraction
+
+    from deconv_cli.io.codec import StoredImage
+    from deconv_cli.io.codecs.tiff_reader import IMAGEJ
+    from deconv_cli.io.metadata import Metadata, PixelDensity
+
+    if samples.ndim > n_axes == 3:
         samples, axes = samples.movedim(0, 1), "ZCYX"  # in the order of ImageJ
     else:
-        axes = "C"[: taps.ndim - n_axes] + "ZYX"[-n_axes:]
-    space = [axes.index(letter) for letter in "ZYX"[-n_axes:]]
+        axes = "C"[: samples.ndim - n_axes] + "ZYX"[-n_axes:]
     metadata = Metadata(flavor="imagej")
     if spacing is not None:
         steps = [Fraction(step).limit_denominator(10**6) for step in spacing]
@@ -107,46 +167,11 @@ def write_kernel(
         native = {f"{IMAGEJ}unit": "um"} | ({f"{IMAGEJ}spacing": float(steps[0])} if n_axes == 3 else {})
         resolution = PixelDensity(1 / steps[-1], 1 / steps[-2], "µm", distance)
         metadata = Metadata(resolution, native=native, flavor="imagej")
-    _write(path, StoredImage(samples.flip(space).numpy(), axes, metadata, kept))
-
-
-def _write(path: Path, stored: StoredImage) -> None:
-    """Write samples with their record, and read them again before the file replaces another."""
-    import numpy as np
-
-    from deconv_cli.io import records
-    from deconv_cli.io.codec import codec_of_suffix
-    from deconv_cli.io.output import write_with_record
-
-    codec = codec_of_suffix(path)
-
-    def check(temporary: Path) -> None:
-        codec.read(temporary)
-
-    digest = records.samples_digest(np.asarray(stored.samples))
-    complete = records.complete_record(stored.record or {}, stored.shape, stored.dtype, digest)
-    write_with_record(path, codec, stored, complete, check)
+    space = [axes.index(letter) for letter in "ZYX"[-n_axes:]]
+    return StoredImage(samples.flip(space).numpy(), axes, metadata, record)
 
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
-    """Drop the names of files from a record that is written into a file."""
-    return {name: value for name, value in record.items() if name not in ("input", "kernel_file", "output")}
-
-
-def print_kernel(
-    printed: AnswerOptions,
-    title: str,
-    rows: list[tuple[str, str]],
-    notes: Iterable[str],
-    record: dict[str, Any],
-    answer: Path | str | None,
-) -> None:
-    """Print a table and notes, and then the record, or the answer: the file that was written, or what was found."""
-    if not printed.quiet:
-        print_table(title, rows)
-        for note in notes:
-            print_note(note)
-    if printed.as_json:
-        print_document(record)
-    elif answer is not None:
-        print_answer(str(answer))
+    """Drop the names of files from a record that is written into a file, and the folder of the code of a loss."""
+    kept = {name: value for name, value in record.items() if name not in ("input", "kernel_file", "output")}
+    return kept | ({"loss": Path(kept["loss"]).name} if "loss" in kept else {})

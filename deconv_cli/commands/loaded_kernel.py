@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.commands.option_groups import KernelOptions, OptionValues
-from deconv_cli.commands.settings_options import SettingValues
-from deconv_cli.errors import DeconvError, ShapeError, UsageError
+from deconv_cli.commands.option_groups import KernelOptions, OptionValues, given_options
+from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import (
@@ -22,27 +21,22 @@ from deconv_cli.vocabulary import (
     check_padding,
     format_size,
     format_spacing,
-    nearest_name,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import ImageFile, PreparedOutput
+    from deconv_cli.kernels.blind.estimate import KernelEstimate
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.report.run import KernelInput
+    from deconv_cli.workflows.pipeline import Pipeline
     from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
-ESTIMATE = Path("estimate")
-"""The word for a kernel that is to be found in the picture."""
+ESTIMATE, MICROSCOPE = Path("estimate"), "microscope"
+"""Words for a kernel that each input has itself: to be found in the picture, and computed from its optics."""
 _LIKE_A_FORMULA = re.compile(r"[a-z0-9-]+:[0-9.@+-]+(\*.*)?")
-
-
-NOTABLE_NOISE = 1e-3
-"""Noise in standard deviations of an array from which on it spoils estimates under the λ of tensors."""
-SHORT, NOTABLE_IN_SHORT = 1024, 0.03
-"""Samples of a signal that may be too short for its noise to be told from detail, and the noise that counts there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +54,7 @@ class LoadedKernel:
         recorded: the convolution of the kernel, as its file records it.
         is_ambiguous: whether three axes may be one kernel for each channel or one kernel of three dimensions.
         spacing: distances of neighboring taps along the axes of space, in micrometers.
+        pipelines: those that restore pictures and tensors with it, made with the first of each.
     """
 
     source: KernelInput
@@ -72,6 +67,27 @@ class LoadedKernel:
     recorded: RecordedConvolution | None = None
     is_ambiguous: bool = False
     spacing: tuple[float, ...] | None = None
+    pipelines: dict[InputKind, Pipeline] = field(default_factory=dict)
+
+    @classmethod
+    def computed(
+        cls,
+        text: str,
+        taps: Tensor,
+        notes: Sequence[str] = (),
+        *,
+        dimensions: int | None = None,
+        spacing: tuple[float, ...] | None = None,
+        estimate: KernelEstimate | None = None,
+    ) -> LoadedKernel:
+        """Describe taps that a text stands for, such as a formula; `dimensions` were typed or found in the input."""
+        from deconv_cli.kernels.kernel import Kernel
+        from deconv_cli.report.run import KernelInput
+
+        kernel = Kernel.of_any(taps, dimensions=dimensions or taps.ndim)
+        source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False, estimate=estimate)
+        options: OptionValues = {"--kernel": text, "--dimensions": dimensions}
+        return cls(source, taps, None, tuple(notes), options, spacing=spacing)
 
     @property
     def kernel(self) -> Kernel:
@@ -136,33 +152,25 @@ def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | 
 
 
 def load_kernels(
-    paths: list[Path],
-    options: KernelOptions,
-    dimensions: int | None = None,
-    read_image: Callable[[], ImageFile] | None = None,
-    words: Sequence[str] = (),
+    paths: list[Path], options: KernelOptions, dimensions: int | None = None, named: int | None = None
 ) -> LoadedKernel:
     """Read a kernel for all channels, or one for each from as many files or formulas.
 
-    The axes of the first image decide how a tensor of three axes is read. One of `words` may have been meant by the
-    only kernel.
+    If no `dimensions` were typed, the `named` axes of space of the image decide how a tensor of three axes is read, and
+    a formula makes a kernel with one axis for a signal.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
         ShapeError: one of several kernels has channels itself.
     """
-    if read_image is not None and dimensions is None and any(map(is_formula, paths)):
-        dimensions = _dimension_of_signals(read_image)
-    words = words if len(paths) == 1 else ()
-    loaded = [load_kernel(path, options, dimensions, words) for path in paths]
-    if read_image is not None and any(one.is_ambiguous for one in loaded):
-        named = read_image().named_dimensions
-        if named in (1, 3):
-            found = load_kernels(paths, options, named)
-            axes, size = ", ".join("ZYX"[-found.kernel.n_axes :]), format_size(found.source.shape)
-            how = "dimensions=2 reads it as a kernel of planes for each channel"
-            note = f"the kernel of shape {size} spans the axes {axes} of the image; {how}"
-            return replace(found, notes=(*found.notes, note))
+    of_signals = 1 if named == 1 and any(map(is_formula, paths)) else None
+    loaded = [load_kernel(path, options, dimensions or of_signals) for path in paths]
+    if named in (1, 3) and any(one.is_ambiguous for one in loaded):
+        found = load_kernels(paths, options, named)
+        axes, size = ", ".join("ZYX"[-found.kernel.n_axes :]), format_size(found.source.shape)
+        how = "dimensions=2 reads it as a kernel of planes for each channel"
+        note = f"the kernel of shape {size} spans the axes {axes} of the image; {how}"
+        return replace(found, notes=(*found.notes, note))
     return loaded[0] if len(loaded) == 1 else _one_for_each_channel(paths, loaded, options)
 
 
@@ -171,48 +179,36 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
 
     from deconv_cli.kernels.kernel import Kernel, stack_kernels
 
-    for path, one in zip(paths, loaded, strict=True):
+    each = list(zip(paths, loaded, strict=True))
+    for path, one in each:
         if len(one.source.shape) != loaded[0].kernel.n_axes or not one.kernel.shared:
             raise ShapeError(
                 f"several kernels must each be for one channel and have {loaded[0].kernel.n_axes} axes like the "
                 f"first, but '{path}' has shape {one.source.shape}; give it alone."
             )
     taps = stack_kernels([one.source.kernel.taps[0, 0] for one in loaded])
-    sha256 = [one.source.sha256 or str(path) for path, one in zip(paths, loaded, strict=True)]
+    sha256 = [one.source.sha256 or str(path) for path, one in each]
     source = replace(
         loaded[0].source,
         kernel=Kernel.of_any(taps, dimensions=loaded[0].kernel.n_axes),
         path=", ".join(map(str, paths)),
         sha256=hashlib.sha256(" ".join(sha256).encode()).hexdigest(),
     )
-    return LoadedKernel(
+    return replace(
+        loaded[0],
         source=source,
         taps=taps,
         bias=None,
-        notes=tuple(f"{path}: {note}" for path, one in zip(paths, loaded, strict=True) for note in one.notes),
-        picture_notes=tuple(
-            f"{path}: {note}" for path, one in zip(paths, loaded, strict=True) for note in one.picture_notes
-        ),
+        notes=tuple(f"{path}: {note}" for path, one in each for note in one.notes),
+        options={**loaded[0].options, "--kernel": paths, **given_options(options)},
+        picture_notes=tuple(f"{path}: {note}" for path, one in each for note in one.picture_notes),
         refusal=next((one.refusal for one in loaded if one.refusal), None),
-        options={**loaded[0].options, "--kernel": paths, **options.as_options()},
-        spacing=loaded[0].spacing,
+        recorded=None,
+        is_ambiguous=False,
     )
 
 
-def _dimension_of_signals(read_image: Callable[[], ImageFile]) -> int | None:
-    """Return 1 for signals, since a formula then gives a kernel with one axis; `None` for other images."""
-    try:
-        return 1 if read_image().named_dimensions == 1 else None
-    except DeconvError:  # as restoring it will say
-        return None
-
-
-def load_kernel(
-    path: Path,
-    options: KernelOptions,
-    dimensions: int | None = None,
-    words: Sequence[str] = (),
-) -> LoadedKernel:
+def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = None) -> LoadedKernel:
     """Read a kernel from its file, or make it of a formula such as `disk:5.2` if no file has that name.
 
     Raises:
@@ -230,11 +226,6 @@ def load_kernel(
         )
     if is_formula(path):
         return _make_kernel(str(path), options, dimensions)
-    names = [*words, *KERNEL_SOURCES]
-    is_word = not path.suffix and path.name == str(path) not in names
-    meant = nearest_name(names, str(path))
-    if is_word and meant is not None and not path.exists():
-        raise UsageError(f"'{path}' does not exist; perhaps you mean --kernel {meant}.")
     read = read_kernel(
         path,
         layer=options.layer,
@@ -253,8 +244,9 @@ def load_kernel(
         layer=read.layer,
         has_bias=read.bias is not None,
     )
-    again: OptionValues = {"--kernel": path, "--dimensions": dimensions, **options.as_options()}
-    again |= {"--layer": read.layer, "--convention": read.convention}
+    found: OptionValues = {"--layer": read.layer, "--convention": read.convention}
+    # What was found comes first and counts, so that a rerun has the same line.
+    again: OptionValues = {"--kernel": path, "--dimensions": dimensions, **found, **given_options(options)} | found
     return LoadedKernel(
         source,
         taps,
@@ -296,12 +288,9 @@ def is_formula(path: Path) -> bool:
 
 
 def _make_kernel(text: str, options: KernelOptions, dimensions: int | None) -> LoadedKernel:
-    from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.sources.formula import make_kernel
-    from deconv_cli.report.run import KernelInput
 
-    given = [name for name, value in options.as_options().items() if value is not None]
-    if given:
+    if given := list(given_options(options)):
         raise UsageError(f"{given[0]} is for kernels in files, but '{text}' is a formula; leave it out.")
     taps = make_kernel(text, dimensions=dimensions)
     if dimensions is not None and dimensions < taps.ndim:
@@ -309,37 +298,5 @@ def _make_kernel(text: str, options: KernelOptions, dimensions: int | None) -> L
             f"the kernel {text} spans {taps.ndim} axes, but the images have {dimensions}; give a file of taps with "
             f"{dimensions}, or leave --dimensions out."
         )
-    kernel = Kernel.from_tensor(taps, dimensions=taps.ndim)
-    source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
-    return LoadedKernel(source, taps, None, (), {"--kernel": text, "--dimensions": dimensions})
-
-
-def choose_kind(
-    image: ImageFile, samples: Callable[[], Tensor], loaded: LoadedKernel, given: SettingValues
-) -> tuple[InputKind, tuple[str, ...]]:
-    """Choose the defaults of pictures or of tensors, with a note if the samples decide and not the format.
-
-    Args:
-        image: the file.
-        samples: reads all samples, or parts of them, shape `(*batch, *size)`.
-        loaded: the kernel.
-        given: the typed settings.
-    """
-    if image.is_picture:
-        return InputKind.PICTURE, ()
-    n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None
-    if "defaults" in given or not is_formula or len(image.axes) > 3:
-        return InputKind.TENSOR, ()
-    from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred, finest_level
-    from deconv_cli.diagnostics.spectra import FadedImages
-
-    values = samples().float()
-    faded, notable = FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes), NOTABLE_NOISE
-    noise = estimate_noise_of_blurred(faded)
-    if noise is None and n_axes == 1 and values.shape[-1] <= SHORT:
-        noise, notable = finest_level(faded), NOTABLE_IN_SHORT
-    if noise is None or noise < notable * values.std():
-        return InputKind.TENSOR, ()
-    why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is a formula"
-    what = "signal that was measured" if n_axes == 1 else "picture"
-    return InputKind.PICTURE, (f'the array is treated as a {what}, {why}; defaults="tensor" treats it as a tensor',)
+    found = LoadedKernel.computed(text, taps)
+    return replace(found, options={"--kernel": text, "--dimensions": dimensions})

@@ -1,4 +1,4 @@
-"""`--kernel microscope`: the kernel of each channel, from the optics that a file names and from words.
+"""Optics that a file names or words describe, and `deconv kernel microscope`, which computes their kernel.
 
 The words are `microscope:na=1.4,emission=520+610,mode=confocal`; a plus joins the values of the channels.
 """
@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from deconv_cli.commands.loaded_kernel import LoadedKernel
-from deconv_cli.commands.option_groups import KernelOptions
+import typer
+
+from deconv_cli.commands.kernel_output import KernelAnswer, checked_channel, numbers_of_axes, parse_size_of_stack
+from deconv_cli.commands.option_groups import optional
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Convention, Size, format_size, format_spacing, shortened
+from deconv_cli.vocabulary import format_size, shortened
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.microscope import Microscope
 
-MICROSCOPE = "microscope"
+EXAMPLE = "Example: deconv kernel microscope na=1.4,emission=520 --spacing 0.2,0.1,0.1 -o psf.tif"
 WORDS = {
     "na": "numerical_aperture",
     "emission": "emission",
@@ -41,18 +41,63 @@ Values = dict[str, tuple[str, ...]]
 """The text for each setting: one for all channels, or one for each."""
 
 
-def is_microscope(kernels: list[Path], options: KernelOptions) -> bool:
-    """Return whether to compute the kernel from the optics, unless a file has that name; refuse other kernels too."""
-    named = [k for k in kernels if str(k).partition(":")[0].lower() == MICROSCOPE and not k.exists()]
-    if not named:
-        return False
-    given = [name for name, value in options.as_options().items() if value is not None]
-    if len(kernels) > 1 or given:
-        raise UsageError(
-            f"--kernel microscope gives every channel its kernel, so {given[0] if given else 'another kernel'} has no "
-            "effect; leave it out."
-        )
-    return True
+def microscope(
+    answer: KernelAnswer,
+    words: Annotated[
+        str,
+        typer.Argument(
+            metavar="[WORDS]",
+            help=f"Values of the optics: {', '.join(f'{word}=V' for word in WORDS)}, separated by commas; wavelengths "
+            "in nm, lengths in µm, the pinhole in Airy units, immersion and sample by refractive index; mode "
+            "widefield, confocal, two-photon or light-sheet.",
+        ),
+    ] = "",
+    image: Path | None = optional("--image FILE", "Take missing values from the metadata of this file (OME, ImageJ)."),
+    spacing: str | None = optional("--spacing [DZ,]DY,DX", "Distance between samples along each axis, in µm."),
+    size: str | None = optional(
+        "--size D|[D,]H,W",
+        "Samples along each axis, odd, or only the number of planes. Default: in a wide field 2D − 1 planes for "
+        "the D planes of --image, or 63, as wide as the cone of light; in other modes enough to hold most of the "
+        "light.",
+    ),
+    channel: int = optional("--channel N", "Which channel of several, from 0.", min=0, default=0),
+) -> None:
+    """Compute a point-spread function from the optics."""
+    from deconv_cli.io import read_image
+    from deconv_cli.kernels.microscope import MAX_SIDE, microscope_psf, sampling_notes
+
+    answer.check(image or Path.cwd())
+    read = None if image is None else read_image(image)
+    if read is not None:
+        read = read.spanned_by(read.named_dimensions or read.dimensions)
+    steps = None if spacing is None else numbers_of_axes(spacing, "--spacing", (2, 3), float)
+    microscopes, assumed = describe_optics(read, read_words(f"microscope:{words}"), steps)
+    chosen = microscopes[checked_channel(channel, len(microscopes))]
+    n_axes = len(chosen.spacing)
+    wanted = chosen.psf_size(None if read is None else tuple(read.values.shape[2:]))
+    if size is not None:
+        wanted = parse_size_of_stack(size, n_axes)
+    if len(wanted) < n_axes:
+        wanted = (*wanted, *chosen.psf_size((wanted[0] // 2 + 1, MAX_SIDE, MAX_SIDE))[1:])
+    psf = microscope_psf(chosen, wanted)
+    notes = [*assumed, *sampling_notes([chosen], [psf])]
+    record: dict[str, Any] = {
+        "command": "kernel microscope",
+        "input": None if image is None else str(image),
+        "microscope": {**vars(chosen), "spacing": list(chosen.spacing)},
+        "shape": list(psf.shape),
+        "notes": notes,
+    }
+    sample = "as the immersion" if chosen.sample_index is None else f"{chosen.sample_index:g}"
+    rows = [
+        ("objective", f"numerical aperture {chosen.numerical_aperture:g}, immersion {chosen.immersion_index:g}"),
+        ("sample", f"{sample}, {chosen.depth:g} µm deep"),
+        ("light", f"{chosen.mode}, emission {chosen.emission:g} nm"),
+        ("samples", f"{format_size(psf.shape)} at {' × '.join(f'{step:g}' for step in chosen.spacing)} µm, sum 1"),
+        ("Nyquist", f"{' × '.join(f'{step:.3g}' for step in chosen.finest)} µm"),
+    ]
+    taps = psf.flip(tuple(range(n_axes)))
+    answer.give("microscope", record, rows, notes, taps=taps, n_axes=n_axes, spacing=chosen.spacing)
 
 
 def read_words(text: str) -> Values:
@@ -178,56 +223,3 @@ def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[str]:
         ]
         assumed.append(f"mode widefield for channel {' and '.join(strange)}")
     return [mode or "widefield" for mode in found]
-
-
-def load_microscope(
-    text: str,
-    image: ImageFile,
-    dimensions: int | None = None,
-    whole: Size | None = None,
-    spacing: tuple[float, ...] | None = None,
-    *,
-    is_compact: bool = False,
-) -> LoadedKernel:
-    """Compute the kernel of each channel of an image.
-
-    Args:
-        text: the kernel as typed.
-        image: the file.
-        dimensions: typed number of axes that the kernel spans.
-        whole: samples of the file along Z, Y and X, if `image` is only a corner of it.
-        spacing: distances of the samples in µm, for a file that does not say them.
-        is_compact: leave out light more than four axial widths out of focus.
-    """
-    from deconv_cli.kernels.kernel import Kernel, stack_kernels
-    from deconv_cli.kernels.microscope import microscope_psf, sampling_notes
-    from deconv_cli.report.run import KernelInput
-
-    n_axes = dimensions or image.named_dimensions or image.dimensions
-    spanned = image.spanned_by(n_axes)
-    if spanned.spacing is None and spacing is not None and len(spacing) != n_axes:
-        raise UsageError(f"spacing must hold a distance in µm for each of {n_axes} axes, but holds {len(spacing)}.")
-    microscopes, assumed = describe_optics(spanned, read_words(text), spanned.spacing or spacing)
-    image_size = tuple(spanned.values.shape[2:]) if whole is None else whole[-n_axes:]
-    sizes = [microscope.psf_size(image_size, is_compact=is_compact) for microscope in microscopes]
-    made = [microscope_psf(microscope, size) for microscope, size in zip(microscopes, sizes, strict=True)]
-    taps: Tensor = made[0] if len(made) == 1 else stack_kernels(made)
-    taps = taps.flip(tuple(range(-n_axes, 0)))
-    kernel = Kernel.of_any(taps, dimensions=n_axes)
-    source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
-    first = microscopes[0]
-    seen = ", ".join(f"{microscope.emission:g}" for microscope in microscopes)
-    notes = [
-        f"kernels computed for numerical aperture {first.numerical_aperture:g}, immersion {first.immersion_index:g}, "
-        f"emission {seen} nm, {', '.join(dict.fromkeys(microscope.mode for microscope in microscopes))}, samples "
-        f"{format_spacing(first.spacing)} apart",
-        *assumed,
-        *sampling_notes(microscopes, made),
-    ]
-    if sizes != [microscope.psf_size(image_size) for microscope in microscopes]:
-        notes.append(
-            f"the kernel was cut to {format_size(sizes[0])}, since an exact inverse with all its light takes very "
-            'long; method="richardson-lucy" uses the whole kernel, and is more accurate for a stack of a wide field'
-        )
-    again = {"--kernel": text, "--dimensions": n_axes}
-    return LoadedKernel(source, taps, None, tuple(notes), again, spacing=first.spacing)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -48,6 +48,25 @@ def option(usage: str, text: str, panel: str | None = None, **more: Any) -> Any:
     return typer.Option(*names, metavar=value[0] if value else None, help=text, rich_help_panel=panel, **more)
 
 
+def optional(usage: str, text: str, panel: str | None = None, *, default: object = None, **more: Any) -> Any:  # noqa: ANN401
+    """Describe an option as the default of a parameter of a command, or of a field of a record of options.
+
+    `with_option_groups` hands it to Typer.
+    """
+    return field(default=default, metadata={"name": usage.split()[0], "option": option(usage, text, panel, **more)})
+
+
+def given_options(record: Any) -> OptionValues:  # noqa: ANN401
+    """List the options of a record that differ from their defaults, as they would be typed."""
+    given: OptionValues = {}
+    for one in fields(record):
+        value = getattr(record, one.name)
+        if "name" in one.metadata and value != one.default:
+            name, _, opposite = one.metadata["name"].partition("/")
+            given[opposite if value is False else name] = True if isinstance(value, bool) else value
+    return given
+
+
 ForceOption = Annotated[bool, option("--force -f", "Overwrite existing files.", FILES)]
 JsonOption = Annotated[bool, option("--json", "Print the report as one JSON document on stdout.", OUTPUT)]
 QuietOption = Annotated[bool, option("--quiet -q", "Print no table and no notes.", OUTPUT)]
@@ -85,100 +104,72 @@ KERNEL_OR_ESTIMATE_OPTION = kernel_option("; or estimate, which finds it in the 
 class KernelReading:
     """How to read the taps of a kernel's file."""
 
-    convention: Annotated[
-        Convention | None,
-        option(
-            "--convention",
-            "How to read the kernel file: as taps that conv2d applies (default for tensors), or as a point-spread "
-            "function as a camera shows it, reversed along each axis on reading (default for pictures).",
-            KERNEL,
-        ),
-    ] = None
-    normalize: Annotated[
-        bool | None,
-        option(
-            "--normalize/--no-normalize",
-            "Divide the kernel by its sum, or take it as it is. Default: divide pictures, unless their sum is 1; take "
-            "tensors as they are.",
-            KERNEL,
-            show_default=False,
-        ),
-    ] = None
+    convention: Convention | None = optional(
+        "--convention",
+        "How to read the kernel file: as taps that conv2d applies (default for tensors), or as a point-spread "
+        "function as a camera shows it, reversed along each axis on reading (default for pictures).",
+        KERNEL,
+    )
+    normalize: bool | None = optional(
+        "--normalize/--no-normalize",
+        "Divide the kernel by its sum, or take it as it is. Default: divide pictures, unless their sum is 1; take "
+        "tensors as they are.",
+        KERNEL,
+        show_default=False,
+    )
 
 
 @dataclass(frozen=True)
 class KernelOptions(KernelReading):
     """How to read the kernel's file."""
 
-    layer: Annotated[
-        str | None,
-        option("--layer NAME", "Name of the layer that holds the kernel, if the file is a state dict.", KERNEL),
-    ] = None
-    clean_kernel: Annotated[
-        bool | None,
-        option(
-            "--clean-kernel/--no-clean-kernel",
-            "Subtract the background of a measured point-spread function, crop its empty margin, and center it; or "
-            "take it as it is. Default: as it is; deconv refuses a picture of a kernel with a strong background or "
-            "far off its center.",
-            KERNEL,
-            show_default=False,
-        ),
-    ] = None
+    layer: str | None = optional(
+        "--layer NAME", "Name of the layer that holds the kernel, if the file is a state dict.", KERNEL
+    )
+    clean_kernel: bool | None = optional(
+        "--clean-kernel/--no-clean-kernel",
+        "Subtract the background of a measured point-spread function, crop its empty margin, and center it; or "
+        "take it as it is. Default: as it is; deconv refuses a picture of a kernel with a strong background or "
+        "far off its center.",
+        KERNEL,
+        show_default=False,
+    )
 
     bias = True
     """Whether to read the bias of a layer."""
-
-    def as_options(self) -> OptionValues:
-        """List the options that would be typed again."""
-        given: OptionValues = {"--layer": self.layer, "--convention": self.convention}
-        flags = {"normalize": self.normalize, "clean-kernel": self.clean_kernel, "bias": self.bias and None}
-        given |= {f"--{name}" if value else f"--no-{name}": True for name, value in flags.items() if value is not None}
-        return given
 
 
 @dataclass(frozen=True)
 class LayerKernelOptions(KernelOptions):
     """How to read the kernel's file, if that may be a layer with a bias."""
 
-    bias: Annotated[
-        bool,
-        option(
-            "--bias/--no-bias",
-            "Use the bias of the layer: forward adds it, and invert subtracts it from the data first.",
-            KERNEL,
-        ),
-    ] = True
+    bias: bool = optional(
+        "--bias/--no-bias",
+        "Use the bias of the layer: forward adds it, and invert subtracts it from the data first.",
+        KERNEL,
+        default=True,
+    )
 
 
 @dataclass(frozen=True)
 class FileOptions:
     """How to read the inputs, and how to write the outputs."""
 
-    axes: Annotated[
-        str | None,
-        option(
-            "--axes LETTERS",
-            "Read the input's axes as these, for example CYX or TZYX. The kernel spans the last of Z, Y and X; C and S "
-            "are channels; each image along other axes is processed separately. Default: as the file says.",
-            FILES,
-        ),
-    ] = None
-    tensor: Annotated[str | None, option("--tensor NAME", "Name of the tensor, if the file holds several.", FILES)] = (
-        None
+    axes: str | None = optional(
+        "--axes LETTERS",
+        "Read the input's axes as these, for example CYX or TZYX. The kernel spans the last of Z, Y and X; C and S "
+        "are channels; each image along other axes is processed separately. Default: as the file says.",
+        FILES,
     )
-    series: Annotated[
-        int | None,
-        option("--series N", "Number of the image, from 0, if a TIFF or OME-Zarr holds several.", FILES, min=0),
-    ] = None
-    output_dtype: Annotated[
-        OutputDType | None,
-        option(
-            "--output-dtype",
-            "Sample type of the file. Default: float32, or the input's own whole numbers if the format holds no other.",
-            FILES,
-        ),
-    ] = None
+    tensor: str | None = optional("--tensor NAME", "Name of the tensor, if the file holds several.", FILES)
+    series: int | None = optional(
+        "--series N", "Number of the image, from 0, if a TIFF or OME-Zarr holds several.", FILES, min=0
+    )
+    output_dtype: OutputDType | None = optional(
+        "--output-dtype",
+        "Sample type of the file. Default: float32, or the input's own whole numbers if the format holds no other.",
+        FILES,
+    )
     force: ForceOption = False
 
     def read(self, path: Path) -> ImageFile:
@@ -186,10 +177,6 @@ class FileOptions:
         from deconv_cli.io import read_image
 
         return read_image(path, axes=self.axes, tensor=self.tensor, series=self.series)
-
-    def as_options(self) -> OptionValues:
-        """List the options that would be typed again, without the sample type and `--force`."""
-        return {"--axes": self.axes, "--tensor": self.tensor, "--series": self.series}
 
 
 @dataclass(frozen=True)
@@ -205,24 +192,19 @@ class PrintOptions:
 class BatchOptions:
     """What to do with files that are done already, and where to record what was done."""
 
-    skip_existing: Annotated[
-        bool,
-        option(
-            "--skip-existing",
-            "Skip inputs whose output exists, without looking at its content. This continues a run that was "
-            "interrupted: a file under its own name is always complete.",
-            MANY_FILES,
-        ),
-    ] = False
-    manifest: Annotated[
-        Path | None,
-        option(
-            "--manifest FILE.jsonl",
-            "Write a line of JSON for each file as soon as it is done: result, hash, time, doubts and errors. With "
-            "--skip-existing, add the lines to an existing manifest.",
-            MANY_FILES,
-        ),
-    ] = None
+    skip_existing: bool = optional(
+        "--skip-existing",
+        "Skip inputs whose output exists, without looking at its content. This continues a run that was "
+        "interrupted: a file under its own name is always complete.",
+        MANY_FILES,
+        default=False,
+    )
+    manifest: Path | None = optional(
+        "--manifest FILE.jsonl",
+        "Write a line of JSON for each file as soon as it is done: result, hash, time, doubts and errors. With "
+        "--skip-existing, add the lines to an existing manifest.",
+        MANY_FILES,
+    )
 
     def check(self, *, force: bool) -> None:
         """Refuse, by `UsageError`, a manifest at a URL, and to keep existing outputs and to replace them."""
@@ -238,43 +220,33 @@ class BatchOptions:
 class LargeOptions:
     """How an input is cut that does not fit the memory, or that the user wants in blocks."""
 
-    block_size: Annotated[
-        str | None,
-        option(
-            "--block-size N|D,H,W",
-            "Restore the input in blocks of N pixels along each axis of space. Default: the whole input if it fits "
-            "--max-memory, otherwise the largest blocks that fit.",
-            LARGE,
-        ),
-    ] = None
-    dry_run: Annotated[
-        bool,
-        option(
-            "--dry-run",
-            "Write nothing. Print the plan of the blocks: memory, halo (the margin read around each block), expected "
-            "error at the seams, time. For several inputs, list each with its output.",
-            LARGE,
-        ),
-    ] = False
-    block_range: Annotated[
-        str | None,
-        option(
-            "--block-range i/N",
-            "Restore the share of job i of N. Jobs may run at any time on any machine that sees the files; the last "
-            "job to end completes the result.",
-            LARGE,
-        ),
-    ] = None
+    block_size: str | None = optional(
+        "--block-size N|D,H,W",
+        "Restore the input in blocks of N pixels along each axis of space. Default: the whole input if it fits "
+        "--max-memory, otherwise the largest blocks that fit.",
+        LARGE,
+    )
+    dry_run: bool = optional(
+        "--dry-run",
+        "Write nothing. Print the plan of the blocks: memory, halo (the margin read around each block), expected "
+        "error at the seams, time. For several inputs, list each with its output.",
+        LARGE,
+        default=False,
+    )
+    block_range: str | None = optional(
+        "--block-range i/N",
+        "Restore the share of job i of N. Jobs may run at any time on any machine that sees the files; the last "
+        "job to end completes the result.",
+        LARGE,
+    )
 
-    resume: Annotated[
-        bool,
-        option(
-            "--resume",
-            "Continue an earlier run over the blocks of one input, with the remaining blocks. For many files, use "
-            "--skip-existing.",
-            LARGE,
-        ),
-    ] = False
+    resume: bool = optional(
+        "--resume",
+        "Continue an earlier run over the blocks of one input, with the remaining blocks. For many files, use "
+        "--skip-existing.",
+        LARGE,
+        default=False,
+    )
 
     @property
     def is_cut_anyway(self) -> bool:
@@ -300,25 +272,19 @@ class LargeOptions:
 class WorkOptions:
     """Who does the work: processes of this machine, or a cluster."""
 
-    jobs: Annotated[
-        int | None,
-        option(
-            "--jobs N",
-            "Work in N processes, which share the cores of this machine, its GPUs, and --max-memory. Default: in "
-            "threads of this process.",
-            WORKERS,
-            min=1,
-        ),
-    ] = None
-    scheduler: Annotated[
-        str | None,
-        option(
-            "--scheduler ADDRESS|FILE",
-            "Work on a running Dask cluster: the address of its scheduler, such as tcp://host:8786, or the scheduler's "
-            "file. --max-memory is for each worker.",
-            WORKERS,
-        ),
-    ] = None
+    jobs: int | None = optional(
+        "--jobs N",
+        "Work in N processes, which share the cores of this machine, its GPUs, and --max-memory. Default: in "
+        "threads of this process.",
+        WORKERS,
+        min=1,
+    )
+    scheduler: str | None = optional(
+        "--scheduler ADDRESS|FILE",
+        "Work on a running Dask cluster: the address of its scheduler, such as tcp://host:8786, or the scheduler's "
+        "file. --max-memory is for each worker.",
+        WORKERS,
+    )
 
     @property
     def are_given(self) -> bool:
@@ -379,6 +345,10 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {}
     for name, parameter in signature.parameters.items():
+        if isinstance(parameter.default, Field):
+            parameter = parameter.replace(
+                annotation=_described(parameter.annotation, parameter.default), default=parameter.default.default
+            )
         options, make = _expand(parameter.annotation)
         if make is not None:
             groups[name] = (make, [one.name for one in options])
@@ -407,9 +377,14 @@ def _expand(annotation: Any) -> tuple[list[inspect.Parameter], Callable[[dict[st
         make: Callable[[dict[str, Any]], Any] = read_settings
     elif isinstance(annotation, type) and is_dataclass(annotation):
         hints = get_type_hints(annotation, include_extras=True)
-        found = [(field.name, hints[field.name], field.default) for field in fields(annotation)]
+        found = [(one.name, _described(hints[one.name], one), one.default) for one in fields(annotation)]
         make = lambda values: annotation(**values)  # noqa: E731
     else:
         return [], None
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return [inspect.Parameter(name, kind, default=default, annotation=hint) for name, hint, default in found], make
+
+
+def _described(hint: Any, field: Field[Any]) -> Any:  # noqa: ANN401
+    """Return the type of an option with its description, if `optional` made one."""
+    return Annotated[hint, field.metadata["option"]] if "option" in field.metadata else hint

@@ -56,7 +56,7 @@ class _ProgressLine:
 
 
 class WorkProgress(_ProgressLine, ProgressListener):
-    """Shows the step and the iteration of one restoration.
+    """Shows the step and the iteration of one restoration, which `started` with it.
 
     Args:
         label: stands before every line, as `file 2 of 7`.
@@ -79,6 +79,7 @@ class WorkProgress(_ProgressLine, ProgressListener):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(is_silent=is_silent, clock=clock)
+        self.started = time.perf_counter()
         self._label = f"{label}: " if label else ""
         self._verbose, self._show, self._ends = verbose, show, ends
         self._step = ""

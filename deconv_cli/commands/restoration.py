@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from deconv_cli.allocator import return_freed_memory
-from deconv_cli.commands.block_restoration import BlockWork
-from deconv_cli.commands.loaded_kernel import choose_kind
+from deconv_cli.commands.invert_options import InvertOptions
 from deconv_cli.commands.option_groups import OptionValues
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
-from deconv_cli.commands.work import Job, JobResult, LoadedFile
+from deconv_cli.commands.work import Job, JobResult
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import InputKind, as_typed
@@ -29,143 +29,142 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.reconstruction import Reconstruction
     from deconv_cli.workflows.resolve_settings import InputMetadata
 
+NOTABLE_NOISE = 1e-3
+"""Noise in standard deviations of an array from which on it spoils estimates under the λ of tensors."""
+SHORT, NOTABLE_IN_SHORT = 1024, 0.03
+"""Samples of a signal that may be too short for its noise to be told from detail, and the noise that counts there."""
 N_ALIGNED = 3
 """The alignment of the kernel is tested on this many first inputs of a run: a test takes longer than restoring."""
 
 
-class Restoration:
-    """Restores one input after another with one kernel; pictures share one pipeline, and tensors share one."""
+_MAKING = threading.Lock()
+"""Held by the thread that makes a pipeline, so that all share it."""
 
-    def __init__(self, work: BlockWork, kernel: LoadedKernel, settings: SettingValues) -> None:
-        self._work, self._kernel, self._settings = work, kernel, settings
-        self._pipelines: dict[InputKind, Pipeline] = {}
-        self._making = threading.Lock()
 
-    def restore(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
-        """Reconstruct one input, write the result, and describe it."""
-        from deconv_cli.report.run import InvertRun, describe_found, describe_run
+def restore_whole(
+    work: InvertOptions, kernel: LoadedKernel, job: Job, source: ImageFile, progress: WorkProgress
+) -> JobResult:
+    """Reconstruct one input, write the result, and describe it."""
+    from deconv_cli.report.run import InvertRun, describe_found, describe_run
 
-        started, work, kernel = source.started, self._work, self._kernel
-        image = work.move(kernel.arrange(source.image))
-        kernel.refuse_for(image, tuple(image.values.shape[2:]))
-        kind, notes = choose_kind(image, lambda: image.values, kernel, self._settings)
-        if (image.record or {}).get("command") == "invert":
-            notes += ("the input was written by deconv invert, so it is restored a second time",)
-        pipeline = self._pipeline(kind)
-        resolution = pipeline.resolve(self._metadata(image))
-        extra = work.extra
-        if extra.needs_map and not resolution.settings.predict:
-            raise UsageError(
-                "--error-map and --trust-mask show an error that is predicted only for plain convolutions, but this "
-                f"layer has {resolution.settings.layer.describe()}; leave them out."
+    extra, given = work.extra, work.settings
+    image = work.move(kernel.arrange(source))
+    kernel.refuse_for(image, tuple(image.values.shape[2:]))
+    kind, notes = choose_kind(image, lambda: image.values, kernel, given)
+    if (image.record or {}).get("command") == "invert":
+        notes += ("the input was written by deconv invert, so it is restored a second time",)
+    pipeline = _pipeline(kernel, kind, given)
+    resolution = pipeline.resolve(_metadata(kernel, image))
+    if extra.needs_map and not resolution.settings.predict:
+        raise UsageError(
+            "--error-map and --trust-mask show an error that is predicted only for plain convolutions, but this "
+            f"layer has {resolution.settings.layer.describe()}; leave them out."
+        )
+    tests_alignment = resolution.tests_alignment and job.number <= N_ALIGNED and kernel.source.estimate is None
+    resolution = replace(resolution, notes=(*notes, *resolution.notes), tests_alignment=tests_alignment)
+    n_channels = image.values.shape[1]
+    if not resolution.is_per_channel:
+        n_channels = kernel.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
+    same_size = kernel.keeps_size(resolution.settings.padding, resolution.settings.layer)
+    plan = work.plan(job, image, n_channels, same_size=same_size)
+    planned = extra.plan(image, n_channels, same_size=same_size, force=work.files.force)
+    result = pipeline.reconstruct(image.values, resolution, truth=planned.truth, progress=progress)
+    diagnosis = None
+    views: tuple[LambdaView, ...] = ()
+    if planned.page is not None:
+        progress.begin("examining the result")
+        diagnosis = pipeline.diagnose(result, image.values)
+        views = pipeline.vary_lambda(result, image.values, image.dtype)
+        result = replace(result, noise_found=diagnosis.tests.noise)
+    return_freed_memory()
+    prepared = plan.prepare(result.image.cpu())
+    return_freed_memory()
+    result = _measured(result, image, prepared, planned.truth)
+    found: tuple[str, ...] = ()
+    if (estimate := kernel.source.estimate) is not None:
+        result = replace(result, kernel_doubt=estimate.doubt)
+        estimate = estimate if result.is_trusted else estimate.without_errors()
+        kernel = replace(kernel, source=replace(kernel.source, estimate=estimate))
+        found = (f"the kernel was found in the picture: {describe_found(estimate)}",)
+    options = kernel.options | _options(work, result, image)
+    run = InvertRun(
+        command=work.command,
+        kernel=kernel.source,
+        notes=found + kernel.notes_on(image, prepared, *result.notes, *extra.notes(result.settings)),
+        rerun=work.rerun(job.source, options, job.target, prepared.dtype),
+        reconstruction=result,
+        diagnosis=diagnosis,
+        lambda_views=views,
+        **work.describe(job, image, prepared, result.image.dtype, progress.started),
+    )
+    record = describe_run(run)
+    return_freed_memory()
+    prepared.write(record)
+    return_freed_memory()
+    planned.write(run, record, image.values)
+    return JobResult(record, partial(print_invert_summary, run, verbose=work.printed.verbose))
+
+
+def _metadata(kernel: LoadedKernel, image: ImageFile) -> InputMetadata:
+    """Collect the records in the files of an input and of the kernel."""
+    from deconv_cli.workflows.resolve_settings import InputMetadata
+
+    return InputMetadata(
+        record=image.record,
+        recorded=kernel.recorded,
+        kernel_sha256=kernel.source.sha256,
+        tone_curve=image.tone_curve,
+        sample_type=image.dtype,
+        spacing=image.spacing,
+        jpeg_table=image.jpeg_table,
+    )
+
+
+def _options(work: InvertOptions, result: Reconstruction, image: ImageFile) -> OptionValues:
+    """Return the options that make the same estimate again, with the resolved settings."""
+    from deconv_cli.workflows.resolve_settings import default_noise
+
+    settings, given = result.settings, work.settings
+    options = settings.as_options()
+    is_kept = bool(work.extra.kept_options) or "predict" in given
+    looks_at_noise = is_kept or (settings.objective == "tv" and settings.weight in (None, "auto"))
+    dropped = {"--dimensions", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
+    dropped |= {"--defaults"} if (settings.defaults is InputKind.PICTURE) is image.is_picture else set()
+    dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
+    dropped |= set() if looks_at_noise else {"--noise-sigma"}
+    dropped |= set() if is_kept else {"--seed"}
+    if "defaults" not in given and options.get("--noise") == default_noise(settings.defaults):
+        dropped.add("--noise")
+    options = {name: value for name, value in options.items() if name not in dropped}
+    if settings.has_lambda:
+        # Channels that were restored one by one keep a λ for each, even if all are equal.
+        is_of_each = result.lambda_choice is not None or isinstance(given.get("lam"), tuple)
+        lams = tuple(part.settings.lam for part in result.channels) if is_of_each else ()
+        options["--lambda"] = as_typed("lam", lams or result.lam)
+        options["--method"] = result.choice.method
+    elif settings.method != "auto":
+        options["--method"] = settings.method
+    if settings.objective == "tv":
+        options.setdefault("--weight", "auto")
+    if settings.tolerance is not None:  # otherwise each channel has its solver's own
+        options["--tolerance"] = repr(settings.tolerance)
+    options["--dtype"] = str(result.image.dtype).removeprefix("torch.")
+    is_implied = work.extra.need_prediction(settings)
+    predicts = {"--predict": True} if "predict" in given and not is_implied else {}
+    return options | layer_options(settings, given) | predicts | work.extra.kept_options
+
+
+def _pipeline(kernel: LoadedKernel, kind: InputKind, given: SettingValues) -> Pipeline:
+    """Return the pipeline of pictures or of tensors with this kernel."""
+    from deconv_cli.workflows.pipeline import Pipeline
+
+    with _MAKING:
+        if kind not in kernel.pipelines:
+            settings = ReconstructionSettings.trusted(
+                **{"defaults": kind} | given | {"dimensions": kernel.kernel.n_axes}
             )
-        tests_alignment = resolution.tests_alignment and job.number <= N_ALIGNED and kernel.source.estimate is None
-        resolution = replace(resolution, notes=(*notes, *resolution.notes), tests_alignment=tests_alignment)
-        n_channels = image.values.shape[1]
-        if not resolution.is_per_channel:
-            n_channels = kernel.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
-        same_size = kernel.keeps_size(resolution.settings.padding, resolution.settings.layer)
-        plan = work.plan(job, image, n_channels, same_size=same_size)
-        planned = extra.plan(image, n_channels, same_size=same_size, force=work.files.force)
-        result = pipeline.reconstruct(image.values, resolution, truth=planned.truth, progress=progress)
-        diagnosis = None
-        views: tuple[LambdaView, ...] = ()
-        if planned.page is not None:
-            progress.begin("examining the result")
-            diagnosis = pipeline.diagnose(result, image.values)
-            views = pipeline.vary_lambda(result, image.values, image.dtype)
-            result = replace(result, noise_found=diagnosis.tests.noise)
-        return_freed_memory()
-        prepared = plan.prepare(result.image.cpu())
-        return_freed_memory()
-        result = _measured(result, image, prepared, planned.truth)
-        found: tuple[str, ...] = ()
-        if (estimate := kernel.source.estimate) is not None:
-            result = replace(result, kernel_doubt=estimate.doubt)
-            estimate = estimate if result.is_trusted else estimate.without_errors()
-            kernel = replace(kernel, source=replace(kernel.source, estimate=estimate))
-            found = (f"the kernel was found in the picture: {describe_found(estimate)}",)
-        options = kernel.options | self._options(result, image)
-        run = InvertRun(
-            command=work.command,
-            kernel=kernel.source,
-            notes=found + kernel.notes_on(image, prepared, *result.notes, *extra.notes(result.settings)),
-            rerun=work.rerun(job.source, options, job.target, prepared.dtype),
-            reconstruction=result,
-            diagnosis=diagnosis,
-            lambda_views=views,
-            **work.describe(job, image, prepared, result.image.dtype, started),
-        )
-        record = describe_run(run)
-        return_freed_memory()
-        prepared.write(record)
-        return_freed_memory()
-        planned.write(run, record, image.values)
-        return JobResult(
-            record,
-            partial(print_invert_summary, run, verbose=self._work.printed.verbose),
-            doubts=tuple(doubt.sentence for doubt in result.doubts),
-            warnings=result.cautions,
-        )
-
-    def _metadata(self, image: ImageFile) -> InputMetadata:
-        """Collect the records in the files of an input and of the kernel."""
-        from deconv_cli.workflows.resolve_settings import InputMetadata
-
-        return InputMetadata(
-            record=image.record,
-            recorded=self._kernel.recorded,
-            kernel_sha256=self._kernel.source.sha256,
-            tone_curve=image.tone_curve,
-            sample_type=image.dtype,
-            spacing=image.spacing,
-            jpeg_table=image.jpeg_table,
-        )
-
-    def _options(self, result: Reconstruction, image: ImageFile) -> OptionValues:
-        """Return the options that make the same estimate again, with the resolved settings."""
-        from deconv_cli.workflows.resolve_settings import default_noise
-
-        settings = result.settings
-        options = settings.as_options()
-        is_kept = self._work.extra.is_prediction_kept or "predict" in self._settings
-        looks_at_noise = is_kept or (settings.objective == "tv" and settings.weight in (None, "auto"))
-        dropped = {"--dimensions", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
-        dropped |= {"--defaults"} if (settings.defaults is InputKind.PICTURE) is image.is_picture else set()
-        dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
-        dropped |= set() if looks_at_noise else {"--noise-sigma"}
-        dropped |= set() if is_kept else {"--seed"}
-        if "defaults" not in self._settings and options.get("--noise") == default_noise(settings.defaults):
-            dropped.add("--noise")
-        options = {name: value for name, value in options.items() if name not in dropped}
-        if settings.has_lambda:
-            # Channels that were restored one by one keep a λ for each, even if all are equal.
-            is_of_each = result.lambda_choice is not None or isinstance(self._settings.get("lam"), tuple)
-            lams = tuple(part.settings.lam for part in result.channels) if is_of_each else ()
-            options["--lambda"] = as_typed("lam", lams or result.lam)
-            options["--method"] = result.choice.method
-        elif settings.method != "auto":
-            options["--method"] = settings.method
-        if settings.objective == "tv":
-            options.setdefault("--weight", "auto")
-        if settings.tolerance is not None:  # otherwise each channel has its solver's own
-            options["--tolerance"] = repr(settings.tolerance)
-        options["--dtype"] = str(result.image.dtype).removeprefix("torch.")
-        is_implied = self._work.extra.need_prediction(settings)
-        predicts = {"--predict": True} if "predict" in self._settings and not is_implied else {}
-        return options | layer_options(settings, self._settings) | predicts | self._work.extra.as_options()
-
-    def _pipeline(self, kind: InputKind) -> Pipeline:
-        """Return the pipeline of pictures or of tensors."""
-        from deconv_cli.workflows.pipeline import Pipeline
-
-        loaded = self._kernel
-        with self._making:
-            if kind not in self._pipelines:
-                known = {"dimensions": loaded.kernel.n_axes}
-                settings = ReconstructionSettings.trusted(**{"defaults": kind} | self._settings | known)
-                self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias)
-            return self._pipelines[kind]
+            kernel.pipelines[kind] = Pipeline(kernel.taps, settings, bias=kernel.bias)
+        return kernel.pipelines[kind]
 
 
 def _measured(
@@ -191,3 +190,34 @@ def _measured(
     settings = result.settings
     clipping = measure_clipping(image, data, *ends, n_axes=settings.dimensions or 2, noise=settings.noise_sigma)
     return replace(result, clipping=clipping)
+
+
+def choose_kind(
+    image: ImageFile, samples: Callable[[], Tensor], loaded: LoadedKernel, given: SettingValues
+) -> tuple[InputKind, tuple[str, ...]]:
+    """Choose the defaults of pictures or of tensors, with a note if the samples decide and not the format.
+
+    Args:
+        image: the file.
+        samples: reads all samples, or parts of them, shape `(*batch, *size)`.
+        loaded: the kernel.
+        given: the typed settings.
+    """
+    if image.is_picture:
+        return InputKind.PICTURE, ()
+    n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None
+    if "defaults" in given or not is_formula or len(image.axes) > 3:
+        return InputKind.TENSOR, ()
+    from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred, finest_level
+    from deconv_cli.diagnostics.spectra import FadedImages
+
+    values = samples().float()
+    faded, notable = FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes), NOTABLE_NOISE
+    noise = estimate_noise_of_blurred(faded)
+    if noise is None and n_axes == 1 and values.shape[-1] <= SHORT:
+        noise, notable = finest_level(faded), NOTABLE_IN_SHORT
+    if noise is None or noise < notable * values.std():
+        return InputKind.TENSOR, ()
+    why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is a formula"
+    what = "signal that was measured" if n_axes == 1 else "picture"
+    return InputKind.PICTURE, (f'the array is treated as a {what}, {why}; defaults="tensor" treats it as a tensor',)

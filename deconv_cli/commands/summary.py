@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.console import print_note, print_table, print_warning, shown_name
+from deconv_cli.commands.console import Rows, print_note, print_table, print_warning, shown_name
 from deconv_cli.commands.progress import format_duration
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.prompt_sentences import with_options
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from deconv_cli.report.chain_page import ChainRun
     from deconv_cli.report.run import Environment, ForwardRun, InputFile, InvertRun, KernelInput, OutputFile
     from deconv_cli.workflows.reconstruction import Reconstruction
-
-Rows = list[tuple[str, str]]
-"""Names and values."""
 
 
 def print_forward_summary(run: ForwardRun) -> None:
@@ -78,8 +75,7 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         rows.append(("error", f"{result.actual_error:.3g}{_sample_unit(source)}, compared with the truth"))
     rows += _details(result) if verbose else []
     rows += _output_rows(run.output, run.environment)
-    _, advice = _border_findings(result.well_posedness)
-    _print(f"deconv {run.command}", rows, result.warnings, [*advice, *run.notes])
+    _print(f"deconv {run.command}", rows, result.warnings, [*_border_advice(result.well_posedness), *run.notes])
 
 
 def _details(result: Reconstruction) -> Rows:
@@ -105,7 +101,7 @@ def print_chain_summary(run: ChainRun) -> None:
     share = "all" if result.determined.share > 1 - 1e-6 else format_percent(result.determined.share, 3)
     how = "by the rank of the derivative" if result.determined.is_exact else "as estimated by conjugate gradients"
     rows = [
-        ("input", f"{shown_name(str(source.path))}  {format_size(source.shape)} {source.axes} {source.dtype}"),
+        ("input", _file(source.path, source.shape, source.axes, source.dtype)),
         ("layers", f"{run.model.layers} of {shown_name(run.model.path)}"),
         *((f"  {layer.name}", f"{layer.description}: {layer.treatment}") for layer in result.layers),
         ("method", result.method.value),
@@ -129,11 +125,15 @@ def _print(title: str, rows: Rows, warnings: Iterable[str] = (), notes: Iterable
 
 def _input_rows(source: InputFile, kernel: KernelInput, layer: LayerOptions = PLAIN) -> Rows:
     spacing = "" if source.spacing is None else f", {format_spacing(source.spacing)}"
-    size = format_size(source.shape)
     return [
-        ("input", f"{shown_name(str(source.path))}  {size} {source.axes} {source.dtype}{spacing}"),
+        ("input", _file(source.path, source.shape, source.axes, source.dtype) + spacing),
         ("kernel", _kernel(kernel, layer)),
     ]
+
+
+def _file(path: Path | str, shape: Sequence[int], *words: str, of: str = "") -> str:
+    """Name a file, or a part of it, with the size and the kind of its samples."""
+    return f"{shown_name(str(path))}{of}  {' '.join((format_size(shape), *words))}"
 
 
 def _layer_rows(layer: LayerOptions) -> Rows:
@@ -156,12 +156,12 @@ def _kernel(source: KernelInput, options: LayerOptions) -> str:
     named = "" if source.sha256 else name_numbers(source.path)
     total += f", {named}" if named else ""
     bias = ", with its bias" if source.has_bias else ""
-    return f"{shown_name(str(source.path))}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
+    return f"{_file(source.path, source.shape, source.convention, of=layer)}, {total}{bias}"
 
 
 def _output_rows(output: OutputFile, environment: Environment) -> Rows:
     return [
-        ("output", f"{shown_name(output.path)}  {format_size(output.shape)} {output.dtype}"),
+        ("output", _file(output.path, output.shape, output.dtype)),
         ("cost", _cost(environment)),
     ]
 
@@ -199,13 +199,13 @@ def error_row(predicted: ExpectedError, unit: str, actual: float | None = None, 
     return "expected error", f"{size:.3g}{unit}{real}; {to_trust}"
 
 
-def _border_findings(finding: WellPosedness | None) -> tuple[list[str], list[str]]:
-    """Describe what the boundary loses: warnings, and advice."""
+def _border_advice(finding: WellPosedness | None) -> list[str]:
+    """Describe what the boundary loses, or what to do about it if a warning describes it."""
     if finding is None:
-        return [], []
+        return []
     if finding.is_well_posed is False:
-        return [finding.reason], list(finding.advice)
-    return [], [finding.reason] if finding.is_well_posed is None or finding.n_lost_modes else []
+        return list(finding.advice)
+    return [finding.reason] if finding.is_well_posed is None or finding.n_lost_modes else []
 
 
 def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
@@ -224,8 +224,7 @@ def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
 
 
 def _output(target: RegionTarget) -> str:
-    size = format_size(target.shape)
-    return f"{shown_name(str(target.path))}  {size} {target.dtype}, {format_memory(target.n_bytes)}"
+    return f"{_file(target.path, target.shape, target.dtype)}, {format_memory(target.n_bytes)}"
 
 
 def print_block_summary(run: BlockInvertRun) -> None:
@@ -235,7 +234,7 @@ def print_block_summary(run: BlockInvertRun) -> None:
     assert summary is not None
     rows = [
         ("input", _large_input(found.task)),
-        ("kernel", f"{shown_name(run.kernel.path)}  {format_size(run.kernel.shape)} {run.kernel.convention}"),
+        ("kernel", _file(run.kernel.path, run.kernel.shape, run.kernel.convention)),
         ("boundary", f"{settings.boundary}: {resolution.reasons.boundary}"),
         *([("light", resolution.reasons.light)] if found.task.problem.source.is_picture else []),
         _objective_row(found),
@@ -244,8 +243,7 @@ def print_block_summary(run: BlockInvertRun) -> None:
         ("residual", f"{summary.residual_rms:.3g} rms, {format_percent(summary.residual, 3)} of the data"),
         *_error_rows(found),
     ]
-    output = f"{shown_name(str(target.path))}  {format_size(target.shape)} {target.dtype}"
-    rows += [("output", output), ("cost", _cost(run.environment))]
+    rows += [("output", _file(target.path, target.shape, target.dtype)), ("cost", _cost(run.environment))]
     _print("deconv invert", rows, found.doubts, run.notes)
 
 
@@ -269,7 +267,7 @@ def _prior_row(prior: str, finest: float | None) -> tuple[str, str]:
     return "prior", f"{prior}: {describe_filled_in(finest)}"
 
 
-def _seam_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
+def _seam_rows(found: BlockReconstruction) -> Rows:
     """Say how much blocks differ beside their seams, if there are any."""
     if found.summary is None or not any(found.task.grid.is_cut):
         return []
@@ -277,7 +275,7 @@ def _seam_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
     return [("at the seams", "not measured" if found.seam is None else measured)]
 
 
-def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
+def _error_rows(found: BlockReconstruction) -> Rows:
     """Say how large the expected error is, and what it was predicted on."""
     expected = found.expected_error
     if expected is None:
@@ -289,10 +287,10 @@ def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
 
 def _large_input(task: BlockTask) -> str:
     source = task.problem.source
-    return f"{shown_name(str(source.path))}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
+    return _file(source.path, source.shape, task.problem.layout.axes, source.dtype)
 
 
-def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:
+def _plan_rows(task: BlockTask) -> Rows:
     """Say how the picture is cut."""
     grid, halo = task.grid, task.plan.halo
     memory = ("memory", f"about {format_memory(task.plan.block_bytes)} a block")

@@ -15,7 +15,6 @@ from deconv_cli.errors import DeconvError, UsageError, check_type
 from deconv_cli.gradients.double_precision import DoubleEvidence, gather_double
 from deconv_cli.gradients.evidence import Evidence, is_same, repeat
 from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verdict, first_line
-from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, try_batch
@@ -104,9 +103,9 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
         general=find_all(MODEL_RULES, evidence),
         loss=float(evidence.forward.loss.detach()) if evidence.is_loss_finite else None,
         dtype=double.dtype,
-        notes=evidence.notes,
+        notes=double.notes,
         not_checked=(
-            *evidence.not_checked,
+            *double.unchecked,
             *(f"{found.name}: {found.detail}" for found in parameters if found.verdict == Verdict.NOT_CHECKED),
             *([f"leaks between samples of the batch: {doubt}"] if doubt else []),
         ),
@@ -122,16 +121,13 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
         found.verdict,
         found.causes,
         found.detail,
+        found.is_excused,
         name=name,
         shape=tuple(evidence.parameters[name].shape),
         gradient_norm=norm_of(gradient) if gradient is not None else None,
         weight_norm=evidence.weight_norms[name],
         comparison=evidence.comparison(name),
     )
-
-
-_FUNCTIONS_SHARE = 0.4
-"""Part of the time that hand-written backwards may take."""
 
 
 def collect_evidence(
@@ -145,33 +141,15 @@ def collect_evidence(
         UsageError: the model cannot be run on these inputs.
     """
     weight_norms, forward = _first_forward(subject, stack, on_progress)
-    losses = repeat(subject, forward)
+    # Another forward pass may overwrite buffers that this backward pass needs.
     backward = trace_backward(forward.loss, subject.trainable, is_reached=bool(forward.reached))
-    started = time.monotonic()
+    losses = repeat(subject, forward)
     is_checkable = is_same(*losses) and backward.error is None
-    wrong: list[WrongInput] = []
-    unchecked: list[str] = []
-    if is_checkable and forward.reached and forward.calls:
-        on_progress("checking hand-written backwards")
-        wrong, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget)
     magnitudes = backward.magnitudes.items() if bool(forward.loss.detach().isfinite()) else ()
     names = frozenset(name for name, found in magnitudes if found.is_finite and not found.is_zero)
-    left = budget - (time.monotonic() - started)
-    double = gather_double(subject, names, left, on_progress) if is_checkable else DoubleEvidence(forward, backward)
+    double = gather_double(subject, names, budget, on_progress) if is_checkable else DoubleEvidence(forward, backward)
     batch = _try_batch(subject, on_progress)
-    return Evidence(
-        subject=subject,
-        weight_norms=weight_norms,
-        forward=forward,
-        backward=backward,
-        losses=losses,
-        double=double,
-        wrong_inputs=tuple(wrong),
-        batch=batch,
-        budget=budget,
-        notes=double.notes,
-        not_checked=tuple(unchecked),
-    )
+    return Evidence(subject, weight_norms, forward, backward, losses, double, batch, budget)
 
 
 @contextlib.contextmanager
@@ -218,6 +196,8 @@ def _first_forward(
         if later.parameter_writes.keys() < forward.parameter_writes.keys():
             forward = later
             stack.push(own.pop_all())
+    if subject.moving and not forward.parameter_writes:
+        forward = trace_forward(subject)
     subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.parameter_writes)
     return weight_norms, forward
 

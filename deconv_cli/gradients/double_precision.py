@@ -19,6 +19,7 @@ from deconv_cli.gradients.finite_differences import (
     ScalarFunction,
     TensorGradient,
 )
+from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.nested_tensors import NARROW
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
@@ -26,6 +27,9 @@ from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
 
 _DOUBLE, _SINGLE = 2.3e-16, 1.2e-7
+
+_FUNCTIONS_SHARE = 0.4
+"""Part of the time that hand-written backwards may take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,8 @@ class DoubleEvidence:
         results: gradients against finite differences, by parameter; None where the time was up.
         constants: parameters without an effect on the loss, since the gradients that arrive at them cancel.
         minima: parameters at a minimum or maximum, where the gradient is zero.
+        wrong_inputs: hand-written backwards with a wrong gradient.
+        unchecked: sentences on calls of hand-written Functions that could not be checked.
     """
 
     forward: ForwardTrace
@@ -48,16 +54,17 @@ class DoubleEvidence:
     minima: frozenset[str] = frozenset()
     n_evaluations: int = 0
     notes: tuple[str, ...] = ()
+    wrong_inputs: tuple[WrongInput, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
 
 def gather_double(
     subject: Subject, names: frozenset[str], budget: float, on_progress: Callable[[str], None]
 ) -> DoubleEvidence:
-    """Compare gradients with finite differences, in `budget` seconds.
+    """Check hand-written backwards, and compare gradients with finite differences, in `budget` seconds.
 
     The parameters `names` have a finite gradient other than zero.
     """
-    on_progress("comparing with finite differences")
     try:
         with subject.in_double():
             found = _compare(subject, names, budget, on_progress, "float64")
@@ -83,9 +90,19 @@ def _compare(
     forward = trace_forward(subject)
     if not forward.reached:
         return DoubleEvidence(forward, BackwardTrace({}))
-    backward = trace_backward(forward.loss, subject.trainable)
+    if forward.calls:
+        on_progress("checking hand-written backwards")
+    wrong, unchecked = check_functions(forward, _FUNCTIONS_SHARE * budget)
+    on_progress("comparing with finite differences")
+    found = DoubleEvidence(
+        forward,
+        trace_backward(forward.loss, subject.trainable),
+        wrong_inputs=tuple(wrong),
+        unchecked=tuple(unchecked),
+    )
+    backward = found.backward
     if backward.error is not None:
-        return DoubleEvidence(forward, backward)
+        return found
     casts = forward.casts
     is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
@@ -100,10 +117,9 @@ def _compare(
             seed=subject.seed,
             on_progress=lambda done, of: on_progress(f"finite differences: {done} of {of} parameters"),
         )
-    return DoubleEvidence(
-        forward,
-        backward,
-        dtype,
+    return replace(
+        found,
+        dtype=dtype,
         results=results,
         constants=constants,
         minima=minima,
@@ -155,19 +171,16 @@ _CANCELED = 1e-10
 """A gradient smaller than this share of the gradient that arrives at the readers of its parameter has canceled."""
 
 
-def _arriving(parameter: torch.Tensor, backward: BackwardTrace) -> float:
-    nodes = (node for node, _ in backward.readers_of(parameter) if node in backward.arriving)
-    return max((backward.arriving[node].largest or 0.0 for node in nodes), default=0.0)
-
-
 def _is_constant(
     parameter: nn.Parameter, gradient: torch.Tensor, backward: BackwardTrace, function: ScalarFunction
 ) -> bool:
     """Return whether a bias has no effect: the gradients that arrive cancel, and the loss does not move with it."""
-    readers, arriving = backward.readers_of(parameter), _arriving(parameter, backward)
+    readers = [node for node, _ in backward.readers_of(parameter)]
+    given = (backward.arriving[node].largest or 0.0 for node in readers if node in backward.arriving)
+    arriving = max(given, default=0.0)
     if parameter.ndim > 1 or not arriving or float(gradient.abs().max()) > _CANCELED * arriving:
         return False
-    if any("Mul" in type(node).__name__ for node, _ in readers):
+    if any("Mul" in type(node).__name__ for node in readers):
         return False
     moved = TensorGradient("", parameter, gradient)
     generator = torch.Generator().manual_seed(0)

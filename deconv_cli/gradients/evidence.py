@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,9 +17,9 @@ from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, Node, nodes_below
-from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, Node, differentiate, nodes_below
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
 
 _BY_DATA = ("Gather", "Index", "MaskedSelect", "Take", "Topk")
@@ -41,7 +41,6 @@ class Evidence:
         backward: the backward pass in the model's own precision; without gradients where the loss reaches no parameter.
         double: comparison with finite differences, empty where it was not possible.
         losses: of two runs with one seed.
-        wrong_inputs: hand-written backwards with a wrong gradient.
         budget: seconds for finite differences.
     """
 
@@ -51,11 +50,8 @@ class Evidence:
     backward: BackwardTrace
     losses: tuple[float, float]
     double: DoubleEvidence
-    wrong_inputs: tuple[WrongInput, ...]
     batch: BatchIndependence
     budget: float
-    notes: tuple[str, ...]
-    not_checked: tuple[str, ...]
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -125,41 +121,47 @@ class Evidence:
         """Return the module that owns a parameter."""
         return CodeLocation(module=name.rpartition(".")[0])
 
-    def changing_hooks(self, name: str) -> Sequence[Callable[..., object]]:
-        """List the hooks on a parameter and on its module without which its gradient is another one."""
-        parameter, own, found = self.parameters[name], _gradients(self.subject).get(name), []
-        owners = [m for m in self.subject.model.modules() if any(held is parameter for held in m._parameters.values())]
-        for hooks in (parameter._backward_hooks or {}, *(owner._backward_hooks for owner in owners)):
+    @cached_property
+    def _without_hooks(self) -> list[tuple[Callable[..., object], dict[str, torch.Tensor]]]:
+        """The hooks on parameters and on modules, and all gradients without each."""
+        of_modules = [d for m in self.subject.model.modules() for d in (m._backward_hooks, m._backward_pre_hooks)]
+        found: list[tuple[Callable[..., object], dict[str, torch.Tensor]]] = []
+        for hooks in (*(p._backward_hooks or {} for p in self.parameters.values()), *of_modules):
             for key, hook in hooks.items():
                 hooks[key] = lambda *_given: None
                 try:
-                    without = _gradients(self.subject).get(name)
+                    found.append((hook, _gradients(self.subject)))
                 finally:
                     hooks[key] = hook
-                if own is None or without is None or norm_of(own - without) > _ROUNDING * norm_of(own):
-                    found.append(hook)
+        return found
+
+    def changing_hooks(self, name: str) -> list[Callable[..., object]]:
+        """List the hooks on parameters and on modules without which the gradient of a parameter is another one."""
+        given, found = _gradients(self.subject).get(name) if self._without_hooks else None, []
+        for hook, gradients in self._without_hooks:
+            without = gradients.get(name)
+            if given is None or without is None or norm_of(given - without) > _ROUNDING * norm_of(given):
+                found.append(hook)
         return found
 
     def comparison(self, name: str) -> Comparison | None:
         """Return how a gradient compares with finite differences, None where it was not compared."""
         return self.double.results.get(name)
 
-    def outcome(self, name: str) -> Outcome | None:
-        """Return whether a gradient agrees with finite differences, None where it was not compared."""
-        found = self.comparison(name)
-        return found.outcome if found is not None else None
-
     def differs(self, name: str) -> bool:
         """Return whether a gradient differs from finite differences."""
-        return self.outcome(name) is Outcome.DIFFERS
+        found = self.comparison(name)
+        return found is not None and found.outcome is Outcome.DIFFERS
 
     def origins_of(self, name: str, is_faulty: Callable[[Magnitude], bool]) -> list[Operation]:
         """List the operations at which the gradient of a parameter becomes faulty."""
-        return self.forward.operations(self.backward.origins(self.parameters[name], is_faulty))
+        return [
+            self.forward.graph.operation_of(node) for node in self.backward.origins(self.parameters[name], is_faulty)
+        ]
 
     def wrong_inputs_before(self, name: str) -> list[WrongInput]:
         """List the hand-written backwards whose wrong gradient reaches a parameter."""
-        return [item for item in self.wrong_inputs if name in item.parameters]
+        return [item for item in self.double.wrong_inputs if name in item.parameters]
 
     @cached_property
     def layers(self) -> dict[str, tuple[int, float]]:
@@ -181,6 +183,9 @@ class Evidence:
 _ROUNDING = 1e-5
 """A smaller relative difference of two gradients comes from rounding."""
 
+_DOUBLE_ROUNDING = 1e-9
+"""The same for two losses in float64."""
+
 _CHANGES = (1e-3, 0.1, 1.0, 10.0)
 """Changes of a parameter in units of its size."""
 
@@ -199,21 +204,26 @@ def is_same(first: float, second: float) -> bool:
     return first == second or (math.isnan(first) and math.isnan(second))
 
 
-def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
-    """List the operations at which a parameter's value became a number, a list or an array."""
-    return [use for use in forward.outside_uses if use.lost & bit]
-
-
 def loss_changes_with(subject: Subject, name: str) -> bool:
-    """Return whether the loss changes with a parameter, changed by little or by much, or can no longer be computed."""
+    """Return whether the loss changes with a parameter, changed by little or by much, or can no longer be computed.
+
+    In float64, where the model runs in it, a change by rounding alone does not count.
+    """
+    try:
+        with subject.in_double():
+            return _changes_with(subject, name, subject.value(), _DOUBLE_ROUNDING)
+    except Exception:  # noqa: BLE001  the model may not run in float64
+        return _changes_with(subject, name, subject.value(), 0.0)
+
+
+def _changes_with(subject: Subject, name: str, before: float, rounding: float) -> bool:
     parameter = subject.parameters[name]
     kept = parameter.data.clone()
     generator = torch.Generator().manual_seed(1)
-    before = subject.value()
     try:
         for size in _CHANGES:
             parameter.data.copy_(kept + size * _noise_like(kept, generator))
-            if subject.value() != before:
+            if not abs(subject.value() - before) <= rounding * max(abs(before), 1e-6):
                 return True
     except Exception:  # noqa: BLE001  as where the parameter is a length, which another one does not fit
         return True
@@ -282,7 +292,5 @@ def take_first_steps(subject: Subject) -> list[Norms]:
 
 
 def _gradients(subject: Subject) -> dict[str, torch.Tensor]:
-    loss = as_scalar(subject.run()[1])
-    found = torch.autograd.grad(loss, list(subject.trainable.values()), allow_unused=True)
-    given = zip(subject.trainable, found, strict=True)
-    return {name: g.to_dense() if g.is_sparse else g for name, g in given if g is not None}
+    found = differentiate(as_scalar(subject.run()[1]), subject.trainable)
+    return {name: g.to_dense() if g.is_sparse else g for name, g in found.items() if g is not None}

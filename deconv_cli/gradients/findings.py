@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from deconv_cli.gradients.finite_differences import Comparison
 from deconv_cli.gradients.tracing.code_location import CodeLocation
@@ -33,7 +35,7 @@ class Verdict(StrEnum):
     ZERO_AT_START = "ZERO AT START"
     """The gradient is zero, but no longer after an optimizer step or two; not a fault."""
     NOT_REACHED = "NOT REACHED"
-    """This batch does not use it, as an expert without samples, but other data do; not a fault."""
+    """This batch does not use it, as an expert without samples, but other data or another loss do; not a fault."""
     NON_FINITE = "NON-FINITE"
     """NaN or infinity, in the gradient or in the loss."""
     SUBSTITUTED = "SUBSTITUTED"
@@ -112,16 +114,18 @@ class Finding:
         verdict: one of `Verdict`, or another word of the rule, which counts as a fault.
         causes: operations to look at, possibly none.
         detail: a sentence with the numbers, possibly empty.
+        is_excused: no fault here, though the verdict is one elsewhere; the causes say why.
     """
 
     verdict: str
     causes: tuple[Cause, ...] = ()
     detail: str = ""
+    is_excused: bool = False
 
     @property
     def is_fault(self) -> bool:
         """True where training cannot work as written."""
-        return self.verdict not in _NO_FAULT
+        return self.verdict not in _NO_FAULT and not self.is_excused
 
     @property
     def is_undecided(self) -> bool:
@@ -254,7 +258,7 @@ def summarize(
     """
     trainable = [found for found in parameters if found.verdict != "FROZEN"]
     rest = [found for found in trainable if found.name not in expected]
-    without = [found for found in rest if found.verdict in _GETS_NOTHING]
+    without = [found for found in rest if found.is_fault and found.verdict in _GETS_NOTHING]
     others = [found for found in rest if found.is_fault and found not in without]
     of_all = [found for found in general if found.is_fault and found.verdict not in expected]
     if not trainable or len(without) == len(trainable):
@@ -292,16 +296,18 @@ def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Findi
     """Write the report as text: the summary, then each fault with its line, its reason and what to write instead."""
     blocks = [summarize(parameters, general)]
     for fault in grouped(found for found in parameters if found.is_fault):
-        blocks.append("\n".join([f"{fault.verdict}: {name_some(fault.parameters)}", *_explain(fault.causes)]))
+        blocks.append("\n".join([f"{fault.verdict}: {name_some(fault.parameters)}", *explain(fault.causes)]))
     for found in general:
-        blocks.append("\n".join([f"{found.verdict}: the model", *_explain(found.causes)]))
+        blocks.append("\n".join([f"{found.verdict}: the model", *explain(found.causes)]))
     return "\n\n".join(blocks)
 
 
-def _explain(causes: Iterable[Cause]) -> list[str]:
+def explain(causes: Iterable[Cause]) -> list[str]:
+    """Write what is at fault, why, and what to write instead; files below the current folder without it."""
     lines = []
     for cause in causes:
         source = f"    {cause.location.source}" if cause.location.source else ""
-        lines += [f"  at       {cause.location}  {cause.operation}{source}", f"  why      {cause.why}"]
+        where = str(cause.location).removeprefix(f"{Path.cwd()}{os.sep}")
+        lines += [f"  at       {where}  {cause.operation}{source}", f"  why      {cause.why}"]
         lines.append(f"  instead  {cause.suggestion}")
     return lines

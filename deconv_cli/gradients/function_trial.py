@@ -116,7 +116,9 @@ class FunctionTrial:
         """Write why a gradient may be meant as a surrogate for that of a step; empty if this input passes no step."""
         with contextlib.suppress(Exception), torch.enable_grad(), _PassingSteps() as mode:
             passed = differentiate(self.pieces(), list(self.tensors.values()), self.weights)[index]
-            if mode.names and self.expected and _is_cut(self.expected[index], passed):
+            own = self.expected[index] if self.expected else None
+            is_cut = passed is not None and (own is None or not torch.allclose(passed, own))
+            if mode.names and self.expected and is_cut:
                 return f"forward uses {' and '.join(sorted(mode.names))}, with a derivative of zero"
         return "small changes of this input have no effect on forward" * self._is_step(index)
 
@@ -166,11 +168,6 @@ class _PassingSteps(TorchFunctionMode):
             return result
         self.names.add(name)
         return args[0] + (result - args[0]).detach() if args else result
-
-
-def _is_cut(own: torch.Tensor | None, passed: torch.Tensor | None) -> bool:
-    """Return whether steps cut off a part of autograd's `own` gradient; `passed` goes straight through them."""
-    return passed is not None and (own is None or not torch.allclose(passed, own))
 
 
 class _Context(FunctionCtx):

@@ -17,11 +17,9 @@ from torch.utils import _pytree as pytree
 from deconv_cli.gradients.finite_differences import Comparison, is_one_factor
 from deconv_cli.gradients.function_trial import FunctionTrial, compare_input, differentiate
 from deconv_cli.gradients.nested_tensors import real
-from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_lines import BackwardSource
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall
-from deconv_cli.gradients.tracing.interception import trace_forward
 
 _CALLS_PER_FUNCTION = 3
 
@@ -81,8 +79,8 @@ class WrongInput:
         return not self.is_missing and (bool(self.surrogate) or self.is_unchanged)
 
 
-def check_functions(subject: Subject, budget: float) -> tuple[list[WrongInput], list[str]]:
-    """Check every hand-written Function on the inputs of its calls, in float64 if possible, in `budget` seconds.
+def check_functions(forward: ForwardTrace, budget: float) -> tuple[list[WrongInput], list[str]]:
+    """Check every hand-written Function on the inputs of its calls, in `budget` seconds.
 
     The batch is whole, since a fault may lie in the sum over samples.
 
@@ -90,14 +88,6 @@ def check_functions(subject: Subject, budget: float) -> tuple[list[WrongInput], 
         The inputs with a wrong gradient, and sentences on calls that could not be checked.
     """
     deadline = time.monotonic() + budget
-    try:
-        with subject.in_double():
-            return _check_calls(trace_forward(subject), deadline)
-    except RuntimeError:
-        return _check_calls(trace_forward(subject), deadline)
-
-
-def _check_calls(forward: ForwardTrace, deadline: float) -> tuple[list[WrongInput], list[str]]:
     found: dict[tuple[CodeLocation, str], WrongInput] = {}
     unchecked: list[str] = []
     counts: Counter[type] = Counter()

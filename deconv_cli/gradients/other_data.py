@@ -13,8 +13,8 @@ from torch import nn
 
 from deconv_cli.gradients.nested_tensors import tensors_in, to_float64
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
-from deconv_cli.gradients.tracing.forward_trace import Operation
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, differentiate
+from deconv_cli.gradients.tracing.code_location import Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
 from deconv_cli.gradients.tracing.operations import ALONG_EDGES
 
@@ -186,12 +186,12 @@ def _reached(subject: Subject, names: set[str], number: int) -> set[str]:
     with subject.changed_inputs(change, target_too=False):
         try:
             loss = as_scalar(subject.run(subject.seed + number)[1])
-            gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+            gradients = differentiate(loss, wanted)
         except Exception:  # noqa: BLE001  a model that refuses other data says nothing about its parameters
             return set()
     noise = _NOISE * abs(float(loss.detach()))
-    magnitudes = zip(wanted, [Magnitude.of([g]) for g in gradients], strict=True)
-    return {name for name, found in magnitudes if found.is_finite and (found.largest or 0.0) > noise}
+    magnitudes = {name: Magnitude.of([gradient]) for name, gradient in gradients.items()}
+    return {name for name, found in magnitudes.items() if found.is_finite and (found.largest or 0.0) > noise}
 
 
 def _shuffled(leaf: Any, generator: torch.Generator) -> Any:  # noqa: ANN401  tensors or anything else

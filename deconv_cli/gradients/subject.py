@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.nested_tensors import DetachedConstants, LiftedCasts, is_plain, leaves_of
+from deconv_cli.gradients.nested_tensors import is_plain, leaves_of
+from deconv_cli.gradients.torch_modes import DetachedConstants, LiftedCasts
 
 Loss = Callable[[Any, Any], Any]
 """Called with the output of the model and the target (None without one); gives a scalar."""
@@ -32,6 +33,7 @@ class Subject:
         is_axis_given: the user named that axis; otherwise it may be time.
         parameters: by name, each once.
         written: parameters that forward itself writes to; every run restores them.
+        moving: ids of buffers that forward writes to. Every run gives forward a copy, which backward may read later.
         is_starting: runs keep all that forward writes, as in the first passes of a training.
     """
 
@@ -45,6 +47,7 @@ class Subject:
     is_axis_given: bool = False
     parameters: dict[str, nn.Parameter] = field(init=False)
     written: frozenset[str] = field(default=frozenset(), init=False)
+    moving: set[int] = field(default_factory=set, init=False)
     _held: DetachedConstants | None = field(default=None, init=False)
     _is_in_double: bool = field(default=False, init=False)
     is_starting: bool = field(default=False, init=False)
@@ -99,6 +102,9 @@ class Subject:
             ]
             data = [(self.parameters[name], self.parameters[name].data) for name in self.written]
             copies = [values.clone() for _, values in data]
+            own = {id(buffer): buffer.detach().clone() for *_, buffer, _ in kept if id(buffer) in self.moving}
+        for module, name, buffer, _ in kept:
+            module._buffers[name] = own.get(id(buffer), buffer)
         try:
             yield
         finally:
@@ -109,6 +115,8 @@ class Subject:
                     module._buffers[name] = buffer
                     if not torch.equal(buffer, values):
                         buffer.data.copy_(values)
+                        if type(buffer) is torch.Tensor and not buffer.requires_grad:
+                            self.moving.add(id(buffer))
 
     @contextlib.contextmanager
     def with_fields(self, **changed: Any) -> Iterator[None]:  # noqa: ANN401  the types of the fields

@@ -15,8 +15,9 @@ from deconv_cli.blocks.block_problem import MAX_BYTES_A_SAMPLE
 from deconv_cli.commands import batch
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.option_groups import BatchOptions, FileOptions, PrintOptions, WorkOptions
-from deconv_cli.commands.work import Job, JobResult, LoadedFile, Work
+from deconv_cli.commands.kernel_request import KernelRequest
+from deconv_cli.commands.option_groups import BatchOptions, FileOptions, KernelOptions, PrintOptions, WorkOptions
+from deconv_cli.commands.work import Job, JobResult, Work
 from deconv_cli.schedulers.local_workers import SerialScheduler
 from deconv_cli.schedulers.scheduler import attempt
 from deconv_cli.vocabulary import DeviceChoice
@@ -28,10 +29,11 @@ class Counting(Work):
 
     command = "forward"
     files: FileOptions = FileOptions()  # noqa: RUF009
+    kernel: KernelRequest = KernelRequest([], KernelOptions())  # noqa: RUF009
     device: DeviceChoice = DeviceChoice.CPU
 
-    def read(self, path):
-        return LoadedFile(SimpleNamespace(values=torch.empty(path.stat().st_size, device="meta")))
+    def read(self, job):
+        return SimpleNamespace(values=torch.empty(job.source.stat().st_size, device="meta"))
 
     def memory(self):
         return 3 * 100 * MAX_BYTES_A_SAMPLE
@@ -49,7 +51,7 @@ class Counting(Work):
             if job.number == 2:
                 raise ZeroDivisionError
             record = {"command": "forward", "output": {"path": str(job.target)}, "seen": seen[-1]}
-            return JobResult(record, lambda: source, doubts=("doubt",))
+            return JobResult(record | {"doubts": ["doubt"]}, lambda: source)
 
         return process
 
@@ -100,12 +102,12 @@ def test_one_file_is_read_at_a_time(capsys):
     held, seen = [], []
 
     class Reading(Counting):
-        def read(self, path):
-            held.append(path)
+        def read(self, job):
+            held.append(job)
             time.sleep(0.05)
             seen.append(len(held))
-            held.remove(path)
-            return super().read(path)
+            held.remove(job)
+            return super().read(job)
 
     with pytest.raises(batch.typer.Exit):
         run_batch(Reading(), make_jobs([10] * 4), quiet=True)

@@ -138,3 +138,12 @@ def test_an_array_that_is_a_picture_is_told_the_one_option(deconv, save, tmp_pat
     (warning,) = [line for line in run.stderr.splitlines() if line.startswith("warning")]
     assert "or the data are a picture (try --defaults picture)" in warning
     assert len(warning) < 280
+
+
+def test_each_input_decides_how_a_formula_is_read(deconv, save, values, tmp_path):
+    rng = np.random.default_rng(5)
+    inputs = save("a", rng.random(30, dtype=np.float32)), save("b", rng.random((9, 8), dtype=np.float32))
+    deconv("forward", *inputs, "-k", "gaussian:1", "-o", tmp_path / "out")
+    for path in inputs:
+        deconv("forward", path, "-k", "gaussian:1", "-o", tmp_path / "alone.npy", "--force")
+        assert torch.equal(values(tmp_path / "out" / path.name), values(tmp_path / "alone.npy"))

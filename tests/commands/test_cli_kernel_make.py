@@ -14,7 +14,7 @@ from bead_scenes import scene
 from torch import nn
 
 import deconv_cli
-from deconv_cli.commands import kernel_commands, kernel_fit, kernel_make
+from deconv_cli.commands import kernel_commands, kernel_fit, kernel_make, microscope_kernel
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
 from deconv_cli.kernels.sources.formula import make_kernel
@@ -83,7 +83,7 @@ EXAMPLES = {
     "fit": kernel_fit.EXAMPLE,
     "make": kernel_make.MAKE_EXAMPLE,
     "from-beads": kernel_make.BEADS_EXAMPLE,
-    "microscope": kernel_make.MICROSCOPE_EXAMPLE,
+    "microscope": microscope_kernel.EXAMPLE,
     "align": kernel_commands.ALIGN_EXAMPLE,
 }
 
@@ -193,6 +193,13 @@ def test_a_picture_of_beads(deconv, picture, tmp_path):
         deconv("forward", picture, "-k", tmp_path / kernel, "-o", tmp_path / f"{kernel}.out.npy", "-q")
     first, second = (np.load(tmp_path / f"{kernel}.out.npy") for kernel in ("psf.tif", "psf.npy"))
     assert np.abs(first - second).max() < 1e-3 * np.abs(second).max()
+
+
+def test_a_width_that_the_kernel_cannot_show_is_null(deconv, save):
+    path = save("stars", scene((90, 90), (2.0, 2.0), 45, counts=1500).numpy())
+    done = deconv("kernel", "from-beads", path, "--size", "3,3", "--json")
+    assert done.report["fwhm_samples"] == [None, None]
+    assert "wider than the kernel" in done.stderr
 
 
 def test_channels_are_chosen(deconv, refuses, save, tmp_path):

@@ -191,11 +191,11 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
 def test_richardson_lucy_takes_the_whole_kernel(deconv, stack, tmp_path, monkeypatch):
     seen = []
 
-    def load(*_, is_compact, **__):
-        seen.append(is_compact)
+    def load(request, *_):
+        seen.append(request.is_compact)
         raise UsageError("enough.")
 
-    monkeypatch.setattr("deconv_cli.commands.block_restoration.load_microscope", load)
+    monkeypatch.setattr("deconv_cli.commands.kernel_request.KernelRequest.of", load)
     words = ["invert", stack, "-k", "microscope", "--method", "richardson-lucy", "-o", tmp_path / "x.ome.tif"]
     deconv(*words, expect=ExitCode.USAGE)
     assert set(seen) == {False}

@@ -176,7 +176,12 @@ def test_lines_that_call_a_library(tmp_path, monkeypatch):
 
     (of_function,) = causes(checked(Net(library.rounded), 5, 6), "body.weight")
     assert of_function.location.source == "return self.step(self.body(x))"
-    (of_module,) = causes(checked(Net(library.Rounded()), 5, 6), "body.weight")
+    model = Net(library.Rounded())
+    model.step.spare = nn.Linear(2, 2)
+    found = checked(model, 5, 6)
+    (of_module,) = causes(found, "body.weight")
+    spare = next(finding for finding in found.parameters if finding.name == "step.spare.bias")
+    assert (spare.verdict, spare.is_fault) == ("UNUSED", False)
     assert (of_module.location.line, of_module.location.file) == (9, str(folder / "rounding.py"))
 
 

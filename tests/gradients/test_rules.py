@@ -72,7 +72,7 @@ class TestOwnRules:
 
 class TestPrecedence:
     def test_the_last_rule_finds_anything(self):
-        assert GRADIENT_RULES.names[-1] == "not-checked"
+        assert GRADIENT_RULES.names[-1] == "compared"
 
     def test_a_loss_of_nan_is_no_zero_gradient(self):
         """Both rules find something; the one that is named first decides."""

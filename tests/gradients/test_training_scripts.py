@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, causes, changed, run_text, verdicts
+from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, changed, run_text, verdicts
 from torch import nn
 
 import deconv_cli
@@ -20,21 +20,37 @@ SCRIPTS = FIXTURES / "scripts"
 
 
 @pytest.mark.parametrize(
-    ("more", "reason"),
+    ("more", "verdict", "reason"),
     [
-        ("", "no operation of forward reads this parameter; "),
-        ("extra = self.side(x)", "forward uses this parameter here, but its value does not reach the loss; "),
-        ("x = x + self.side(x).detach()", ".detach() cuts"),
+        ("", "UNUSED", "no operation of forward reads this parameter; "),
+        (
+            "extra = self.side(x)",
+            "NOT-LOSS",
+            "forward uses this parameter here, but its value does not reach the loss; ",
+        ),
+        ("x = x + self.side(x).detach()", "DETACHED", ".detach() cuts"),
     ],
 )
-def test_a_layer_that_no_optimizer_holds_keeps_the_reason_why_it_gets_no_gradient(tmp_path, more, reason):
+def test_a_layer_that_no_optimizer_holds_keeps_its_verdict_and_is_no_fault(tmp_path, more, verdict, reason):
     head = HEAD.replace("nn.Linear(6, 2)\n", "nn.Linear(6, 2)\n        self.side = nn.Linear(4, 4)\n")
     text = head.replace("        return", f"        {more}\n        return")
     optimizer = "optimizer = torch.optim.SGD([*model.body.parameters(), *model.head.parameters()], lr=0.1)\n"
     found = run_text(text + optimizer + LOOP, tmp_path)
-    why = causes(found, "side.weight")[0].why
+    (finding,) = [finding for finding in found.parameters if finding.name == "side.weight"]
+    assert (finding.verdict, finding.is_fault) == (verdict, False)
+    why = finding.causes[0].why
     assert why.startswith(reason)
     assert why.endswith("; no optimizer holds this weight, so it is not trained, as in a target network.")
+
+
+def test_an_unused_layer_has_one_verdict_whoever_holds_it(tmp_path):
+    head = HEAD.replace("nn.Linear(6, 2)\n", "nn.Linear(6, 2)\n        self.side = nn.Linear(4, 4)\n")
+    parts = "[*model.body.parameters(), *model.head.parameters()]"
+    waiting = OPTIMIZER.replace("model.parameters()", parts)
+    waiting += "other = torch.optim.SGD(model.side.parameters(), lr=0.1)\n"
+    for optimizer, is_fault in ((OPTIMIZER, True), (waiting, False)):
+        finding = run_text(head + optimizer + LOOP, tmp_path).parameters[-1]
+        assert (finding.name, finding.verdict, finding.is_fault) == ("side.bias", "UNUSED", is_fault)
 
 
 def test_weights_have_the_names_that_the_script_gives_them():
@@ -291,6 +307,18 @@ class TestWatching:
                 outputs[t] = h
             outputs.square().mean().backward()
         assert set(verdicts(watched.report).values()) == {"OK"}
+
+    def test_memory_that_is_written_to_unseen_after_it_was_read(self):
+        """The loss does not depend on the write, but backward reads what it overwrites."""
+        body, head = nn.Linear(3, 4), nn.Linear(4, 2)
+        with deconv_cli.watch_gradients() as watched:
+            h = torch.exp(body(torch.ones(5, 3)))
+            loss = head(h).square().mean()
+            h.data.mul_(0.5)  # blame
+            loss.backward()
+        found = verdicts(watched.report)
+        assert {found["body.weight"], found["head.weight"], found["head.bias"]} == {"WRONG", "OK"}
+        assert all(cause.location.source.endswith("# blame") for cause in watched.report.faults()[0].causes)
 
     def test_what_was_patched_is_put_back(self):
         before = torch.autograd.backward, torch.optim.Optimizer.zero_grad, nn.Module.zero_grad

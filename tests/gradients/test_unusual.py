@@ -85,6 +85,24 @@ def test_a_sound_network_gives_no_alarm_and_is_left_as_it_was(name):
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_a_buffer_that_forward_writes_to_and_divides_by():
+    """A second forward pass overwrites what backward of the first one needs."""
+
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("size", torch.ones(()))
+
+        def forward(self, x):
+            h = super().forward(x)
+            if self.training:
+                with torch.no_grad():
+                    self.size.mul_(0.9).add_(0.1 * h.abs().mean())
+            return torch.tanh(h / self.size)
+
+    assert set(verdicts(checked(Scaled(), 5, 4)).values()) == {"OK"}
+
+
 def test_a_narrow_type_inside_is_lifted_to_float64():
     found = checked(unusual.NarrowConstants(), 5, 4)
     assert (set(verdicts(found).values()), found.dtype, found.notes) == ({"OK"}, "float64", ())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gradient_cases import blamed_line, causes, check_case, checked, load_fixture, verdicts
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from deconv_cli.errors import UsageError
 
@@ -73,6 +74,61 @@ class TestHooks:
         (cause,) = causes(checked(Net(None), 5, 4), "body.weight")
         assert cause.location.line == line_of(Net.forward, "(doubling)")
 
+    @pytest.mark.parametrize(("factor", "verdict"), [(2.0, "WRONG"), (torch.arange(6) < 3, "SUBSTITUTED")])
+    def test_a_hook_of_a_module_that_changes_gradients_is_named(self, factor, verdict):
+        def changing(module, given, arriving):
+            return tuple(factor * grad for grad in given)
+
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+        model[2].register_full_backward_hook(changing)
+        found = checked(model, 5, 4)
+        assert verdicts(found) == {"0.weight": verdict, "0.bias": verdict, "2.weight": "OK", "2.bias": "OK"}
+        (cause,) = causes(found, "0.weight")
+        assert cause.location.line == changing.__code__.co_firstlineno
+
+
+class Block(nn.Module):
+    """Two layers, a side path, and a hook of the module that only looks."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.main, self.aside, self.side = nn.Linear(6, 6), nn.Linear(6, 6), side
+        self.register_full_backward_hook(lambda module, given, arriving: None)
+
+    def forward(self, x):
+        return self.main(x) + self.side(self, x)
+
+
+class Product(catalogue.Product):
+    @staticmethod
+    def backward(ctx, grad):
+        a, w = ctx.saved_tensors
+        return grad @ w.t(), a.t() @ grad
+
+
+BESIDE = {
+    "a hook": lambda block, h: torch.sin(block.aside(h.detach())),
+    "a hook, by a norm": lambda block, h: block.aside(h) / block.aside(h).norm(dim=1, keepdim=True).detach(),
+    "a backward": lambda block, h: Product.apply(h, block.aside.weight) + block.aside(h.detach()),
+    "a checkpoint": lambda block, h: checkpoint(
+        lambda h: block.aside(h) * torch.sigmoid(h.detach()), h, use_reentrant=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_detachment_beside_what_runs_without_gradients_spoils_no_verdict(name):
+    found = checked(catalogue.Middle(Block(BESIDE[name])), 5, 4)
+    assert set(verdicts(found).values()) == {"OK"}
+    assert not any(finding.is_fault for finding in found.general)
+
+
+def test_a_hook_of_a_module_hides_no_detachment():
+    found = verdicts(checked(catalogue.Middle(Block(lambda block, h: torch.sin(block.aside(h).data))), 5, 4))
+    cut = {name for name, verdict in found.items() if verdict == "DETACHED"}
+    assert cut == {"body.weight", "body.bias", "middle.aside.weight", "middle.aside.bias"}
+    assert {verdict for name, verdict in found.items() if name not in cut} == {"OK"}
+
 
 class TooFew(wrong.Doubled):
     @staticmethod
@@ -133,6 +189,22 @@ class TestDerivativesInTheLoss:
         assert cause.location.line == line_of(Forces, "torch.autograd.grad(")
         assert found.faults() == []
         assert found.not_checked == ()
+
+    def test_the_last_bias_of_a_critic_with_a_gradient_penalty_is_no_fault(self):
+        class Critic(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Sequential(nn.Linear(3, 8), nn.LeakyReLU(), nn.Linear(8, 1))
+
+            def forward(self, x):
+                x = x.clone().requires_grad_()
+                (slopes,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
+                penalty = (slopes.norm(dim=1) - 1).square().mean()
+                return self.net(x[:3]).mean() - self.net(x[3:]).mean() + penalty
+
+        found = checked(Critic(), 6, 3)
+        assert verdicts(found)["net.2.bias"] == "ZERO BY CONSTRUCTION"
+        assert found.faults() == []
 
     def test_forces_that_cannot_be_differentiated_again(self):
         found = checked(Forces(create_graph=False), 5, 3, loss=lambda output: output[1].square().sum())

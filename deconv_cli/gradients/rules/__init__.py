@@ -50,12 +50,12 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
         ("magnitude", "non-finite left-out-of-derivative"),
         ("detached", "used-outside-torch"),
         ("usage", "not-in-loss"),
-        ("magnitude", "zero-by-construction zero-at-start zero"),
+        ("magnitude", "zero-by-construction zero"),
         ("finite_difference_verdict", "noisy wrong-function substituted renormed gradient-hook"),
         ("detached", "partly-detached"),
         ("finite_difference_verdict", "wrong"),
-        ("magnitude", "vanishing-at-start vanishing exploding"),
-        ("finite_difference_verdict", "nondifferentiable ok not-checked"),
+        ("magnitude", "vanishing exploding"),
+        ("finite_difference_verdict", "compared"),
     ),
 )
 """Rules for each parameter: the first one that finds something decides."""

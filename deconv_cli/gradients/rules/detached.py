@@ -6,11 +6,11 @@ import ast
 import re
 from collections.abc import Iterable, Sequence
 
-from deconv_cli.gradients.evidence import Evidence, loss_changes_with, uses_outside
+from deconv_cli.gradients.evidence import Evidence, loss_changes_with
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.rules.finite_difference_verdict import describe_difference
-from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
+from deconv_cli.gradients.tracing.forward_trace import Detachment
 from deconv_cli.gradients.tracing.operations import COMPARISONS, DETACHING, INDEX_MAKERS, OUTSIDE_USES, WRAPPING
 from deconv_cli.vocabulary import name_some
 
@@ -34,7 +34,7 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
 def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter without a gradient that the loss depends on through plain values."""
     forward, bit = evidence.forward, evidence.forward.bit(name)
-    uses = uses_outside(forward, bit)
+    uses = [use for use in forward.outside_uses if use.lost & bit]
     if evidence.gradient(name) is not None or not uses or (forward.reached and not _is_in_loss(evidence, uses)):
         return None
     cutting = [use for use in uses if use.reached & bit]
@@ -68,10 +68,9 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
     losing = [found for found in detachments if found.lost & bit and not found.is_deliberate]
     deliberate = [found for found in losing if found.name in _DELIBERATE]
     # A value that only a Python condition reads is the usual way to choose a branch.
-    returned = getattr(
-        evidence.subject.model, "returned", None
-    )  # lines whose plain values a recorded pass uses as constants
-    uses = (use for use in uses_outside(forward, bit) if use.name != "__bool__")
+    uses = [use for use in forward.outside_uses if use.lost & bit and use.name != "__bool__"]
+    # The lines whose plain values a recorded pass uses as constants.
+    returned = getattr(evidence.subject.model, "returned", None)
     outside = [use for use in uses if returned is None or str(use.location) in returned]
     if not losing and not outside:
         return None
@@ -86,7 +85,7 @@ def _causes(detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
 def returning_none(operation: Operation, evidence: Evidence) -> Cause:
     """Explain a backward that returns None for an input, on its own line where it is the user's."""
     name = operation.bare_name.removesuffix(".apply")
-    missing = (item.location for item in evidence.wrong_inputs if item.is_missing and item.function == name)
+    missing = (item.location for item in evidence.double.wrong_inputs if item.is_missing and item.function == name)
     location = next(missing, operation.location)
     why = f"the backward of {name} returns None for an input that has a gradient."
     return Cause(f"{name}.backward", location, why, "return a gradient for every input from backward")

@@ -9,28 +9,21 @@ from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.finite_differences import Comparison, Outcome, describe_factor, is_one_factor
 from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_function
+from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
 
 
-def find_ok(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that is right."""
+def find_compared(evidence: Evidence, name: str) -> Finding:
+    """Give the verdict of finite differences on any parameter, or say why there is none."""
+    found = evidence.comparison(name)
     if name in evidence.double.minima:
         return Finding(
             Verdict.OK, detail="the gradient is zero at a minimum: the loss changes with the square of a step"
         )
-    return Finding(Verdict.OK) if evidence.outcome(name) is Outcome.AGREES else None
-
-
-def find_nondifferentiable(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter at a corner of the loss."""
-    if evidence.outcome(name) is not Outcome.KINK:
-        return None
-    detail = "the slopes on the two sides differ, and the value of autograd lies between them"
-    return Finding(Verdict.NONDIFFERENTIABLE, detail=detail)
-
-
-def find_not_checked(evidence: Evidence, name: str) -> Finding:
-    """Say for any parameter why nothing more is known about its gradient."""
-    found = evidence.comparison(name)
+    if found is not None and found.outcome is Outcome.AGREES:
+        return Finding(Verdict.OK)
+    if found is not None and found.outcome is Outcome.KINK:
+        detail = "the slopes on the two sides differ, and the value of autograd lies between them"
+        return Finding(Verdict.NONDIFFERENTIABLE, detail=detail)
     if found is None:
         reason = f"the budget of {evidence.budget:g} s was spent; give a longer one, or fewer samples"
     elif evidence.subject.written:
@@ -88,17 +81,27 @@ def find_wrong(evidence: Evidence, name: str) -> Finding | None:
     detail = describe_difference(evidence, name)
     if not detail or evidence.subject.written:  # the old values are back when backward runs, so that this follows
         return None
-    why = (
-        "finite differences differ, though this backward is right in isolation: check what it keeps outside of its "
-        "context."
-    )
-    suggestion = "keep tensors with ctx.save_for_backward, and compute with torch functions of saved tensors"
     functions = dict.fromkeys(call.function for call in evidence.forward.calls)
-    causes = unique_causes(
-        Cause(f"{function.__name__}.backward", location_of_backward(function), why, suggestion)
-        for function in functions
+    causes = [
+        *(_cause_of_unseen(write) for write in evidence.double.forward.writes if write.is_unseen),
+        *(Cause(f"{function.__name__}.backward", location_of_backward(function), *_OUTSIDE) for function in functions),
+    ]
+    return Finding(Verdict.WRONG, unique_causes(causes), detail)
+
+
+_OUTSIDE = (
+    "finite differences differ, though this backward is right in isolation: check what it keeps outside of its "
+    "context.",
+    "keep tensors with ctx.save_for_backward, and compute with torch functions of saved tensors",
+)
+
+
+def _cause_of_unseen(write: InPlaceWrite) -> Cause:
+    why = (
+        f"{write.operation.label} overwrites a tensor of shape {write.shape} past autograd, so backward may compute "
+        "with the new values instead of those of forward."
     )
-    return Finding(Verdict.WRONG, causes, detail)
+    return Cause(".data", write.operation.location, why, "make a new tensor instead of writing to this one")
 
 
 def describe_difference(evidence: Evidence, name: str) -> str:
@@ -129,8 +132,10 @@ def find_wrong_function(evidence: Evidence, name: str) -> Finding | None:
 
 def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
     """Find wrong backwards with no parameter behind them, one finding for each line."""
-    known = {item.location for item in evidence.wrong_inputs if item.parameters or item.is_on_purpose}
-    causes = {item.location: _of_input(item) for item in reversed(evidence.wrong_inputs) if item.location not in known}
+    known = {item.location for item in evidence.double.wrong_inputs if item.parameters or item.is_on_purpose}
+    causes = {
+        item.location: _of_input(item) for item in reversed(evidence.double.wrong_inputs) if item.location not in known
+    }
     return [Finding(Verdict.WRONG, (cause,), "no parameter reaches this input") for cause in causes.values()]
 
 

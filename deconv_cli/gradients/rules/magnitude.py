@@ -20,8 +20,7 @@ from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
 from deconv_cli.gradients.rules.detached import returning_none
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
-from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import Operation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
 from deconv_cli.gradients.tracing.operations import STEPS, words
 
 _SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, if the loss contains a derivative"
@@ -84,7 +83,7 @@ _REASONS = (
 
 
 def find_zero(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that is zero, and the operations at which it becomes zero."""
+    """Find a gradient that is zero, if only at initialization, and the operations at which it becomes zero."""
     found = evidence.backward.magnitudes.get(name)
     if found is None or not found.is_zero:
         return None
@@ -95,13 +94,14 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
     gradient = evidence.double.backward.gradients.get(name)
     norm = norm_of(gradient) if gradient is not None else 0.0
     detail = f"in float64 the gradient is not zero but of norm {norm:.2g}: it underflows" if norm else ""
-    return Finding(Verdict.ZERO, causes, detail)
+    zero = Finding(Verdict.ZERO, causes, detail)
+    return _unless_at_start(Verdict.ZERO_AT_START, zero, evidence, lambda norms: norms.get(name, (0, 0))[0] > 0)
 
 
 def _cause_of_zero(evidence: Evidence, operation: Operation) -> Cause:
     bare, location = operation.bare_name, operation.location
     name = bare.removesuffix(".apply")
-    if any(item.is_missing and item.function == name for item in evidence.wrong_inputs):
+    if any(item.is_missing and item.function == name for item in evidence.double.wrong_inputs):
         return returning_none(operation, evidence)
     if bare in STEPS:
         why = f"{bare} is constant between its steps, so its derivative is zero."
@@ -129,7 +129,7 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
             Verdict.ZERO_BY_CONSTRUCTION,
             "nothing, unless the loss should also hold the quantity itself",
         )
-        why = "the loss holds only a derivative, and this parameter adds a constant, which the derivative removes."
+        why = "this parameter adds a constant, which a derivative or a difference removes."
     return Finding(verdict, (Cause("torch.autograd.grad(...)", location, why, suggestion),))
 
 
@@ -161,10 +161,17 @@ COLLAPSE = 1e-6
 
 
 def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
-    """Find a weight whose gradient has faded, and the layer at which it falls most."""
+    """Find a weight whose gradient has faded, if only at initialization, and the layer at which it falls most."""
     why = "the gradient fades on its way back; the largest drop, by {:.2g}, is from '{}' to '{}'."
     suggestion = "use ReLU-like units, residual connections or normalization between the layers"
-    return _find_extreme(Verdict.VANISHING, evidence, name, why, suggestion)
+    found = _find_extreme(Verdict.VANISHING, evidence, name, why, suggestion)
+
+    def is_there(norms: Norms) -> bool:
+        pairs = [norms.get(key, (0.0, 0.0)) for key in (name, next(iter(evidence.layers)))]
+        (own, weight), (reference, reference_weight) = pairs
+        return bool(weight and reference_weight) and own / weight >= COLLAPSE * reference / reference_weight
+
+    return found and _unless_at_start(Verdict.VANISHING_AT_START, found, evidence, is_there)
 
 
 def find_exploding(evidence: Evidence, name: str) -> Finding | None:
@@ -202,34 +209,13 @@ def _find_extreme(verdict: Verdict, evidence: Evidence, name: str, why: str, sug
 _USUAL_START = "nothing: such a start is usual for the last layer of a branch, and does not hinder training"
 
 
-def find_zero_at_start(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that is zero at initialization only, as behind a layer that starts at zero."""
-    found = find_zero(evidence, name)
-    return found and _at_start(
-        Verdict.ZERO_AT_START, found, evidence, lambda norms: name in norms and norms[name][0] > 0
-    )
-
-
-def find_vanishing_at_start(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that is tiny at initialization only, as behind a layer scale."""
-    found = find_vanishing(evidence, name)
-
-    def is_there(norms: Norms) -> bool:
-        ratios = [
-            norms[key][0] / norms[key][1] for key in (name, next(iter(evidence.layers))) if norms.get(key, (0, 0))[1]
-        ]
-        return len(ratios) == 2 and ratios[0] >= COLLAPSE * ratios[1]
-
-    return found and _at_start(Verdict.VANISHING_AT_START, found, evidence, is_there)
-
-
-def _at_start(
+def _unless_at_start(
     verdict: Verdict, found: Finding, evidence: Evidence, is_there: Callable[[Norms], bool]
-) -> Finding | None:
-    """Excuse a gradient that is there after the first optimizer steps."""
+) -> Finding:
+    """Excuse a gradient that is there after the first optimizer steps, with a verdict of its own."""
     n_steps = next((n for n, norms in enumerate(evidence.first_steps, start=1) if is_there(norms)), None)
     if n_steps is None:
-        return None
+        return found
     after = "an optimizer step" if n_steps == 1 else f"{n_steps} optimizer steps"
     detail = f"at the start only: after {after} the gradient is there"
     return Finding(verdict, tuple(replace(cause, suggestion=_USUAL_START) for cause in found.causes), detail)

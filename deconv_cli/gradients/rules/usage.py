@@ -36,13 +36,13 @@ def find_unused(evidence: Evidence, name: str) -> Finding | None:
     if evidence.gradient(name) is not None or evidence.forward.used & evidence.forward.bit(name):
         return None
     library = library_class_around(evidence.subject.model, evidence.parameters[name])
+    why = "no operation of forward reads this parameter."
+    suggestion = "use it in forward, or remove it, or pass find_unused_parameters=True to DistributedDataParallel"
     if library:
         why = f"{library}, a class of an installed library, owns this parameter and does not read it in this call."
         suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"
-        return Finding(Verdict.NOT_REACHED, (Cause("not used here", evidence.module_of(name), why, suggestion),))
-    why = "no operation of forward reads this parameter."
-    suggestion = "use it in forward, or remove it, or pass find_unused_parameters=True to DistributedDataParallel"
-    return Finding(Verdict.UNUSED, (Cause("never used", evidence.module_of(name), why, suggestion),))
+    cause = Cause("never used", evidence.module_of(name), why, suggestion)
+    return Finding(Verdict.UNUSED, (cause,), is_excused=bool(library))
 
 
 def find_not_in_loss(evidence: Evidence, name: str) -> Finding | None:
@@ -152,11 +152,11 @@ def find_unregistered(evidence: Evidence) -> list[Finding]:
         if key in ids or not (owner or isinstance(node.variable, nn.Parameter)):
             continue
         reader = node
-        while not forward.graph.location_of(reader).file and reader in backward.consumers:
+        while not forward.graph.operation_of(reader).location.file and reader in backward.consumers:
             reader = backward.consumers[reader][0][0]
         fact, suggestion = _UNREGISTERED[kind]
         why = f"{owner or 'what this line reads'} {fact}: an optimizer made of parameters() never moves it."
-        cause = Cause(owner or "a weight", forward.graph.location_of(reader), why, suggestion)
+        cause = Cause(owner or "a weight", forward.graph.operation_of(reader).location, why, suggestion)
         findings.setdefault(owner or str(cause.location), Finding(Verdict.UNREGISTERED, (cause,)))
     return list(findings.values())
 
@@ -288,11 +288,10 @@ def _cause_of_error(evidence: Evidence, error: Exception) -> Cause:
             suggestion = "return one gradient for each input of forward, each of the shape of its input"
             name = f"{call.function.__name__}.backward"
             return Cause(name, location_of_backward(call.function), why, suggestion)
-    graph = evidence.forward.graph
-    for node, label in graph.labels.items():
+    for node, operation in forward.graph.operations.items():
         if type(node).__name__ == "NotImplemented":
             suggestion = "replace it by an operation that torch can differentiate"
-            return Cause(label, graph.location_of(node), why, suggestion)
+            return Cause(operation.label, operation.location, why, suggestion)
     return Cause("backward", CodeLocation(), why, "look at the message of torch")
 
 

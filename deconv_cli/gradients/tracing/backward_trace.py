@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,22 +13,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
 
 Node = Any
 """A node of autograd's graph: torch has no one class for them."""
 
 
 class AutogradGraph:
-    """The nodes of a forward pass: the line and the label of each.
+    """The nodes of a forward pass, and the operation that made each.
 
     Args:
         bits: the bit of each parameter in sets of parameters, by the id of the parameter.
     """
 
     def __init__(self, bits: dict[int, int]) -> None:
-        self.locations: dict[Node, CodeLocation] = {}
-        self.labels: dict[Node, str] = {}
+        self.operations: dict[Node, Operation] = {}
         self._bits = bits
         self._masks: dict[Node, int] = {}
 
@@ -46,22 +45,15 @@ class AutogradGraph:
         """Count parameters as reached from a node that passes gradients to them outside of the graph."""
         self._masks[node] = self.parameters_below(node) | parameters
 
-    def record_new_nodes(self, tensor: torch.Tensor, label: str, location: CodeLocation) -> None:
-        """Remember the line of the new nodes behind a tensor."""
-
-        def record(node: Node) -> None:
-            self.locations[node], self.labels[node] = location, label
-
+    def record_new_nodes(self, tensor: torch.Tensor, operation: Operation) -> None:
+        """Remember the operation that made the new nodes behind a tensor."""
         if tensor.grad_fn is not None:
-            self._reach(tensor.grad_fn, record)
+            self._reach(tensor.grad_fn, lambda node: self.operations.update({node: operation}))
 
-    def label_of(self, node: Node) -> str:
-        """Name the operation that made a node, by the class of the node if nothing saw it being made."""
-        return self.labels.get(node) or type(node).__name__.removesuffix("0").removesuffix("Backward")
-
-    def location_of(self, node: Node) -> CodeLocation:
-        """Find the line on which a node was made."""
-        return self.locations.get(node) or CodeLocation()
+    def operation_of(self, node: Node) -> Operation:
+        """Return the operation that made a node, named by the class of the node if nothing saw it being made."""
+        kind = type(node).__name__.removesuffix("0").removesuffix("Backward")
+        return self.operations.get(node) or Operation(kind, CodeLocation())
 
     def _reach(self, start: Node, visit: Callable[[Node], None]) -> int:
         """Find the leaves below a node, and visit each new node once; without recursion, since graphs are deep."""
@@ -107,25 +99,18 @@ class Magnitude:
     @classmethod
     def of(cls, gradients: Sequence[torch.Tensor | None]) -> Magnitude:
         """Measure several gradients together."""
-        given = [_values(gradient) for gradient in gradients if gradient is not None]
-        given = [values for values in given if values.numel()]
-        if not given:
+        given = [gradient.detach() for gradient in gradients if gradient is not None]
+        values = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in given]
+        sizes = [float(torch.linalg.vector_norm(tensor, math.inf)) for tensor in values if tensor.numel()]
+        if not sizes:
             return cls(None)
-        largest = max((_largest(values) for values in given), key=lambda one: (math.isnan(one), one))
+        largest = max(sizes, key=lambda one: (math.isnan(one), one))
         return cls(largest, math.isfinite(largest))
 
     @property
     def is_zero(self) -> bool:
         """Zero everywhere, or missing."""
         return not self.largest
-
-
-def _largest(values: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, math.inf))
-
-
-def _values(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
 
 
 @dataclass(eq=False)
@@ -180,33 +165,40 @@ def trace_backward(
 ) -> BackwardTrace:
     """Differentiate a scalar loss by its trainable parameters, and measure the gradients at every node.
 
-    If autograd reaches none of them (`is_reached`), the trace only holds the graph. Their `.grad` is None before and
-    after.
+    If autograd reaches none of them (`is_reached`), the trace only holds the graph.
     """
     result = BackwardTrace(dict.fromkeys(parameters))
     nodes = _walk(loss.grad_fn, result) if loss.grad_fn is not None else []
     if not is_reached:
         return result
     handles = [node.register_hook(_measuring(node, result)) for node in nodes if not hasattr(node, "variable")]
-    wanted = list(parameters.values())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # torch.utils.checkpoint with use_reentrant=True only fills in .grad.
-            if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
-                loss.backward()
-                result.gradients = {name: parameter.grad for name, parameter in parameters.items()}
-            else:
-                found = torch.autograd.grad(loss, wanted, allow_unused=True)
-                result.gradients = dict(zip(parameters, found, strict=True))
+            result.gradients = differentiate(loss, parameters)
     except Exception as error:  # noqa: BLE001  hand-written backwards raise anything, which is a finding
         result.error = error
     finally:
-        for parameter in wanted:
-            parameter.grad = None
         for handle in handles:
             handle.remove()
     return result
+
+
+def differentiate(loss: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+    """Differentiate a scalar loss, whose graph is freed; None where autograd gives no gradient.
+
+    The `.grad` of the parameters is None before and after.
+    """
+    wanted = list(parameters.values())
+    if not any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes_below([loss.grad_fn])):
+        return dict(zip(parameters, torch.autograd.grad(loss, wanted, allow_unused=True), strict=True))
+    # torch.utils.checkpoint with use_reentrant=True only fills in .grad.
+    try:
+        loss.backward()
+        return {name: parameter.grad for name, parameter in parameters.items()}
+    finally:
+        for parameter in wanted:
+            parameter.grad = None
 
 
 def _measuring(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:

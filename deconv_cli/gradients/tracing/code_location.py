@@ -1,4 +1,4 @@
-"""Lines of source code of operations, functions and errors."""
+"""Operations, and the lines of source code of operations, functions and errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 
 import torch
 from torch import nn
@@ -56,6 +56,19 @@ class CodeLocation:
         if self.file and self.line:
             return f"{self.file}:{self.line}"
         return f"module {self.module}" if self.module else "the model"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation, as code writes it, and its line."""
+
+    label: str
+    location: CodeLocation
+
+    @property
+    def bare_name(self) -> str:
+        """The name without dots, underscores and brackets."""
+        return self.label.removesuffix("(...)").strip("_.").removesuffix("()")
 
 
 def is_user_code(file: str) -> bool:
@@ -181,14 +194,12 @@ class Locator:
 def _frames_in_the_model() -> Iterator[FrameType]:
     """List the running frames up to the call of the model or the loss, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not _calls_the_model(frame.f_code):
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _SUBJECT and code.co_name in ("run", "output"):
+            return  # here the package calls the model or the loss
         yield frame
         frame = frame.f_back
-
-
-def _calls_the_model(code: CodeType) -> bool:
-    """Return whether in this frame the package calls the model or the loss."""
-    return code.co_filename == _SUBJECT and code.co_name in ("run", "output")
 
 
 def running_line() -> CodeLocation:

@@ -16,13 +16,12 @@ import torch
 from deconv_cli.gradients.nested_tensors import NARROW, storage_key, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph
-from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, Operation
 from deconv_cli.gradients.tracing.forward_trace import (
     Detachment,
     Flow,
     ForwardTrace,
     InPlaceWrite,
-    Operation,
 )
 from deconv_cli.gradients.tracing.operations import (
     DETACHING,
@@ -150,6 +149,7 @@ class FlowTracker:
         if self.suspended:
             result = call()
             self._mark_used(tensors, None)
+            self.trace.detaches_unseen |= name in DETACHING
             return result
         reads = reads_values(function, name)
         # Functions such as `to` and `view_as` read only the type or the shape of their second tensor.
@@ -221,10 +221,10 @@ class FlowTracker:
         return replace(step, flow=flow, reachable=step.reachable & remaining)
 
     def _record_output(self, step: _Step, output: torch.Tensor) -> None:
-        self.graph.record_new_nodes(output, step.operation.label, step.operation.location)
+        self.graph.record_new_nodes(output, step.operation)
         remaining = self.graph.parameters_of(output)
         if step.name in DETACHING and step.flow.detachments:
-            self.trace.detaches_again = True
+            self.trace.detaches_unseen = True
         flow = Flow(step.flow.sources, {known: lost & ~remaining for known, lost in step.flow.detachments.items()})
         lost = step.reachable & ~remaining
         if lost:
@@ -259,13 +259,14 @@ class FlowTracker:
         flow = self._storages.setdefault(storage_key(tensor), Flow())
         flow.merge(inputs)
         flow.merge(self.flow_of(tensor))
-        if reachable and id(tensor) in self._past_autograd:
+        is_unseen = id(tensor) in self._past_autograd and bool(flow.sources)
+        if reachable and is_unseen:
             # Other tensors of this memory get the values without a history.
             label, location = label_of("data"), operation.location
             self._detach(flow, Detachment("data", label, location, reachable))
         self.count_write(tensor, operation.location)
-        self.trace.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
-        self.graph.record_new_nodes(tensor, operation.label, operation.location)
+        self.trace.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version, is_unseen))
+        self.graph.record_new_nodes(tensor, operation)
         if id(tensor) not in self.bits:
             self._keep(tensor, flow)
 

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph, Node
-from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
 from deconv_cli.gradients.tracing.operations import DETACHING, DETACHING_INSIDE, LossCall
-
-
-@dataclass(frozen=True)
-class Operation:
-    """An operation, as code writes it, and its line."""
-
-    label: str
-    location: CodeLocation
-
-    @property
-    def bare_name(self) -> str:
-        """The name without dots, underscores and brackets."""
-        return self.label.removesuffix("(...)").strip("_.").removesuffix("()")
 
 
 @dataclass(frozen=True)
@@ -68,12 +54,14 @@ class InPlaceWrite:
     Attributes:
         node: name of the autograd node that made the tensor before, or None.
         version: count of writes, this one included.
+        is_unseen: autograd does not see the write, which goes through `.data` or `.detach()`.
     """
 
     operation: Operation
     shape: tuple[int, ...]
     node: str | None
     version: int
+    is_unseen: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +108,7 @@ class ForwardTrace:
         reached: parameters that autograd reaches from the loss.
         used: parameters that some operation read; `last_use` holds the last line for each.
         detachments: operations that gradients do not leave.
-        detaches_again: code detached a tensor on purpose that was partly cut off already.
+        detaches_unseen: code detached a tensor on purpose that was partly cut off already, or inside a checkpoint.
         read_on: indices of the `detachments` whose values a layer with weights reads.
         takes_likelihood: the code computes the log_prob of a draw, as in a policy gradient.
         outside_uses: operations at which a tensor became a number, a list or an array.
@@ -145,7 +133,7 @@ class ForwardTrace:
     used: int = 0
     last_use: dict[int, CodeLocation] = field(default_factory=dict)
     detachments: list[Detachment] = field(default_factory=list)
-    detaches_again: bool = False
+    detaches_unseen: bool = False
     read_on: set[int] = field(default_factory=set)
     takes_likelihood: bool = False
     outside_uses: list[Detachment] = field(default_factory=list)
@@ -168,13 +156,9 @@ class ForwardTrace:
     def is_detached_on_purpose(self) -> bool:
         """Whether values on the way to the loss are detached on purpose, so finite differences keep them constant."""
         detachments = (self.detachments[index] for index in self.flow.detachments)
-        is_hidden = self.detaches_again or DETACHING_INSIDE & self.made_by
+        is_hidden = self.detaches_unseen or DETACHING_INSIDE & self.made_by
         return bool(is_hidden) or any(found.is_deliberate for found in detachments)
 
     def bit(self, name: str) -> int:
         """Return the bit of a parameter."""
         return 1 << self.names.index(name)
-
-    def operations(self, nodes: Iterable[Node]) -> list[Operation]:
-        """Name the operations that made nodes of the graph."""
-        return [Operation(self.graph.label_of(node), self.graph.location_of(node)) for node in nodes]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
-from torch.autograd.function import _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
 from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.torch_modes import HiddenCall, observing_hidden_calls
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
 from deconv_cli.gradients.tracing.flow_tracker import FlowTracker
-from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall, Operation
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall
 from deconv_cli.gradients.tracing.operations import RANDOM, WATCHED, LossCall, find_misuse, label_of, plain_name
 
 
@@ -101,85 +99,42 @@ def _look_at_arguments(
         tracker.count_write(arguments[0], tracker.locator.here())
 
 
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:  # noqa: ANN401  classes and modules
-    """Replace an attribute for a while, also one that the owner inherits."""
-    is_own, original = name in vars(owner), vars(owner).get(name)
-    setattr(owner, name, replacement)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original) if is_own else delattr(owner, name)
-
-
-@contextlib.contextmanager
-def observing_hidden_calls(observe: Callable[..., Any]) -> Iterator[None]:
-    """Hand calls that no mode of torch sees to `observe`: `apply` of any Function, `nn.Parameter` and `Variable`.
-
-    `observe` takes the class, a name, the call, its positional arguments and its keywords. A hand-written Function is
-    seen even if its `apply` was bound before.
-    """
-
-    def apply(cls: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
-        call = super(_SingleLevelFunction, cls).apply
-        return observe(cls, f"{cls.__name__}.apply", call, args, keywords)
-
-    def observed(owner: type, attribute: str, name: str) -> contextlib.AbstractContextManager[None]:
-        make = getattr(owner, attribute)
-
-        def watched(cls: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
-            return observe(cls, name, functools.partial(make, cls), args, keywords)
-
-        return replaced(owner, attribute, watched)
-
-    with (
-        replaced(_SingleLevelFunction, "apply", classmethod(apply)),
-        observed(nn.Parameter, "__new__", "nn.Parameter"),
-        observed(type(torch.autograd.Variable), "__call__", "Variable"),
-    ):
-        yield
-
-
-def _observe_hidden_call(
-    tracker: FlowTracker,
-    cls: Any,  # noqa: ANN401
-    name: str,
-    call: Callable[..., Any],
-    args: Any,  # noqa: ANN401
-    keywords: dict[str, Any],
-) -> Any:  # noqa: ANN401  whatever the call gives
+def _observe_hidden_call(tracker: FlowTracker, hidden: HiddenCall) -> Any:  # noqa: ANN401  whatever the call gives
     """Run a hand-written Function, or a constructor of a new leaf."""
-    run, inputs = functools.partial(call, *args, **keywords), tensors_in((args, keywords))
-    if name.endswith(".apply"):
-        run = functools.partial(_run_function, tracker, cls, run)
-        return run() if tracker.suspended else _observe_function(tracker, cls, args, run)
+    if hidden.is_function:
+        return _run_function(tracker, hidden) if tracker.suspended else _observe_function(tracker, hidden)
+    inputs = tensors_in((hidden.args, hidden.keywords))
     if tracker.suspended or not inputs:
-        return run()
-    if name == "Variable":
-        return tracker.observe(cls, name, inputs, run)
-    made = run()
+        return hidden.run()
+    if hidden.name == "Variable":
+        return tracker.observe(hidden.cls, hidden.name, inputs, hidden.run)
+    made = hidden.run()
     tracker.follow_wrapping(inputs[0], made)
     return made
 
 
-def _run_function(tracker: FlowTracker, cls: type, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+def _run_function(tracker: FlowTracker, hidden: HiddenCall) -> Any:  # noqa: ANN401
     tracker.suspended += 1
     try:
-        result = run()
+        result = hidden.run()
     finally:
         tracker.suspended -= 1
-    if cls is CheckpointFunction:
+    if hidden.cls is CheckpointFunction:
         tracker.count_checkpoint(result)
     return result
 
 
-def _observe_function(tracker: FlowTracker, cls: Any, args: Any, call: Callable[[], Any]) -> Any:  # noqa: ANN401
+def _observe_function(tracker: FlowTracker, hidden: HiddenCall) -> Any:  # noqa: ANN401
     """Run a hand-written Function, and keep its arguments."""
-    inputs = tensors_in(args)
-    kept = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, args)
+    inputs = tensors_in(hidden.args)
+    with torch._C.DisableTorchFunction():  # the copies are no part of the model
+        kept = pytree.tree_map(
+            lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, hidden.args
+        )
     needs = tuple(tensor.requires_grad for tensor in inputs)
-    result = tracker.observe(cls, f"{cls.__name__}.apply", inputs, call)
+    run = functools.partial(_run_function, tracker, hidden)
+    result = tracker.observe(hidden.cls, hidden.name, inputs, run)
     node = next((tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn is not None), None)
-    if any(needs) and not cls.__module__.startswith("torch."):
-        tracker.trace.calls.append(FunctionCall(cls, kept, needs, node, tracker.locator.here()))
+    if any(needs) and not hidden.cls.__module__.startswith("torch."):
+        tracker.trace.calls.append(FunctionCall(hidden.cls, kept, needs, node, tracker.locator.here()))
     return result

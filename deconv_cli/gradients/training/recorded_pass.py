@@ -157,11 +157,14 @@ def _named(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _as_recorded(constant: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Let a constant require a gradient if it did, as the points of a physics-informed network."""
+    return constant.detach().requires_grad_() if _needs_gradient(own, is_leaf=True) else constant
+
+
+def _needs_gradient(tensor: torch.Tensor, *, is_leaf: bool) -> bool:
     try:
-        is_moved = own.requires_grad and own.is_leaf
+        return tensor.requires_grad and tensor.is_leaf is is_leaf
     except RuntimeError:  # torch refuses to answer for a view of overwritten memory
-        is_moved = False
-    return constant.detach().requires_grad_() if is_moved else constant
+        return False
 
 
 _SAME_LOSS = 1e-3
@@ -180,7 +183,7 @@ def subject_of_pass(called: list[nn.Module], tape: Tape, loss: torch.Tensor) -> 
     optimized = [m for m in modules.values() if any(id(parameter) in given for parameter in m.parameters())]
     hidden = {key for module in optimized for key in hidden_weights(module)} - given
     recorded = RecordedPass(modules, weights, tape, loss, hidden)
-    if any(map(_is_of_unknown_making, recorded.constants)):
+    if any(_needs_gradient(constant, is_leaf=False) for constant in recorded.constants):
         raise UsageError(
             "the checker cannot see how the pass made one of its tensors, as with torch.jit and torch.func.vmap; "
             "check the model itself, or remove these."
@@ -198,13 +201,6 @@ def subject_of_pass(called: list[nn.Module], tape: Tape, loss: torch.Tensor) -> 
             "it is computed outside of torch, so check the model itself instead of the script."
         )
     return subject
-
-
-def _is_of_unknown_making(constant: torch.Tensor) -> bool:
-    try:
-        return constant.requires_grad and not constant.is_leaf
-    except RuntimeError:  # torch refuses to answer for a view of overwritten memory
-        return False
 
 
 def name_weights(

@@ -226,31 +226,34 @@ def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> ParameterFinding:
     """Excuse a weight that gets its gradient from another pass, or that no stepping optimizer holds."""
-    if finding.verdict not in (*WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
+    if not finding.is_fault or finding.verdict not in (*WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
         return finding  # a partial gradient does not come from another pass
     key, events = id(evidence.weights[finding.name]), evidence.events
     if events.is_starved(key):
         return finding
+    if key in events.reached:
+        why = "this weight gets its gradient in another backward pass."
+        cause = Cause("another loss", CodeLocation(), why, "nothing; to be sure, check that pass by its number")
+        return replace(finding, verdict=Verdict.NOT_REACHED, causes=(cause,))
     stepping = {step.optimizer for step in events.first_steps}
     holding = {optimizer for optimizer, held in events.held.items() if key in held}
-    if key in events.reached or (finding.verdict != Verdict.ZERO and stepping and holding - stepping):
-        why = "this weight gets its gradient in another backward pass, or another optimizer holds it."
-        suggestion = "nothing; to be sure, check that pass by its number"
-        cause = Cause("another loss", CodeLocation(), why, suggestion)
-        return replace(finding, verdict=Verdict.NOT_REACHED, causes=(cause,))
-    if stepping and not holding and finding.verdict != Verdict.ZERO:
-        return _of_no_optimizer(finding)
-    return finding
-
-
-def _of_no_optimizer(finding: ParameterFinding) -> ParameterFinding:
-    """Excuse a weight that no optimizer holds and code detaches: usually a target network or a teacher."""
-    is_detached = finding.verdict == Verdict.DETACHED
-    if is_detached and not (finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)):
+    if finding.verdict == Verdict.ZERO or not stepping:
+        return finding
+    if holding - stepping:
+        reason = "an optimizer holds this weight that has made no step yet, so another loss may train it."
+        return _excused(finding, reason, "nothing, if another loss trains it; check that pass by its number")
+    is_meant = finding.verdict != Verdict.DETACHED or (
+        finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)
+    )
+    if holding or not is_meant:
         return finding
     reason = "no optimizer holds this weight, so it is not trained, as in a target network."
-    suggestion = "nothing, if it is intended; requires_grad_(False) makes it explicit"
-    causes = tuple(
+    return _excused(finding, reason, "nothing, if it is intended; requires_grad_(False) makes it explicit")
+
+
+def _excused(finding: ParameterFinding, reason: str, suggestion: str) -> ParameterFinding:
+    """Keep the verdict and its causes, and add why it is no fault."""
+    causes = (
         replace(cause, why=f"{cause.why.rstrip('.')}; {reason}", suggestion=suggestion) for cause in finding.causes
     )
-    return replace(finding, verdict=Verdict.PARTLY_DETACHED if is_detached else Verdict.NOT_REACHED, causes=causes)
+    return replace(finding, is_excused=True, causes=tuple(causes))

@@ -6,6 +6,7 @@ graph, so a tensor that the script drops is dropped here too. Results without a 
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -76,11 +77,6 @@ class Entry:
     is_library_switch: bool = False
     reads: Reads = field(default_factory=dict)
 
-    @property
-    def is_outdated(self) -> bool:
-        """Whether a weight behind it was overwritten since."""
-        return any(_stamp(weight) != stamp for weight, stamp in self.reads.values())
-
 
 class Tape(TorchFunctionMode):
     """Records every function of torch with a parameter, or a tensor made of one, among its arguments.
@@ -105,6 +101,7 @@ class Tape(TorchFunctionMode):
         self._weights: dict[int, StorageWeakRef] = {}
         self.made_of_values = WeakIdKeyDictionary()
         self._writers: dict[int, tuple[StorageWeakRef, list[Entry]]] = {}
+        self._makers: dict[int, tuple[StorageWeakRef, weakref.ref[Entry]]] = {}
         self._count = 0
         self._locator = Locator(nn.Module())
         self._switch: CodeLocation | None = None
@@ -164,6 +161,7 @@ class Tape(TorchFunctionMode):
         """Drop the state of the pass before the last step."""
         self.numbers.clear()
         self._writers = {key: found for key, found in self._writers.items() if not found[0].expired()}
+        self._makers = {key: found for key, found in self._makers.items() if not found[0].expired()}
         self.first_values = {key: found for key, found in self.first_values.items() if not found[0].expired()}
 
     def _matters(self, name: str, function: Any, tensors: list[torch.Tensor]) -> bool:  # noqa: ANN401
@@ -211,7 +209,9 @@ class Tape(TorchFunctionMode):
     def _source_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
         """Find the operation that made a tensor; a tensor without a gradient and with older weights is a constant."""
         known = self.entry_of(tensor)
-        if known is None or tensor.requires_grad or not known[1].is_outdated:
+        if known is None or tensor.requires_grad:
+            return known
+        if all(_stamp(weight) == stamp for weight, stamp in known[1].reads.values()):
             return known
         del self._known[tensor]
         return None
@@ -231,6 +231,9 @@ class Tape(TorchFunctionMode):
             entry.outputs.append(self._count if is_made else None)
             if is_made:
                 self._known[leaf] = (self._count, entry)
+                maker = self._makers.get(storage_key(leaf))
+                if maker is None or maker[0].expired():
+                    self._makers[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(entry)
         if name in OUTSIDE_USES and torch.is_grad_enabled():
             self.numbers.append(entry)
         if isinstance(written, torch.Tensor):
@@ -238,6 +241,14 @@ class Tape(TorchFunctionMode):
                 entry.outputs = []
             storage = StorageWeakRef(written.untyped_storage())
             self._writers.setdefault(storage_key(written), (storage, []))[1].append(entry)
+            self._note_effect(entry, storage_key(written))
+
+    def _note_effect(self, entry: Entry, key: int) -> None:
+        """Let a write belong to the operation that made the memory, since backward may read what it overwrites."""
+        storage, maker = self._makers.get(key, (None, None))
+        made_by = maker() if maker is not None and storage is not None and not storage.expired() else None
+        if made_by is not None and made_by is not entry:
+            made_by.effects.append(entry)
 
     def _keep_first_values(self, tensor: torch.Tensor) -> None:
         key = storage_key(tensor)

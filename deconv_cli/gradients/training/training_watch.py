@@ -18,8 +18,8 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
 from deconv_cli.gradients.subject import Subject, untouched_generators
+from deconv_cli.gradients.torch_modes import HiddenCall, observing_hidden_calls, replaced
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
-from deconv_cli.gradients.tracing.interception import observing_hidden_calls, replaced
 from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
@@ -132,28 +132,24 @@ class TrainingWatch:
         if self._tape.modules:
             self._tape.modules.pop()
 
-    def _record_hidden_call(
-        self,
-        cls: Any,  # noqa: ANN401
-        name: str,
-        call: Callable[..., Any],
-        args: Any,  # noqa: ANN401
-        keywords: dict[str, Any],
-    ) -> Any:  # noqa: ANN401  whatever the call gives
+    def _record_hidden_call(self, hidden: HiddenCall) -> Any:  # noqa: ANN401  whatever the call gives
         """Record a hand-written Function, or a constructor of a new leaf."""
-        later: Callable[..., Any] = torch.autograd.Variable if name == "Variable" else nn.Parameter
-        if name.endswith(".apply"):
+        call, args = hidden.function, hidden.args
+        later: Callable[..., Any] = torch.autograd.Variable if hidden.name == "Variable" else nn.Parameter
+        if hidden.is_function:
             call = self._not_recording()(call)
 
             def later(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401  whatever the Function takes and gives
-                return cls.apply(*arguments, **named)  # looked up again, since the check replaces it
+                return hidden.cls.apply(*arguments, **named)  # looked up again, since the check replaces it
 
-        elif name == "nn.Parameter":
-            data = args[0] if args else keywords.get("data")
+        elif hidden.name == "nn.Parameter":
+            data = args[0] if args else hidden.keywords.get("data")
             is_wrapped = isinstance(data, torch.Tensor) and data.grad_fn is not None
             if not is_wrapped or not (self._tape.modules or data.numel() == 1):  # type: ignore[union-attr]
-                return call(*args, **keywords)
-        return call(*args, **keywords) if self._tape.suspended else self._tape.record(call, name, args, keywords, later)
+                return hidden.run()
+        if self._tape.suspended:
+            return call(*args, **hidden.keywords)
+        return self._tape.record(call, hidden.name, args, hidden.keywords, later)
 
     @contextlib.contextmanager
     def _not_recording(self) -> Iterator[None]:
@@ -249,7 +245,8 @@ class TrainingWatch:
         held = frozenset().union(*self.optimizers.held.values())
         waited_for = held - self.optimizers.reached
         return any(
-            found.verdict in (Verdict.UNUSED, Verdict.NOT_LOSS)
+            found.is_fault
+            and found.verdict in (Verdict.UNUSED, Verdict.NOT_LOSS)
             and id(checked.subject.parameters[found.name]) in waited_for
             for checked in self.passes
             for found in checked.report.parameters
