@@ -183,6 +183,7 @@ def from_beads(
 ) -> None:
     """Measure a point-spread function on beads or stars: average those that are not close to another one."""
     from deconv_cli.io import read_image
+    from deconv_cli.io.metadata import header_number
     from deconv_cli.kernels.bead_psf import psf_from_beads
     from deconv_cli.tone_curve import limits_of
 
@@ -202,7 +203,7 @@ def from_beads(
         size=None if size is None else parse_size_of_stack(size, samples.ndim),
         bead_diameter=bead_diameter,
         spacing=steps,
-        white=limits and limits[1],
+        white=header_number(image.native_fields, "SATURATE") or (limits and limits[1]),
     )
     record = {
         "command": "kernel from-beads",
@@ -216,6 +217,7 @@ def from_beads(
             "used": found.n_used,
             "too_close": found.census.n_crowded,
             "saturated": found.census.n_saturated,
+            "saturated_from": found.full,
             "at_edge": found.census.n_at_edge,
             "unlike_the_others": found.n_unlike,
         },
@@ -239,6 +241,8 @@ def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> Rows:
     left_out = list(filter(None, [describe_census(found.census)]))
     left_out += [f"{found.n_unlike} unlike the others"] if found.n_unlike else []
     rows = [("points", f"{found.n_used} averaged" + (f"; not used: {', '.join(left_out)}" if left_out else ""))]
+    if found.census.n_saturated:
+        rows.append(("saturated", f"samples of {found.full:g} or more"))
     unit = "samples" if steps is None else "µm"
     for i, name in enumerate("ZYX"[-found.psf.ndim :]):
         step = 1.0 if steps is None else steps[i]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,6 +46,7 @@ def restore_whole(
     work: InvertOptions, kernel: LoadedKernel, job: Job, source: ImageFile, progress: WorkProgress
 ) -> JobResult:
     """Reconstruct one input, write the result, and describe it."""
+    from deconv_cli.io.metadata import header_number
     from deconv_cli.report.run import InvertRun, describe_found, describe_run
 
     extra, given = work.extra, work.settings
@@ -60,6 +62,13 @@ def restore_whole(
             "--error-map and --trust-mask show an error that is predicted only for plain convolutions, but this "
             f"layer has {resolution.settings.layer.describe()}; leave them out."
         )
+    electrons, gain = header_number(image.native_fields, "GAIN", "EGAIN"), resolution.settings.gain
+    if (
+        electrons is not None
+        and gain is not None
+        and not (gain != "auto" and math.isclose(gain * electrons, 1, rel_tol=0.01))
+    ):
+        notes += (f"the header says {electrons:g} electrons for each unit, which is gain={1 / electrons:.4g}",)
     tests_alignment = resolution.tests_alignment and job.number <= N_ALIGNED and kernel.source.estimate is None
     resolution = replace(resolution, notes=(*notes, *resolution.notes), tests_alignment=tests_alignment)
     n_channels = image.values.shape[1]
@@ -107,6 +116,7 @@ def restore_whole(
 
 def _metadata(kernel: LoadedKernel, image: ImageFile) -> InputMetadata:
     """Collect the records in the files of an input and of the kernel."""
+    from deconv_cli.io.metadata import header_number
     from deconv_cli.workflows.resolve_settings import InputMetadata
 
     return InputMetadata(
@@ -117,6 +127,7 @@ def _metadata(kernel: LoadedKernel, image: ImageFile) -> InputMetadata:
         sample_type=image.dtype,
         spacing=image.spacing,
         jpeg_table=image.jpeg_table,
+        saturation=header_number(image.native_fields, "SATURATE"),
     )
 
 

@@ -197,9 +197,9 @@ SETTINGS_OPTIONS = {
             least=0.0,
         ),
         gain=SettingOption(
-            "For method richardson-lucy: size of one count of light, in units of the samples. The iteration then "
-            "stops at the Poisson noise. auto estimates the size from the data. Default: stop where the estimate best "
-            "predicts samples that it did not use.",
+            "For method richardson-lucy: size of one count of light, in units of the samples: 1 / GAIN of a FITS "
+            "header. The iteration then stops at the Poisson noise. auto estimates the size from the data. Default: "
+            "stop where the estimate best predicts samples that it did not use.",
             metavar="auto|V",
         ),
         iterations=SettingOption(

@@ -6,6 +6,7 @@ fields that another format has, and `Codec.write` writes them.
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -136,6 +137,17 @@ def _load(block: bytes | None) -> Exif:
     if block:
         directory.load(block)
     return directory
+
+
+FITS_HEADER = "FITS header"
+"""The native field of a FITS file, the cards of its header, one a line."""
+
+
+def header_number(fields: Mapping[str, object], *keywords: str) -> float | None:
+    """Read the first of some keywords of a FITS header that has a positive number; `None` if there is none."""
+    header = str(fields.get(FITS_HEADER, ""))
+    cards = (re.search(rf"^{word:8}= *'?([^\s'/]+)", header, re.MULTILINE) for word in keywords)
+    return next((number for card in cards if card is not None and (number := _positive(card[1]))), None)
 
 
 INDICES = {"Oil": 1.515, "Water": 1.333, "WaterDipping": 1.333, "Air": 1.0, "Glycerol": 1.47}

@@ -20,7 +20,7 @@ from deconv_cli.kernels.bead_average import (
     resized,
     take_off_size,
 )
-from deconv_cli.measured_light import above_noise, connected, smooth
+from deconv_cli.measured_light import above_noise, connected, plateau_of, smooth
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.linear_operator import check_image
@@ -216,6 +216,7 @@ class BeadPsf(ShownInNotebook):
         n_unlike: number of beads that were not used because they do not look like the others.
         background: of the image, without the light of any bead.
         share: share of a bead's light within the size, of the light that stands out of the noise.
+        full: the value from which on samples counted as saturated; `None` if none has a known one.
         outermost: light of the outermost planes of a stack divided by that of the middle plane; `None` for a picture.
     """
 
@@ -228,6 +229,7 @@ class BeadPsf(ShownInNotebook):
     background: float
     share: float
     outermost: float | None
+    full: float | None
 
     def __repr__(self) -> str:
         """Describe it in one line."""
@@ -255,7 +257,8 @@ def psf_from_beads(
             that stands out of the noise.
         bead_diameter: of the beads, in the unit of the spacing; its blur is removed. 0 for points.
         spacing: distance of neighboring samples along each axis; `None` for 1.
-        white: the value of a full sample; `None` takes that of the dtype, if it holds whole numbers.
+        white: the value of a full sample; `None` takes that of the dtype, if it holds whole numbers. If no sample
+            reaches it, a largest value at which samples look clipped is taken.
 
     Raises:
         ShapeError: another number of axes.
@@ -272,6 +275,8 @@ def psf_from_beads(
             f"an image of beads should have {LEAST_SIDE} samples or more along each axis, but is {tuple(image.shape)}."
         )
     white = white_of(image) if white is None else white
+    if white is None or bool(samples.max() < white):
+        white = plateau_of(samples)
     step = tuple(spacing) if spacing is not None else (1.0,) * samples.ndim
     if len(step) != samples.ndim or min(step) <= 0:
         raise UsageError(f"spacing must hold a positive number for each of {samples.ndim} axes, but is {spacing}.")
@@ -318,6 +323,7 @@ def psf_from_beads(
         background=background,
         share=share,
         outermost=float(0.5 * (planes[0] + planes[-1]) / planes[len(planes) // 2]) if psf.ndim == 3 else None,
+        full=white,
     )
 
 

@@ -22,8 +22,10 @@ from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests, check_r
 from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
+from deconv_cli.kernels.bead_psf import OF_POINTS, kurtosis
 from deconv_cli.kernels.blind.blurred_picture import describe_alignment
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.measured_light import plateau_of
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, space_axes
@@ -212,6 +214,13 @@ def examine_picture(
         image, sigma = result.image.detach(), result.settings.noise_sigma
         clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma)
         result = replace(result, clipping=clipping)
+    top = plateau_of(data) if kurtosis(data) > OF_POINTS else None
+    if top is not None and (resolution.ceiling is None or top < resolution.ceiling * (1 - 1e-6)):
+        note = (
+            f"many samples share the largest value, {top:g}: they are probably saturated, but were treated as "
+            "measurements, so the result is probably wrong around them"
+        )
+        result = replace(result, notes=(*result.notes, note))
     if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
         taps = kernel.taps[0, 0].detach().cpu()
         sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)

@@ -206,7 +206,10 @@ def find_full(data: Tensor, kernel: Kernel, resolution: ResolvedInput) -> Tensor
 def with_ceiling(resolution: ResolvedInput, y: Tensor, n_axes: int) -> ResolvedInput:
     """Set the value of a full sample, in light if light is restored; under white noise they are measurements."""
     is_white, curve = resolution.settings.noise in (None, "white"), resolution.tone_curve
-    ceiling = None if is_white else white_of(y, resolution.metadata.sample_type)
+    saturation = resolution.metadata.saturation
+    if saturation is None or synchronize.as_number(y.max()) > saturation:  # which then belongs to the raw exposure
+        saturation = white_of(y, resolution.metadata.sample_type)
+    ceiling = None if is_white else saturation
     if ceiling is not None and curve is not None:
         white = torch.full((y.shape[-n_axes - 1], *[1] * n_axes), ceiling, dtype=torch.float64, device=y.device)
         ceiling = synchronize.as_number(curve.to_light(white, n_axes).min())

@@ -94,6 +94,7 @@ class InputMetadata:
         sample_type: type of the stored samples, by its NumPy name; `None` takes it from the tensor.
         spacing: distances of neighboring samples along the axes of space.
         jpeg_table: of a JPEG, the divisors of its luma, shape `(8, 8)`.
+        saturation: the stored value of a full sample, if it is not that of the type.
     """
 
     record: Mapping[str, Any] | None = None
@@ -103,6 +104,7 @@ class InputMetadata:
     sample_type: str | None = None
     spacing: tuple[float, ...] | None = None
     jpeg_table: Tensor | None = None
+    saturation: float | None = None
 
     @property
     def convolution(self) -> RecordedConvolution | None:

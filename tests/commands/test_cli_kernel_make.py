@@ -254,3 +254,31 @@ def test_inspect_describes_it_in_a_sentence(deconv, field, words):
         "a kernel that varies over the frame: 1×3 kernels of 7×7 taps, at 0.5 of its height and 0.2, 0.5, 0.8"
         in run.stderr
     )
+
+
+@pytest.mark.parametrize("keyword", ["SATURATE", "OTHER"])
+def test_stars_that_the_file_clips_below_its_type_are_left_out(deconv, tmp_path, keyword):
+    fits = pytest.importorskip("astropy.io.fits")
+    samples = scene((160, 170), (1.8, 1.8), 40, counts=1500, background=80)
+    level = round(0.45 * float(samples.max()))
+    path = tmp_path / "stars.fits"
+    fits.PrimaryHDU(samples.clamp_max(level).numpy().astype("uint16"), fits.Header({keyword: level})).writeto(path)
+    found = deconv("kernel", "from-beads", path, "--json")
+    assert found.report["beads"]["saturated_from"] == level
+    assert found.report["beads"]["saturated"] > 2
+    assert f"samples of {level} or more" in found.stderr
+    rest = ("--kernel", "gaussian:1.8", "--lambda", 0.1, "-o", tmp_path / "x.fits")
+    says = "treated as lower bounds" if keyword == "SATURATE" else f"share the largest value, {level}"
+    assert says in deconv("invert", path, *rest, expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)).stderr
+
+
+def test_the_gain_of_a_header_is_named(deconv, tmp_path):
+    fits = pytest.importorskip("astropy.io.fits")
+    path = tmp_path / "stars.fits"
+    samples = scene((80, 80), (1.8, 1.8), 40, counts=1500).numpy().astype("float32")
+    fits.PrimaryHDU(samples, fits.Header({"EGAIN": 2.5})).writeto(path)
+    rest = ("--kernel", "gaussian:1.8", "--method", "richardson-lucy", "-o", tmp_path / "x.fits", "--force")
+    either = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
+    says = "the header says 2.5 electrons for each unit, which is --gain 0.4"
+    assert says in deconv("invert", path, *rest, "--gain", 2.5, expect=either).stderr
+    assert says not in deconv("invert", path, *rest, "--gain", 0.4, expect=either).stderr

@@ -15,12 +15,12 @@ from deconv_cli.errors import MalformedInputError, UsageError, warnings_here
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import Codec, StoredImage, WriteRequest
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.metadata import Metadata
+from deconv_cli.io.metadata import FITS_HEADER, Metadata
 
 _GZIP = b"\x1f\x8b"
 _PARTS_OF_UNIT = 8
 """A unit takes the time of this many parts of other files."""
-_HEADER, _LOST_PLACE = "FITS header", "world coordinates (the frame has another size)"
+_LOST_PLACE = "world coordinates (the frame has another size)"
 _OF_STORAGE = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM|DATAMIN|DATAMAX|EXTNAME"
     r"|EXTVER|INHERIT|NEXTEND|DECONV"
@@ -77,7 +77,7 @@ class Fits(Codec):
         return StoredImage(
             samples.astype(samples.dtype.newbyteorder("="), copy=False),
             ("Q" * samples.ndim + "YX")[-samples.ndim :],
-            Metadata(native={_HEADER: kept.tostring(sep="\n")} if kept else {}),
+            Metadata(native={FITS_HEADER: kept.tostring(sep="\n")} if kept else {}),
             records.decode_record(header.get(records.KEYWORD)),
             notes=(note,) if others else (),
         )
@@ -94,11 +94,11 @@ class Fits(Codec):
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata: the header, without world coordinates where the frame has another size."""
         kept, lost = super().choose_metadata(request, image)
-        lines = str(kept.native.get(_HEADER, "")).split("\n")
+        lines = str(kept.native.get(FITS_HEADER, "")).split("\n")
         others = [line for line in lines if not _OF_PLACE.match(line)]
         sizes = dict(zip(image.axes, image.shape, strict=True))
         if others != lines and request.layout.resized_space([sizes[a] for a in request.layout.space]) != request.layout:
-            kept, lost = replace(kept, native={_HEADER: "\n".join(others)}), [*lost, _LOST_PLACE]
+            kept, lost = replace(kept, native={FITS_HEADER: "\n".join(others)}), [*lost, _LOST_PLACE]
         return replace(kept, flavor=request.path.suffix.lower()), lost
 
     def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Fits(Codec):
     def write(self, path: Path, image: StoredImage) -> None:
         """Write one image with its header and the record."""
         fits, packed = _imported(path), io.BytesIO()
-        header = fits.Header.fromstring(image.metadata.native.get(_HEADER, ""), sep="\n")
+        header = fits.Header.fromstring(image.metadata.native.get(FITS_HEADER, ""), sep="\n")
         header[records.KEYWORD] = records.encode_record(image.record or {})
         unit, options = fits.PrimaryHDU, {}
         if image.metadata.flavor == ".fz":
