@@ -161,7 +161,7 @@ class DeterminedShare:
     """The part of the `n_dimensions` of an input that the outputs determine, from 0 to 1.
 
     It is exact if it is the rank of the derivative. If not, it is the part of white noise that conjugate gradients
-    recover, which leaves out what the outputs hardly show.
+    or the inverse recover, which leaves out what the outputs hardly show.
     """
 
     share: float
@@ -184,3 +184,19 @@ def determined_share(jacobian: LinearOperator, like: Tensor) -> DeterminedShare:
     seen = iterate(NormalEquations(jacobian, jacobian.forward(noise)), RULE).value
     lost = synchronize.as_number((noise - seen).square().sum() / noise.square().sum())
     return DeterminedShare(1 - lost, n_inputs, is_exact=False)
+
+
+def recovered_share(inverse: PseudoInverse) -> DeterminedShare | None:
+    """Measure the part of white noise that an inverse with λ = 0 recovers from its outputs, by one solve.
+
+    `None` if it is all but rounding. Solvers without singular values do not show directions below rounding otherwise.
+    """
+    operator, taps = inverse.operator, inverse.operator.kernel
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(operator.input_shape, generator=generator, dtype=torch.float64).to(taps)
+    with torch.no_grad():
+        found = inverse.solve(inverse.kernel.join(operator.forward(noise))).value
+    lost = synchronize.as_number((noise - found).square().sum() / noise.square().sum())
+    if lost <= torch.finfo(taps.dtype).eps ** 0.5:
+        return None
+    return DeterminedShare(max(1 - lost, 0.0), noise.numel(), is_exact=False)

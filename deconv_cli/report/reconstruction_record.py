@@ -66,6 +66,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "grid": list(result.spectrum.grid),
         },
         "lost_directions": result.lost_directions and dict(vars(result.lost_directions)),
+        "determined": result.determined and dict(vars(result.determined)),
         "well_posedness": result.well_posedness and describe_well_posedness(result.well_posedness),
         "solver": {
             "status": result.solution.status.name.lower(),

@@ -14,6 +14,7 @@ from deconv_cli.diagnostics.conditioning import (
     count_lost_directions,
     measure_conditioning,
     measure_resolution,
+    recovered_share,
 )
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.noise_level import least_noise_level
@@ -141,6 +142,8 @@ def measure(
     if not is_picture and settings.has_lambda:  # of a picture everything outside the frame is lost
         lost = count_lost_directions(estimator)
         result = replace(result, lost_directions=lost if lost.n_lost > 0 else None)
+        if settings.lam == 0 and lost.n_lost == 0 and estimator.rank is None:
+            result = replace(result, determined=recovered_share(estimator))
     if operator.is_layer:  # whose modes are no frequencies
         return result
     if is_picture or settings.predict:

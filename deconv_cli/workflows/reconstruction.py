@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from deconv_cli.diagnostics.conditioning import LostDirections
+from deconv_cli.diagnostics.conditioning import DeterminedShare, LostDirections
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
@@ -55,6 +55,7 @@ class Reconstruction(ShownInNotebook):
         scale: the estimate compared with white images that the kernel would turn into such data.
         well_posedness: the effect of the boundary on the problem; `None` without a quadratic penalty.
         lost_directions: directions of its input that a layer loses; `None` if none are known, and for pictures.
+        determined: the share of its input that a layer determines at λ = 0; `None` if it is all, or not measured.
         lambda_choice: how λ was chosen from the data; `None` if it was given.
         predicted_error: the expected error, if `predict` is set. It trusts no pixel of a result that is not trusted.
         residual_tests: verdict on the residual; `None` if it was not tested, as for estimates that are not linear.
@@ -85,6 +86,7 @@ class Reconstruction(ShownInNotebook):
     scale: trust.Scale
     well_posedness: WellPosedness | None
     lost_directions: LostDirections | None = None
+    determined: DeterminedShare | None = None
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
     residual_tests: ResidualTests | None = None
@@ -394,6 +396,11 @@ def _find_cautions(result: Reconstruction) -> list[str]:
         of_channels += [(number, said) for said in warnings if not any(said in sentence for sentence in told)]
     found = trust.name_channels(of_channels, len(result.channels))
     found += [] if result.light_caution is None else [result.light_caution]
+    if result.determined is not None:
+        found.append(
+            "the data do not determine some directions of the input, or only below rounding: the estimate may be wrong "
+            "along them; use λ > 0 to keep these small"
+        )
     if result.well_posedness is not None and result.well_posedness.is_well_posed is False:
         found.append(result.well_posedness.reason)
     return found

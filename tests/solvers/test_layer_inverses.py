@@ -109,6 +109,15 @@ def test_the_report_says_what_no_output_depends_on() -> None:
     assert wide.lost_directions.sentence.startswith("160 of 192 directions of the input leave no trace")
 
 
+def test_the_share_that_a_singular_layer_determines_is_measured() -> None:
+    kernel, x = random((8, 2, 2, 2), seed=5), random((2, 16, 16), seed=6)
+    assert deconv_cli.invert(deconv_cli.forward(x, kernel, stride=2), kernel, stride=2, lam=0.0).determined is None
+    kernel[7] = kernel[6] * (1 + 1e-16)
+    result = deconv_cli.invert(deconv_cli.forward(x, kernel, stride=2), kernel, stride=2, lam=0.0)
+    assert result.determined.share == pytest.approx(7 / 8, abs=0.06)
+    assert any("do not determine some directions of the input" in warning for warning in result.warnings)
+
+
 @pytest.mark.parametrize(
     "options", [{"lam": "auto"}, {"lambda_rule": "gcv"}, {"lam": 1e-3, "noise": "auto"}, {"prior": "tv"}]
 )
