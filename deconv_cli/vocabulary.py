@@ -114,7 +114,9 @@ def check_name(names: Iterable[str], text: object, kind: str) -> str:
 
 def nearest_name(names: Iterable[str], text: str) -> str | None:
     """Find the name that a misspelled one may mean; `None` if no name is near."""
-    return next(iter(difflib.get_close_matches(text, tuple(names), n=1)), None)
+    letters = text.rstrip("0123456789")  # float16 is no misspelling of float64
+    others = [name for name in names if name == letters or name.rstrip("0123456789") != letters]
+    return next(iter(difflib.get_close_matches(text, others, n=1)), None)
 
 
 def is_whole(found: object) -> TypeGuard[int]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deconv_cli.vocabulary import format_percent
+from deconv_cli.vocabulary import format_percent, nearest_name
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,9 @@ from deconv_cli.vocabulary import format_percent
 )
 def test_a_share_is_never_written_by_a_power_of_ten(share, n_digits, written):
     assert format_percent(share, n_digits) == written
+
+
+def test_another_number_is_no_misspelling():
+    assert nearest_name(("float32", "float64"), "float16") is None
+    assert nearest_name(("float32", "float64"), "flaot32") == "float32"
+    assert nearest_name(("disk",), "disk3") == "disk"

@@ -194,7 +194,6 @@ SETTINGS_OPTIONS = {
         strength=SettingOption(
             "For prior photo: smoother above 1, sharper below. Default: 1, the estimated noise.",
             kind=float,
-            least=0.0,
         ),
         gain=SettingOption(
             "For method richardson-lucy: size of one count of light, in units of the samples: 1 / GAIN of a FITS "

@@ -105,8 +105,8 @@ def _error(predicted: ExpectedError | None, actual: float | None, scale: ScaledI
     def told(error: float) -> str:
         return f"{_digits(error)} of 255" if is_gray_level else percent(error / (scale.high - scale.low))
 
-    off = "Average error of a value, in percent of the range of the result."
-    meaning = "Average error of a pixel, in gray levels." if is_gray_level else off
+    off = "Root mean square error of the values, in percent of the range of the result."
+    meaning = "Root mean square error of the pixels, in gray levels: large errors count more." if is_gray_level else off
     if predicted is None:
         return [] if actual is None else [("Error", told(actual), f"{meaning} It was measured with the truth.")]
     size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples

@@ -207,11 +207,13 @@ class Solution(ShownInNotebook):
     @property
     def ending(self) -> str:
         """How the solve ended, with advice, in a sentence; it mentions λ or a weight only if there is one."""
-        has_lambda = "λ" in self.objective or "μ" in self.objective
-        if has_lambda or self.status not in _WITHOUT_LAMBDA:
-            return self.status.value
-        another = "" if self.weight is None else ", or take another weight"
-        return f"{self.status.value.partition('; ')[0]}; {_WITHOUT_LAMBDA[self.status]}{another}"
+        has_lambda, sentence = "λ" in self.objective or "μ" in self.objective, self.status.value
+        if not has_lambda and self.status in _WITHOUT_LAMBDA:
+            another = "" if self.weight is None else ", or take another weight"
+            sentence = f"{sentence.partition('; ')[0]}; {_WITHOUT_LAMBDA[self.status]}{another}"
+        if self.value.dtype == torch.float64:
+            sentence = sentence.replace('dtype="float64" or ', "").replace('dtype="float64", ', "")
+        return sentence
 
     def raise_for_status(self) -> Solution:
         """Return the solution itself if its status is a success.

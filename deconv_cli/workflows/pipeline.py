@@ -189,6 +189,7 @@ class Pipeline:
 
         listener.begin("measuring the residual")
         result = measure(estimator, unbiased, resolution, solution, tolerance, choice, step, bounds)
+        result = replace(result, scale=replace(result.scale, has_bias=self._bias is not None))
         if not resolution.settings.predict:
             return result
 

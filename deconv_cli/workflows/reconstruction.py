@@ -28,7 +28,7 @@ from deconv_cli.solvers import clipped, photo_prior
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.solver import GIVEN, Choice
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda, format_percent
+from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda, format_percent, format_size
 from deconv_cli.workflows import trust
 from deconv_cli.workflows.arithmetic import RECORDED
 from deconv_cli.workflows.resolve_settings import Reasons
@@ -281,10 +281,12 @@ def _doubt_layer(result: Reconstruction) -> list[Doubt]:
     # A penalty on differences fills in pixels that no output depends on, with larger values than usual.
     is_identity = settings.penalty == "identity"
     is_at_edges = bool(border) and border[0].residual_rms > trust.EDGES_STAND_OUT * border[-1].residual_rms
-    options = "a stride, a dilation, groups or a bias, which you must give, as in stride=2"
+    no_bias = "" if scale.has_bias else ", or a bias, which you must give"
+    options = f"a stride, a dilation{' or groups' if scale.has_bias else ', groups or a bias'}"
+    options += ", which you must give, as in stride=2"
     cause = f"the layer may have {options}"
     if not settings.layer.is_plain:
-        cause = "the layer may have another stride, dilation or number of groups, or a bias, which you must give"
+        cause = f"the layer may have another stride, dilation or number of groups{no_bias}"
     if scale.larger_kernel:
         cause = scale.larger_kernel
     elif scale.is_rectified:
@@ -292,6 +294,8 @@ def _doubt_layer(result: Reconstruction) -> list[Doubt]:
     elif is_at_edges:
         cause = 'the layer probably has another padding or boundary (try padding="valid")'
         cause += "" if scale.has_more_data or not settings.layer.is_plain else f", or {options}"
+    if settings.input_size is not None:
+        cause = f"the input may have another size than {format_size(settings.input_size)}, or {cause}"
     if len(residual.per_channel) in (1, 3):
         cause += ', or the data are a picture (try defaults="picture")'
     is_missing = is_identity and scale.missing > trust.MAX_MISSING and (is_at_edges or not scale.has_more_data)

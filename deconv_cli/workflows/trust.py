@@ -98,6 +98,7 @@ class Scale:
             identity.
         has_more_data: there are more data than values of the image, so that noise alone has no explanation.
         is_rectified: many samples of the data have the least value, as behind ReLU.
+        has_bias: a bias of the layer was subtracted.
         larger_kernel: the sizes of a kernel that is larger than the data, in words; else empty.
     """
 
@@ -106,6 +107,7 @@ class Scale:
     missing: float = 0.0
     has_more_data: bool = False
     is_rectified: bool = False
+    has_bias: bool = False
     larger_kernel: str = ""
 
 

@@ -1,5 +1,6 @@
 """`deconv kernel estimate` and `align`, and `deconv invert --kernel estimate`."""
 
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -231,3 +232,19 @@ def test_a_picture_that_shows_little_of_its_blur_is_told_how_to_find_the_path_of
     advice = "if the camera shook, try deconv kernel estimate 'my photo.jpg' --free --output kernel.tif"
     assert any(advice in note for note in kernel_commands.notes_of(found, Path("my photo.jpg"))) == is_noted
     assert "disk:2.5 explains the picture about as well, so try it as --kernel too" in describe_found(found)
+
+
+@pytest.mark.parametrize("radius", [4.0, 2.5])
+def test_spots_of_different_widths_need_not_have_the_profile_of_the_kernel(radius):
+    """Galaxies, each with a halo of its own, under a disk of radius 4."""
+    drawn = torch.rand(5, 5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    at = torch.arange(400, dtype=torch.float64)
+    sharp = torch.zeros(400, 400, dtype=torch.float64)
+    for i, j in itertools.product(range(5), range(5)):
+        square = (at[:, None] - 75 * i - 45).square() + (at - 75 * j - 45).square()
+        light, width = drawn[i, j].tolist()
+        sharp += (300 + 3000 * light) * torch.exp(-square.add(0.1).sqrt() / (0.5 + 2.5 * width**2))
+    blurred = 100 + functional.conv2d(sharp[None, None], make_kernel("disk:4")[None, None], padding="same")[0]
+    picture = BlurredPicture.of(torch.poisson(blurred, generator=torch.Generator().manual_seed(2)))
+    found = KernelEstimate(True, "disk", (Parameter("RADIUS", radius, 0.1),), (), 20.0)
+    assert (doubt_points(found, picture) is None) == (radius == 4.0)

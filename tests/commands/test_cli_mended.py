@@ -78,3 +78,21 @@ def test_samples_whose_squares_float32_does_not_hold_are_restored_and_those_beyo
 def test_arguments_that_nest_without_end_are_refused(refuses, save):
     words = ["kernel", "extract", save("k", np.ones((3, 3))), "--model", "net.py:Net", "--init", "[" * 100_000]
     refuses(*words, code=ExitCode.USAGE, says="--init must be JSON")
+
+
+def test_a_picture_of_two_levels_is_noted(deconv, tmp_path):
+    light = np.random.default_rng(0).random((64, 64)) < np.linspace(0.1, 0.9, 64)
+    Image.fromarray(light.astype("uint8") * 255).save(tmp_path / "two.png")
+    words = ["invert", tmp_path / "two.png", "-k", "disk:2", "-o", tmp_path / "x.png"]
+    found = deconv(*words, expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
+    assert "note: the picture has only two levels" in found.stderr
+    Image.fromarray((np.linspace(0, 255, 4096).reshape(64, 64)).astype("uint8")).save(tmp_path / "two.png")
+    found = deconv(*words, "--force", expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
+    assert "two levels" not in found.stderr
+
+
+def test_a_strength_must_be_positive(refuses, tmp_path):
+    Image.new("L", (32, 32)).save(tmp_path / "gray.png")
+    for strength in (0, -1):
+        words = ["invert", tmp_path / "gray.png", "-k", "disk:2", "--strength", strength, "-o", tmp_path / "x.png"]
+        refuses(*words, code=ExitCode.USAGE, says="--strength must be a positive number")

@@ -63,7 +63,10 @@ def verdict(given):
 def test_the_first_screen_has_a_verdict_three_numbers_and_no_jargon(page):
     first = Reader(page[: page.index('<h2 id="notes">')]).text
     assert "Use this result with care: see the warning below." in first  # two rules for λ differ
-    assert "Expected error 2.6 of 255 Average error of a pixel, in gray levels. Compared with the truth" in first
+    assert (
+        "Expected error 2.6 of 255 Root mean square error of the pixels, in gray levels: large errors count more. "
+        "Compared with the truth" in first
+    )
     assert "Trustworthy 88.3 % of the result; elsewhere, where it is hatched, the error is as large" in first
     assert re.search(r"Finest detail [\d.]+ pixels? Two points that are closer together merge into one", first)
     for word in ("certificate", "σ", "λ", "residual", "rms", "penalty"):

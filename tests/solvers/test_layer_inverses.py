@@ -109,6 +109,16 @@ def test_the_report_says_what_no_output_depends_on() -> None:
     assert wide.lost_directions.sentence.startswith("160 of 192 directions of the input leave no trace")
 
 
+def test_the_advice_for_a_layer_names_a_given_size_and_no_bias_that_was_subtracted() -> None:
+    kernel, bias, y = random((8, 1, 3, 3), seed=5), random((8,), seed=2), random((8, 8, 8), seed=6)
+    options = {"stride": 2, "padding": 1, "lam": 0.0}
+    plain, given = (deconv_cli.invert(y, kernel, **options, **more).doubts for more in ({}, {"bias": bias}))
+    assert "number of groups, or a bias, which you must give;" in plain[0].sentence
+    assert "number of groups; " in given[0].sentence
+    (doubt,) = deconv_cli.invert(y, kernel, **options, input_size=(15, 15)).doubts
+    assert "the input may have another size than 15×15, or the layer" in doubt.sentence
+
+
 def test_the_share_that_a_singular_layer_determines_is_measured() -> None:
     kernel, x = random((8, 2, 2, 2), seed=5), random((2, 16, 16), seed=6)
     assert deconv_cli.invert(deconv_cli.forward(x, kernel, stride=2), kernel, stride=2, lam=0.0).determined is None

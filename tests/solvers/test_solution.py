@@ -14,6 +14,11 @@ CASES = {
 }
 
 
+def test_advice_does_not_name_the_precision_that_is_in_use():
+    solution = Solution(torch.zeros(1).double(), Status.STAGNATED, 3, 0.5, objective=QUADRATIC_OBJECTIVE)
+    assert solution.ending.endswith("; use a larger tolerance, or a λ nearer to 1")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_advice_names_what_the_objective_has(case):
     objective, weight = case

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError, check_type
-from deconv_cli.kernels.bead_average import resized
+from deconv_cli.kernels.bead_average import full_widths, resized
 from deconv_cli.kernels.bead_psf import holds_points, kurtosis, psf_from_beads
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, compare_parts, estimate_family, family_names
@@ -42,6 +42,9 @@ _MOST_UNLIKE_POINTS = 0.25
 """Root mean square difference of a kernel and the profile of points, in parts of the profile. The right kernel had 0.02
 to 0.21 on eight simulated fields of 8 to 1500 stars; Gaussians and Moffat functions that are 15 % too narrow have 0.23
 to 0.25, disks 0.46."""
+_UNEVEN = 0.1
+"""Scatter of the widths of points, in parts of their width, from which on they may be no stars. Bright stars had 0.03
+to 0.05, galaxies under a disk 0.13 to 0.16."""
 _MAX_KURTOSIS = 12.0
 """Of samples whose spectrum is that of a scene: fields of stars had 15 to 200, most photographs 1 to 6."""
 
@@ -175,10 +178,13 @@ def doubt_points(found: KernelEstimate, picture: BlurredPicture) -> str | None:
         return None
     full = None if picture.is_clipped is None else picture.luminance[picture.is_clipped]
     try:
-        points = psf_from_beads(light, white=float(full.min()) if full is not None and len(full) else None).kernel
+        profile = psf_from_beads(light, white=float(full.min()) if full is not None and len(full) else None)
     except DeconvError:  # no point is alone
         return f"the spectrum of isolated points is not that of a scene, so the kernel {found.text} is a guess"
-    taps = found.taps()
+    taps, points = found.taps(), profile.kernel
+    across = list(zip(full_widths(taps[None])[0].tolist(), profile.widths, profile.scatter, strict=True))
+    if all(scatter > _UNEVEN * width and 0.85 * width < own < 1.05 * width for own, width, scatter in across):
+        return None  # galaxies, or noise: only the widths can be compared
     both = tuple(max(pair) | 1 for pair in zip(taps.shape, points.shape, strict=True))
     taps, points = resized(taps, both), resized(points, both)
     if float((taps - points).norm() / points.norm()) <= _MOST_UNLIKE_POINTS:

@@ -303,10 +303,12 @@ def read_formula(text: str, dimensions: int | None = None) -> ContinuousKernel:
 
 
 def name_numbers(text: str) -> str:
-    """Name the numbers of the sources in a formula that take several, as in `FWHM 4, BETA 2.8`."""
+    """Name the numbers of the sources in a formula that take several, as in `fwhm 4, beta 2.8`."""
     factors = (factor.strip().partition(":") for factor in text.split("*"))
     known = ((KERNEL_SOURCES[name].parameters, rest.split("@")) for name, _, rest in factors if name in KERNEL_SOURCES)
-    return ", ".join(f"{name} {n}" for names, of in known if len(names) > 1 for name, n in zip(names, of, strict=False))
+    return ", ".join(
+        f"{name.lower()} {n}" for names, of in known if len(names) > 1 for name, n in zip(names, of, strict=False)
+    )
 
 
 def _read_factor(text: str) -> ContinuousKernel:
