@@ -46,4 +46,4 @@ def test_planes_and_blocks_agree_with_a_batch():
 
 
 def test_fast_sizes():
-    assert [next_fast_size(n) for n in (1, 7, 11, 13, 33, 121, 4097)] == [1, 7, 12, 14, 36, 128, 4116]
+    assert [next_fast_size(n) for n in (1, 7, 11, 13, 33, 121, 2017, 4097)] == [1, 7, 12, 14, 36, 128, 2100, 4116]
