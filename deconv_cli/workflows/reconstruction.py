@@ -120,7 +120,7 @@ class Reconstruction(ShownInNotebook):
         image = self.image.detach() if written is None else written
         image, truth = image.cpu().double(), truth.cpu().double()  # not every device has float64
         found = replace(self, actual_error=synchronize.as_number((image - truth).square().mean().sqrt()))
-        own, other = (float(each.std()) for each in (image, truth))
+        own, other = (float(each.std(correction=0)) for each in (image, truth))
         if written is not None or trust.OTHER_SCALE * min(own, other) >= max(own, other) or min(own, other) <= 0:
             return found
         ends = [f"{low:.3g} to {high:.3g}" for low, high in (each.aminmax() for each in (truth, image))]

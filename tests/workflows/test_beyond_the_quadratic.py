@@ -121,6 +121,19 @@ def test_a_truth_on_another_scale_is_noted(scale, is_noted):
     assert any("bring both to one scale" in note for note in result.notes) == is_noted
 
 
+@pytest.mark.parametrize("options", [{}, {"method": "richardson-lucy", "defaults": "picture"}])
+def test_a_single_pixel_has_no_scale(options):
+    y = torch.ones(1, 1, 1)
+    result = deconv_cli.invert(y, torch.full((1, 1), 0.5), boundary="zero", truth=2 * y, **options)
+    assert (result.excess, result.notes) == (None, ())
+
+
+def test_an_output_without_channels_is_refused_with_a_truth_too():
+    x, y = stars(channels=1)
+    with pytest.raises(deconv_cli.ShapeError, match="add the missing axes"):
+        deconv_cli.invert(y[0], KERNEL, truth=x)
+
+
 def test_a_kernel_larger_than_an_array_is_named_as_the_cause():
     y = random((1, 20, 20), seed=3).float()
     doubts = deconv_cli.invert(y, torch.ones(31, 31) / 961).doubts
