@@ -121,6 +121,13 @@ def test_a_truth_on_another_scale_is_noted(scale, is_noted):
     assert any("bring both to one scale" in note for note in result.notes) == is_noted
 
 
+def test_amplified_noise_is_no_other_scale():
+    x, y = stars(size=(40, 40))
+    result = deconv_cli.invert(y + 0.5 * random(y.shape, seed=8).float(), KERNEL, lam=1e-7, truth=x)
+    assert result.image.std() > 10 * x.std()
+    assert not any("one scale" in note for note in result.notes)
+
+
 @pytest.mark.parametrize("options", [{}, {"method": "richardson-lucy", "defaults": "picture"}])
 def test_a_single_pixel_has_no_scale(options):
     y = torch.ones(1, 1, 1)
