@@ -145,6 +145,9 @@ def test_a_seam_that_can_be_seen_is_noted_and_doubted_though_it_was_planned(tmp_
     (note,) = wide.plan.seam_notes
     assert note in wide.notes
     assert "at the frame blocks may differ by 5 % of the range at a seam, instead of 0.1 %" in note
+    assert "a larger block_size or λ brings" in note
+    (note,) = replace(wide.plan, choices=replace(wide.plan.choices, lams=())).seam_notes
+    assert "a larger block_size brings" in note  # a prior without λ
 
 
 def test_a_block_that_does_not_fit_the_memory_is_refused_before_any_tile_is_restored(tmp_path, monkeypatch):
