@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 import numpy as np
 import pytest
 import torch
@@ -29,18 +27,6 @@ def blurred(deconv, samples_folder, tmp_path):
 @pytest.fixture
 def words(blurred, samples_folder):
     return ["invert", blurred, "-k", samples_folder / "motion.npy", "--boundary", "unknown", "--padding", "same"]
-
-
-def test_a_rerun_with_the_resolved_value_is_identical(deconv, words, tmp_path):
-    report = deconv(*words, "-o", tmp_path / "a.tif", "--json").report
-    assert report["lambda"] == report["lambda_choice"]["lambda"]
-    assert "auto" not in report["rerun"]
-    first = read_image(tmp_path / "a.tif").values
-    command, *rest = shlex.split(report["rerun"])[1:]
-    again = deconv(command, "--json", *rest).report
-    assert again["lambda"] == report["lambda"]
-    assert again["lambda_choice"] is None
-    assert torch.equal(read_image(tmp_path / "a.tif").values, first)
 
 
 def test_the_predicted_error_and_its_files(deconv, words, tmp_path):

@@ -7,12 +7,6 @@ from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
 
 
-def test_a_picture_of_a_kernel_that_sums_to_zero_is_told_the_right_option(refuses, gray, save, tmp_path):
-    kernel = save("edge", [[1.0, -1.0]])
-    words = ["forward", gray, "-k", kernel, "-o", tmp_path / "x.tif", "--normalize"]
-    refuses(*words, code=ExitCode.USAGE, says=["sum", "--no-normalize"])
-
-
 def test_a_foreign_or_damaged_record_is_no_crash(deconv, save, gentle, tmp_path):
     source = save("x", np.random.default_rng(0).random((12, 14)))
     for text in (

@@ -1,10 +1,9 @@
 """What cannot be done ends with one sentence and its exit code, and nothing is written."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
+from hostile_pickles import MakesFolder
 from typer.testing import CliRunner
 
 from deconv_cli.commands.app import app
@@ -27,16 +26,6 @@ COMMANDS = ["forward", "invert"]
 def deconv_quietly(*words):
     """Run the command where files cannot be compared afterwards, or where it may end by an exception."""
     return CliRunner().invoke(app, [str(word) for word in words], prog_name="deconv")
-
-
-class Evil:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.mark),))
 
 
 def test_every_error_has_its_exit_code():
@@ -79,7 +68,7 @@ class TestInputs:
     @pytest.mark.parametrize("as_kernel", [False, True])
     def test_evil_pickle(self, refuses, gray, gentle, tmp_path, command, as_kernel):
         mark, evil = tmp_path / "it ran", tmp_path / "evil.pt"
-        torch.save({"weight": torch.ones(3, 3), "extra": Evil(mark)}, evil)
+        torch.save({"weight": torch.ones(3, 3), "extra": MakesFolder(mark)}, evil)
         source, kernel = (gray, evil) if as_kernel else (evil, gentle)
         words = [command, source, "-k", kernel, "-o", tmp_path / "x.tif"]
         refuses(*words, code=ExitCode.INPUT_REFUSED, says=[str(evil), "run code"])

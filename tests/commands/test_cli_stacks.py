@@ -90,15 +90,8 @@ def test_a_stack_goes_through_forward_and_invert_and_keeps_what_its_file_says(tm
         assert "--spacing=2.5,1.0,1.0" in done.report["rerun"]
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors"])
-def test_a_tensor_of_three_axes_spans_a_stack_that_has_depth(tmp_path, deconv, rng, taps, suffix):
-    from safetensors.torch import save_file
-
-    kernel = tmp_path / f"k{suffix}"
-    tensor = torch.from_numpy(taps)
-    {".npy": lambda: np.save(kernel, taps), ".pt": lambda: torch.save(tensor, kernel)}.get(
-        suffix, lambda: save_file({"psf": tensor}, kernel)
-    )()
+def test_a_tensor_of_three_axes_spans_a_stack_that_has_depth(tmp_path, deconv, save, rng, taps):
+    kernel = save("k", taps)
     stack = rng.random(SIZE).astype("float32")
     source = imagej(tmp_path / "s.tif", stack)
     run = deconv("forward", source, "--kernel", kernel, "--boundary", "circular", "-o", tmp_path / "o.tif", "--json")

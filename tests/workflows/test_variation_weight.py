@@ -8,7 +8,6 @@ from cases import random
 
 import deconv_cli
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
-from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
@@ -64,11 +63,6 @@ def test_colored_noise_costs_little_against_the_best_weight():
 def test_a_flat_scene_gets_the_weight_of_its_noise():
     y = 0.2 * random((1, *SIZE), seed=3)
     assert weight_of(y, noise=NoiseModel(0.2)) == pytest.approx(0.2, rel=0.1)
-
-
-def test_a_weight_cannot_follow_from_no_noise():
-    with pytest.raises(UsageError, match="no noise was found"):
-        weight_of(torch.ones(1, *SIZE, dtype=torch.float64))
 
 
 SMOOTHED = NoiseModel(2.0, tuple(2 / (1 + (f / 0.25) ** 6) + 0.02 for f in FREQUENCIES))
