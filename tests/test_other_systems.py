@@ -1,11 +1,13 @@
-"""What Windows, macOS and disks without links do differently, played on this one."""
+"""What Windows, macOS, Linux and disks without links do differently, played on this one; freed memory goes back."""
 
 import errno
 import os
+import subprocess
 import sys
 
 import pytest
 
+from deconv_cli.allocator import kept_bytes
 from deconv_cli.commands import console, input_files
 from deconv_cli.commands.work import Job
 from deconv_cli.errors import FileAccessError, UsageError
@@ -54,3 +56,34 @@ def test_a_reader_that_left_is_an_invalid_argument_on_windows(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     with console._StandardStream(os.eventfd(0), "w") as stream:
         assert stream.write(b"x") == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or kept_bytes() == 0, reason="needs glibc 2.33 or newer")
+def test_much_freed_memory_goes_back_to_the_system():
+    script = """
+import torch
+from deconv_cli.allocator import keep_freed_memory, kept_bytes, return_freed_memory
+assert keep_freed_memory()
+blocks = [torch.ones(2**24) for _ in range(4)]
+last = torch.ones(2**10)
+del blocks
+print(kept_bytes())
+for limit in (2**30, 2**20):
+    return_freed_memory(limit)
+    print(kept_bytes())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    held, above, below = (int(number) for number in done.stdout.split())
+    assert held > 200 * 2**20
+    assert above > held / 2
+    assert below < held / 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone hands the peak of a parent down to its children")
+def test_the_peak_of_memory_is_not_that_of_a_larger_parent():
+    ask = "from deconv_cli.allocator import peak_memory_bytes; print(peak_memory_bytes())"
+    parent = (
+        f"import subprocess, sys; x = bytearray(3 * 10**8); subprocess.run([sys.executable, '-c', {ask!r}], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 10**6 < int(done.stdout) < 2 * 10**8

@@ -76,6 +76,8 @@ def test_the_report_of_forward(deconv, photograph, gentle, tmp_path):
     assert (report["noise"], report["seed"]) == ("gaussian:2.5", 7)
     assert report["inputs"][0]["sha256"] == digest(photograph)
     assert report["output"]["shape"] == [40, 47, 3]
+    words = ["--noise", "gaussian:1", "-o", tmp_path / "z.tif", "--json"]
+    assert deconv("forward", photograph, "--kernel", gentle, *words).report["seed"] == 0
 
 
 RERUNS = {

@@ -6,29 +6,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from io_cases import SPACING, imagej, ome
 
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.io import read_image
-
-SPACING = (0.5, 0.2, 0.1)
-"""Along Z, Y and X, in micrometers."""
-
-
-def ome(path, array, axes):
-    """Write an OME-TIFF as a microscope does, with sizes, names and times."""
-    metadata = {"axes": axes, "TimeIncrement": 2.5, "TimeIncrementUnit": "s"}
-    for letter, size in zip("ZYX", SPACING, strict=True):
-        metadata |= {f"PhysicalSize{letter}": size, f"PhysicalSize{letter}Unit": "µm"}
-    if "C" in axes:
-        metadata["Channel"] = {"Name": [f"dye {n}" for n in range(array.shape[axes.index("C")])]}
-    tifffile.imwrite(path, array, ome=True, photometric="minisblack", metadata=metadata)
-
-
-def imagej(path, array, axes):
-    metadata = {"axes": axes, "spacing": SPACING[0], "unit": "um", "finterval": 2.5}
-    resolution = (1 / SPACING[2], 1 / SPACING[1])
-    tifffile.imwrite(path, array, imagej=True, resolution=resolution, metadata=metadata)
-
 
 KINDS = {
     "a.ome.tif": (ome, ["ZYX", "CZYX", "TCZYX", "ZCYX"]),
