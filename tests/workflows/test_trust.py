@@ -16,6 +16,7 @@ from deconv_cli.io import read_image
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.workflows import measurement
 from deconv_cli.workflows.arithmetic import caution_light
 from deconv_cli.workflows.trust import (
     NEGLIGIBLE_RESIDUAL,
@@ -289,6 +290,15 @@ def test_a_photograph_restored_in_the_wrong_light_is_warned_of(kernel, light):
     right, wrong = (deconv_cli.invert(y, make_kernel(kernel), light=each, **options) for each in (light, other))
     assert not any("try light" in caution for caution in right.cautions)
     assert any(f'try light="{light}"' in caution for caution in wrong.cautions) == (kernel == "disk:3.7")
+
+
+@pytest.mark.parametrize("sentences", [(), ("the kernel is of quite another size",)])
+def test_a_kernel_of_another_size_is_named_instead_of_the_light(sentences, monkeypatch):
+    monkeypatch.setattr(measurement, "describe_alignment", lambda *_, **__: sentences)
+    y, kernel = stored_scene("disk:3.7", "linear"), make_kernel("disk:3.7")
+    options = {"defaults": "picture", "tone_curve": ToneCurve.srgb(255.0), "prior": "quadratic", "light": "stored"}
+    result = deconv_cli.invert(y, kernel, **options)
+    assert any("try light" in caution for caution in result.cautions) != bool(sentences)
 
 
 def test_what_was_clipped_before_is_not_counted():
