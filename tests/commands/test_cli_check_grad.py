@@ -253,8 +253,6 @@ class TestRefusals:
         [
             ([], "--model file.py:Class"),
             (["missing.pt"], "'missing.pt' does not exist"),
-            (["--model", code("detached", "Absent")], "holds no 'Absent'"),
-            (["--model", code("detached", "item_loss")], "could not be built"),
             ([*BASE, "--init", "{"], "--init must be JSON"),
             ([*NETWORK, "--loss", "crossentropy"], ["file.py:function", "perhaps you mean cross-entropy"]),
             (["--run", "WEIGHTS"], "a Python script, but 'WEIGHTS' is no text"),

@@ -173,7 +173,6 @@ def test_what_every_source_gives(text):
         ("", "kernel source must be one of gaussian, disk, box, motion"),
         ("lens:3", "but is 'lens'"),
         ("disk", "must be written disk:RADIUS, for example disk:5.2, but is 'disk'."),
-        ("disk:", "written disk:RADIUS"),
         (
             "disk:4*",
             "such as 'disk:4*motion:9@30', but one factor is missing in 'disk:4*'.",
