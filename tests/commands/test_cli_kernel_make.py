@@ -61,6 +61,12 @@ def test_the_kernel_of_a_signal(deconv, tmp_path):
     assert np.array_equal(np.load(tmp_path / "k.npy"), taps.float().numpy())
 
 
+def test_a_formula_beside_a_kernel_of_a_signal_is_one_of_a_signal(deconv, save, tmp_path):
+    signals, kernel = save("y", torch.rand(2, 64)), save("k", torch.ones(3) / 3)
+    words = ["--kernel", "gaussian:1.5", "--kernel", kernel, "--axes", "CX"]
+    assert deconv("forward", signals, *words, "-o", tmp_path / "x.npy", "--json").report["output"]["shape"] == [2, 64]
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
 def test_signals_stay_signals(deconv, save, tmp_path, suffix):
     """The axes that `forward` records are read again, and an array of one axis is a signal without a record."""
