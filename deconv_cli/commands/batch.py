@@ -333,7 +333,7 @@ class Batch:
         self._n_doubted += bool(done.doubts)
 
     def _tell(self, name: str, sentence: str, show: Callable[[str], None], n_named: int = 1) -> None:
-        """Keep a sentence for the end, with the inputs that it concerns, even if its numbers differ between them."""
+        """Keep a sentence and its input for the end; sentences that differ only in their numbers count as one."""
         kind = NUMBER.sub(lambda n: n[0] if sentence[: n.start()].endswith("channel ") else "", sentence)
         _, first, names = self._told.setdefault((n_named, kind), (show, sentence, {}))
         names.setdefault(name, sentence == first)
