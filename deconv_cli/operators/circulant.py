@@ -94,7 +94,7 @@ class FrequencyBlocks:
         return total.addcmul_(spectrum, plane.conj() if adjoint else plane, value=sign)
 
     def multiply_once(self, spectrum: Tensor, *, adjoint: bool = False) -> Tensor:
-        """Multiply a spectrum that is not used any more, in its place unless a derivative is taken."""
+        """Multiply a spectrum that nobody reads again: in place, unless a derivative is needed."""
         planes = self._planes
         is_single = planes is not None and planes.shape[:2] == (1, 1)
         if not is_single or (torch.is_grad_enabled() and (spectrum.requires_grad or self.matrices.requires_grad)):

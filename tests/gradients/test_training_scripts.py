@@ -43,6 +43,14 @@ def test_a_layer_that_no_optimizer_holds_keeps_its_verdict_and_is_no_fault(tmp_p
     assert why.endswith("; no optimizer holds this weight, so it is not trained, as in a target network.")
 
 
+@pytest.mark.parametrize(("result", "n_unchecked"), [("tuple(0.1 * g for g in given)", 1), ("tuple(given)", 0)])
+def test_a_hook_of_a_module_that_changes_gradients_is_named(tmp_path, result, n_unchecked):
+    hook = f"def changing(module, given, arriving):\n    return {result}\n"
+    found = run_text(HEAD + hook + "model.head.register_full_backward_hook(changing)\n" + OPTIMIZER + LOOP, tmp_path)
+    assert len(found.not_checked) == n_unchecked
+    assert all("train.py:12, which changes gradients" in sentence for sentence in found.not_checked)
+
+
 def test_an_unused_layer_has_one_verdict_whoever_holds_it(tmp_path):
     head = HEAD.replace("nn.Linear(6, 2)\n", "nn.Linear(6, 2)\n        self.side = nn.Linear(4, 4)\n")
     parts = "[*model.body.parameters(), *model.head.parameters()]"
@@ -51,10 +59,6 @@ def test_an_unused_layer_has_one_verdict_whoever_holds_it(tmp_path):
     for optimizer, is_fault in ((OPTIMIZER, True), (waiting, False)):
         finding = run_text(head + optimizer + LOOP, tmp_path).parameters[-1]
         assert (finding.name, finding.verdict, finding.is_fault) == ("side.bias", "UNUSED", is_fault)
-
-
-def test_weights_have_the_names_that_the_script_gives_them():
-    assert set(verdicts(check_script(SCRIPTS / "by_hand.py"))) == {"w", "b"}
 
 
 def test_layers_of_a_model_that_the_script_never_calls_have_the_names_of_its_attributes(tmp_path):
@@ -140,26 +144,16 @@ BROKEN = {
         "GRADIENT LOST",
         "next to nothing",
     ),
-    "a sum that runs on": (
-        changed("loss = ", "total = total + ", optimizer=OPTIMIZER + "total = torch.zeros(())\n").replace(
-            "loss.backward()", "total.backward(retain_graph=True)"
-        ),
-        "FAILS",
-        "modified by an inplace operation",
-    ),
     "switched off for good": (
         changed("    optimizer.step()\n", "    optimizer.step()\n    torch.set_grad_enabled(False)\n"),
         "FAILS",
         "does not require grad",
     ),
 }
-REMEDIES = {
-    "a sum that runs on": "state = state.detach()",
-    "switched off for good": "torch.set_grad_enabled(True)",
-}
+REMEDIES = {"switched off for good": "torch.set_grad_enabled(True)"}
 
 
-SLOW = ("a part", "clipped", "a sum that runs on", "switched off for good")
+SLOW = ("a part", "clipped", "switched off for good")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class FlowTracker:
     Args:
         subject: the model that runs.
         find_origins: also look for the operations at which NaN or infinity arises.
-        keep_tensors: keep all computed tensors in the trace.
+        keep_tensors: keep copies of all computed tensors in the trace.
 
     Attributes:
         suspended: above zero inside a hand-written Function, whose operations are not followed.
@@ -249,7 +249,8 @@ class FlowTracker:
         if step.name in PAST_AUTOGRAD:
             self._past_autograd.add(id(output))
         if self._keep_tensors:
-            self.trace.tensors.append((step.name, step.operation, output))
+            with torch._C.DisableTorchFunction():  # a later write may change the output, as with `.data`
+                self.trace.tensors.append((step.name, step.operation, output.detach().clone()))
         if output.grad_fn is not None:
             self.trace.made_by.add(step.name)
 

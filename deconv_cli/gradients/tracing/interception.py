@@ -23,7 +23,7 @@ from deconv_cli.gradients.tracing.operations import RANDOM, WATCHED, LossCall, f
 def trace_forward(subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> ForwardTrace:
     """Run forward and the loss once, and watch.
 
-    `find_origins` also looks for operations that make NaN or infinity, `keep_tensors` keeps all computed tensors.
+    `find_origins` also looks for operations that make NaN or infinity, `keep_tensors` copies all computed tensors.
     """
     tracker = FlowTracker(subject, find_origins=find_origins, keep_tensors=keep_tensors)
     with (
