@@ -11,7 +11,7 @@ import torch
 from block_cases import BLOCKS, OPTIONS, blurred, describe, laid_out, planned, scene
 
 import deconv_cli
-from deconv_cli.blocks import block_plan
+from deconv_cli.blocks import block_plan, preview_tiles
 from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_problem import BlockProblem, block_bytes
@@ -95,9 +95,9 @@ def photograph(folder, size, kernel):
 
 @pytest.mark.parametrize("assumed", ["motion:5@0", "motion:5@90"])
 def test_a_kernel_that_pieces_contradict_is_doubted(tmp_path, monkeypatch, assumed):
-    monkeypatch.setattr(block_plan, "MAX_SAMPLES", 128**2)
+    monkeypatch.setattr(preview_tiles, "MAX_SAMPLES", 128**2)
     photograph(tmp_path, 192, deconv_cli.make_kernel("motion:5@0"))
-    files = LargeFileOptions(extra=ExtraFiles(trust_mask=tmp_path / "mask.npy"))
+    files = LargeFileOptions(extra=ExtraFiles(trust_mask=str(tmp_path / "mask.npy")))
     kernel, blocks = deconv_cli.make_kernel(assumed), BlockOptions(10**8, (96, 96))
     options = {"files": files, "blocks": blocks, "defaults": "picture", "lam": 0.03}
     found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", **options)
@@ -157,7 +157,7 @@ def test_a_block_that_does_not_fit_the_memory_is_refused_before_any_tile_is_rest
 
 @pytest.mark.parametrize("background", [0.0, 100.0])
 def test_pieces_that_are_flat_do_not_make_the_halo_narrow(tmp_path, monkeypatch, background):
-    monkeypatch.setattr(block_plan, "MAX_SAMPLES", 24**2)  # so that the first nine miss what there is
+    monkeypatch.setattr(preview_tiles, "MAX_SAMPLES", 24**2)  # so that the first nine miss what there is
     y = torch.full((1, 150, 140), background)
     y[:, 30:34, 64:66] += 100
     np.save(tmp_path / "in.npy", y.numpy())
