@@ -178,3 +178,14 @@ def test_channels_that_the_kernel_mixes_need_one_curve(night):
     kernel = torch.full((3, 1, 3, 3), 1 / 9) * torch.tensor([1.0, 0.8, 0.6])[:, None, None, None]
     with pytest.raises(deconv_cli.ShapeError, match="has 3 channels, but the image has 1"):
         deconv_cli.invert(read_image(night).values, kernel, light="linear", tone_curve=curve)
+
+
+def test_a_picture_of_two_levels_is_noted(deconv, tmp_path):
+    light = np.random.default_rng(0).random((64, 64)) < np.linspace(0.1, 0.9, 64)
+    Image.fromarray(light.astype("uint8") * 255).save(tmp_path / "two.png")
+    words = ["invert", tmp_path / "two.png", "-k", "disk:2", "-o", tmp_path / "x.png"]
+    found = deconv(*words, expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
+    assert "note: the picture has only two levels" in found.stderr
+    Image.fromarray((np.linspace(0, 255, 4096).reshape(64, 64)).astype("uint8")).save(tmp_path / "two.png")
+    found = deconv(*words, "--force", expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
+    assert "two levels" not in found.stderr
