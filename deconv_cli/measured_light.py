@@ -43,9 +43,9 @@ def plateau_of(samples: Tensor) -> float | None:
     top, middle = samples.max(), samples.median()
     is_top = samples == top
     n_full = int((is_top[..., 1:] & is_top[..., :-1]).count_nonzero())
-    if n_full < FEWEST_FULL:
+    if n_full < FEWEST_FULL or bool(top == middle):
         return None
-    below = torch.minimum(samples[~is_top].max(), top - JUST_BELOW * (top - middle)) if bool((~is_top).any()) else top
+    below = torch.minimum(samples[~is_top].max(), top - JUST_BELOW * (top - middle))
     n_below = int(((samples >= below) & ~is_top).count_nonzero())
     return float(top) if n_full > FULL_TO_BELOW * n_below else None
 

@@ -63,11 +63,7 @@ def restore_whole(
             f"layer has {resolution.settings.layer.describe()}; leave them out."
         )
     electrons, gain = header_number(image.native_fields, "GAIN", "EGAIN"), resolution.settings.gain
-    if (
-        electrons is not None
-        and gain is not None
-        and not (gain != "auto" and math.isclose(gain * electrons, 1, rel_tol=0.01))
-    ):
+    if electrons and gain and (gain == "auto" or not math.isclose(gain * electrons, 1, rel_tol=0.01)):
         notes += (f"the header says {electrons:g} electrons for each unit, which is gain={1 / electrons:.4g}",)
     tests_alignment = resolution.tests_alignment and job.number <= N_ALIGNED and kernel.source.estimate is None
     resolution = replace(resolution, notes=(*notes, *resolution.notes), tests_alignment=tests_alignment)

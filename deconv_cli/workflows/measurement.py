@@ -54,8 +54,6 @@ from deconv_cli.workflows.trust import (
     measure_scale,
 )
 
-FEW_BETWEEN = 0.01
-"""Share of the samples between the least and the largest value, below which a picture has no gray levels."""
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 _BANDS: WeakKeyDictionary[PseudoInverse, ModeBands] = WeakKeyDictionary()
 
@@ -221,17 +219,14 @@ def examine_picture(
         image, sigma = result.image.detach(), result.settings.noise_sigma
         clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma)
         result = replace(result, clipping=clipping)
-    low, high = data.aminmax()
-    if bool(low < high) and synchronize.as_number(((data > low) & (data < high)).double().mean()) < FEW_BETWEEN:
-        note = "the picture has only two levels, so the blur of the scene is lost: give a picture with gray levels"
-        result = replace(result, notes=(*result.notes, note))
+    notes, (low, high) = result.notes, data.aminmax()
+    if bool(low < high) and synchronize.as_number(((data > low) & (data < high)).double().mean()) < 0.01:
+        notes += ("the picture has only two levels, so the blur of the scene is lost: give one with gray levels",)
     top = plateau_of(data) if kurtosis(data) > OF_POINTS else None
     if top is not None and (resolution.ceiling is None or top < resolution.ceiling * (1 - 1e-6)):
-        note = (
-            f"many samples share the largest value, {top:g}: they are probably saturated, but were treated as "
-            "measurements, so the result is probably wrong around them"
-        )
-        result = replace(result, notes=(*result.notes, note))
+        level = f"many samples share the largest value, {top:g}: they are probably saturated, but were treated as "
+        notes += (f"{level}measurements, so the result is probably wrong around them",)
+    result = replace(result, notes=notes)
     if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
         taps = kernel.taps[0, 0].detach().cpu()
         sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)

@@ -284,12 +284,11 @@ def _doubt_layer(result: Reconstruction) -> list[Doubt]:
     # A penalty on differences fills in pixels that no output depends on, with larger values than usual.
     is_identity = settings.penalty == "identity"
     is_at_edges = bool(border) and border[0].residual_rms > trust.EDGES_STAND_OUT * border[-1].residual_rms
-    no_bias = "" if scale.has_bias else ", or a bias, which you must give"
-    options = f"a stride, a dilation{' or groups' if scale.has_bias else ', groups or a bias'}"
-    options += ", which you must give, as in stride=2"
+    others, bias = (" or groups", "") if scale.has_bias else (", groups or a bias", ", or a bias, which you must give")
+    options = f"a stride, a dilation{others}, which you must give, as in stride=2"
     cause = f"the layer may have {options}"
     if not settings.layer.is_plain:
-        cause = f"the layer may have another stride, dilation or number of groups{no_bias}"
+        cause = f"the layer may have another stride, dilation or number of groups{bias}"
     if scale.larger_kernel:
         cause = scale.larger_kernel
     elif scale.is_rectified:

@@ -78,7 +78,7 @@ def test_weights_alone_are_doubted_with_the_way_to_say_the_rest(layer):
     words = ["invert", folder / "y.npy", "-k", folder / "weights.pt", "-o", folder / "z.npy"]
     result = CliRunner().invoke(app, [*map(str, words)], prog_name="deconv")
     assert result.exit_code == ExitCode.UNTRUSTWORTHY
-    assert "may have a stride, a dilation, groups or a bias, which you must give, as in --stride 2" in " ".join(
+    assert "may have a stride, a dilation or groups, which you must give, as in --stride 2" in " ".join(
         result.stderr.split()
     )
 

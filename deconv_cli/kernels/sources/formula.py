@@ -306,9 +306,8 @@ def name_numbers(text: str) -> str:
     """Name the numbers of the sources in a formula that take several, as in `fwhm 4, beta 2.8`."""
     factors = (factor.strip().partition(":") for factor in text.split("*"))
     known = ((KERNEL_SOURCES[name].parameters, rest.split("@")) for name, _, rest in factors if name in KERNEL_SOURCES)
-    return ", ".join(
-        f"{name.lower()} {n}" for names, of in known if len(names) > 1 for name, n in zip(names, of, strict=False)
-    )
+    pairs = (pair for names, of in known if len(names) > 1 for pair in zip(names, of, strict=False))
+    return ", ".join(f"{name.lower()} {n}" for name, n in pairs)
 
 
 def _read_factor(text: str) -> ContinuousKernel:
