@@ -47,6 +47,7 @@ class Manifest:
 
     def __init__(self, path: Path, *, appends: bool, force: bool) -> None:
         from deconv_cli.io.files import refuse_special
+        from deconv_cli.io.records import decode_record
 
         self._path = path
         refuse_special(path)
@@ -57,9 +58,11 @@ class Manifest:
                 "choose another name."
             )
         with self._explaining():
-            is_torn = appends and size > 0 and not path.read_bytes().endswith(b"\n")
+            text = path.read_text("ascii", errors="replace") if appends and size else ""
             self._stream = path.open("a" if appends else "w", encoding="ascii")
-            self._stream.write("\n" if is_torn else "")
+            self._stream.write("\n" if text and not text.endswith("\n") else "")
+        lines = [decode_record(line) or {} for line in text.splitlines()]
+        self._listed = {line.get("output") for line in lines if line.get("status") != "failed"}
 
     def add(self, job: Job, result: JobResult) -> None:
         """Note the result of a job."""
@@ -75,6 +78,18 @@ class Manifest:
             rerun=record["rerun"],
             seconds=round(result.seconds, 4),
         )
+
+    def add_existing(self, job: Job) -> None:
+        """Note an output that an earlier run wrote without a line, with its hash and the line that repeats it."""
+        from deconv_cli.io.files import fingerprint
+        from deconv_cli.io.records import read_beside
+
+        if str(job.target) in self._listed:
+            return
+        recorded: dict[str, Any] = {}
+        with contextlib.suppress(DeconvError):  # a damaged record says nothing
+            recorded = read_beside(job.target) or {}
+        self.write(job, status="exists", output_sha256=fingerprint(job.target), rerun=recorded.get("rerun"))
 
     def close(self) -> None:
         """Close the file."""
@@ -175,6 +190,9 @@ class Batch:
         wanted = [job for job in jobs if job not in skipped]
         self._skipped = [job.source for job in jobs if job in skipped]
         try:
+            if self._manifest is not None:
+                for job in (job for job in jobs if job in skipped):
+                    self._manifest.add_existing(job)
             if wanted:
                 self._work_off(wanted, work)
         except KeyboardInterrupt:

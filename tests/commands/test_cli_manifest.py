@@ -75,9 +75,14 @@ def test_a_manifest_without_a_line_or_with_a_torn_one_is_continued(deconv, frame
     for name in ("2.npy", "2.npy.json"):
         (tmp_path / "out" / name).unlink()
     deconv(*words, "--skip-existing")
-    torn, whole = (tmp_path / "run.jsonl").read_text().splitlines()
+    torn, *whole = (tmp_path / "run.jsonl").read_text().splitlines()
     assert torn == '{"input": "a'
-    assert json.loads(whole)["status"] == "done"
+    first, last, made = map(json.loads, whole)
+    assert [line["status"] for line in (first, last, made)] == ["exists", "exists", "done"]
+    assert first["output_sha256"] == fingerprint(tmp_path / "out" / "1.npy")
+    assert first["rerun"].startswith("deconv forward")
+    deconv(*words, "--skip-existing")
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 4
 
 
 def test_an_interrupted_run_keeps_what_is_finished(deconv, frames, gentle, tmp_path, monkeypatch):
@@ -124,7 +129,7 @@ def test_a_single_file_has_a_line_too(deconv, frames, gentle, tmp_path):
     assert (skipped.stdout, skipped.stderr) == ("", told)
     bad = ["forward", frames / "2.npy", "-k", gentle, "-o", tmp_path / "y.npy", *manifest, "--skip-existing"]
     deconv(*bad, expect=ExitCode.INPUT_REFUSED)
-    assert [line["status"] for line in lines_of(tmp_path / "one.jsonl")] == ["failed"]
+    assert [line["status"] for line in lines_of(tmp_path / "one.jsonl")] == ["exists", "failed"]
 
 
 def test_an_output_over_an_input_is_refused_whatever_is_forced(refuses, frames, gentle, tmp_path):
