@@ -167,6 +167,7 @@ class Batch:
         self._records: dict[int, dict[str, Any]] = {}
         self._failures: list[tuple[Job, str, ExitCode]] = []
         self._skipped: list[Path] = []
+        self._left_out: list[str] = []
         self._told: dict[tuple[int, str], tuple[Callable[[str], None], str, dict[str, bool]]] = {}
         self._n_done = self._n_doubted = 0
         self._meets_existing = False
@@ -186,6 +187,7 @@ class Batch:
                 "out --jobs and --scheduler."
             )
         started = time.monotonic()
+        self._left_out = [str(path) for path in left_out]
         skipped = {job for job in jobs if self._options.skip_existing and job.target.exists()}
         wanted = [job for job in jobs if job not in skipped]
         self._skipped = [job.source for job in jobs if job in skipped]
@@ -208,8 +210,8 @@ class Batch:
         self._failures.sort(key=lambda failure: failure[0].number)
         if self._printed.as_json:
             is_single = len(jobs) == 1 and not self._skipped
-            document = self._records[jobs[0].number] if is_single else self._document()
-            print_document(document | ({"left_out": [str(path) for path in left_out]} if left_out else {}))
+            others = {"left_out": self._left_out} if self._left_out else {}
+            print_document(self._records[jobs[0].number] | others if is_single else self._document())
         if not self._printed.quiet:
             for sentence in self._summary(jobs, time.monotonic() - started):
                 print_note(sentence)
@@ -312,6 +314,9 @@ class Batch:
             if self._manifest is not None:
                 self._manifest.write(job, status="failed", error=sentence)
             if job.n_jobs == 1:
+                self._failures.append((job, sentence, code))
+                if self._printed.as_json:
+                    print_document(self._document())
                 raise error
             if not isinstance(error, DeconvError):
                 traceback.print_exception(error)
@@ -371,6 +376,7 @@ class Batch:
             "results": [self._records[number] for number in sorted(self._records)],
             "failed": [{"path": str(job.source), "error": sentence} for job, sentence, _ in self._failures],
             "skipped": [str(path) for path in self._skipped],
+            "left_out": self._left_out,
         }
 
     def _summary(self, jobs: list[Job], seconds: float) -> Iterator[str]:
@@ -380,7 +386,7 @@ class Batch:
                 yield f"{jobs[0].source}: skipped, since its output '{jobs[0].target}' exists already."
             return
         others = f" ({self._n_doubted} of them doubted)" if self._n_doubted else ""
-        counts = {"failed": len(self._failures), "left out": len(self._skipped)}
+        counts = {"failed": len(self._failures), "skipped": len(self._skipped)}
         others += "".join(f", {n} {what}" for what, n in counts.items() if n)
         were = "was" if self._n_done == 1 else "were"
         yield f"{self._n_done} of {counted(len(jobs), 'input')} {were} done{others}, in {format_duration(seconds)}."

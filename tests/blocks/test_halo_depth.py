@@ -44,7 +44,7 @@ def test_pixels_on_the_edge_of_the_frame_are_measured(run, monkeypatch):
     done = task(1)
     assert done.seam >= 1000.0
     found = BlockReconstruction(task, BlockSummary.of([done], 1))
-    assert any("beside a seam" in doubt for doubt in found.doubts)
+    assert any("beside a seam" in doubt.sentence for doubt in found.doubts)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -59,7 +59,7 @@ def test_each_file_has_a_line_and_a_second_run_does_what_is_missing(deconv, refu
     done = deconv(*words, "--skip-existing", "--json")
     assert [record["inputs"][0]["path"] for record in done.report["results"]] == [str(frames / "2.npy")]
     assert done.report["skipped"] == [str(frames / "1.npy"), str(frames / "10.npy")]
-    assert "1 of 3 inputs was done, 2 left out" in done.stderr
+    assert "1 of 3 inputs was done, 2 skipped" in done.stderr
     assert (out / "1.npy").read_text() == "anything"
     assert [line["status"] for line in lines_of(manifest)[3:]] == ["done"]
     deconv(*words, "--force")
@@ -128,7 +128,10 @@ def test_a_single_file_has_a_line_too(deconv, frames, gentle, tmp_path):
     told = f"note: {frames / '1.npy'}: skipped, since its output '{tmp_path / 'x.npy'}' exists already.\n"
     assert (skipped.stdout, skipped.stderr) == ("", told)
     bad = ["forward", frames / "2.npy", "-k", gentle, "-o", tmp_path / "y.npy", *manifest, "--skip-existing"]
-    deconv(*bad, expect=ExitCode.INPUT_REFUSED)
+    failed = deconv(*bad, "--json", expect=ExitCode.INPUT_REFUSED)
+    assert failed.report["failed"][0]["path"] == str(frames / "2.npy")
+    assert f"error: {failed.report['failed'][0]['error']}\n" == failed.stderr
+    assert (failed.report["results"], failed.report["skipped"], failed.report["left_out"]) == ([], [], [])
     assert [line["status"] for line in lines_of(tmp_path / "one.jsonl")] == ["exists", "failed"]
 
 
@@ -152,6 +155,8 @@ def test_a_pipe_is_never_replaced(refuses, frames, gentle, tmp_path, option):
 def test_options_that_contradict_one_another(refuses, frames, gentle, tmp_path):
     words = [frames, "-k", gentle, "-o", tmp_path / "out"]
     refuses("forward", *words, "--skip-existing", "--force", code=ExitCode.USAGE, says="--skip-existing")
+    one = [frames / "1.npy", *words[1:3], "-o", tmp_path / "x.npy"]
+    refuses("invert", *one, "--resume", "--force", code=ExitCode.USAGE, says="--resume keeps what an earlier run did")
     refuses("invert", *words, "--resume", code=ExitCode.USAGE, says=["--resume continues one input", "--skip-existing"])
 
 
