@@ -77,9 +77,9 @@ class LayerOptions:
 
     def describe(self) -> str:
         """Write the differences from a plain convolution: `stride 2, groups 4`."""
+        written = {name: ",".join(map(str, v)) if isinstance(v, list) else v for name, v in self.record().items()}
         return ", ".join(
-            "transposed" if value is True else f"{name.replace('_', ' ')} {_typed(value)}"
-            for name, value in self.record().items()
+            "transposed" if value is True else f"{name.replace('_', ' ')} {value}" for name, value in written.items()
         )
 
 
@@ -115,10 +115,6 @@ def _expanded(value: PerAxis, name: str, n_axes: int) -> Size:
 
 def _largest(value: PerAxis) -> int:
     return max(value) if isinstance(value, tuple) else value
-
-
-def _typed(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 PLAIN = LayerOptions()

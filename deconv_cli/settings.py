@@ -49,8 +49,8 @@ class ReconstructionSettings(ShownInNotebook):
     Attributes:
         defaults: values for open settings: those for a `tensor` or for a `picture`.
         dimensions: axes of space of the images: 1 for signals, 2 for pictures, 3 for stacks. A kernel of fewer axes
-            is applied to each plane or line. `None` follows the kernel's axes: one is a signal's, five are a layer's of
-            three dimensions, two to four a picture's.
+            is applied to each plane or line. `None` follows the kernel: one axis means signals, two to four mean
+            pictures, and five mean stacks.
         padding: reach of the kernel outside the image; `None` follows the input's record, else `same`.
         stride: pixels from one output to the next, or of a transposed layer from one image pixel to the next in the
             output; one number, or one for each axis. `None` follows the input's record, else 1; likewise the next four.

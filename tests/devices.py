@@ -216,7 +216,7 @@ def check_on_cuda(task: Task, *inputs: Any, tolerance: float = 1e-6) -> None:
 
 def cases(*params: Any) -> pytest.MarkDecorator:
     """Run a test for each task with its inputs, given to it as one tuple."""
-    return pytest.mark.parametrize("case", [pytest.param(p.values, id=p.id) for p in params])
+    return pytest.mark.parametrize("case", [pytest.param(p.values, id=p.id, marks=p.marks) for p in params])
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here to compare with")

@@ -9,6 +9,27 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+SPACING = (0.5, 0.2, 0.1)
+"""Of stacks along Z, Y and X, in micrometers."""
+
+
+def ome(path, array, axes="ZYX", spacing=SPACING):
+    """Write an OME-TIFF as a microscope does, with sizes, names and times."""
+    metadata = {"axes": axes, "TimeIncrement": 2.5, "TimeIncrementUnit": "s"}
+    for letter, size in zip("ZYX", spacing, strict=True):
+        metadata |= {f"PhysicalSize{letter}": size, f"PhysicalSize{letter}Unit": "µm"}
+    if "C" in axes:
+        metadata["Channel"] = {"Name": [f"dye {n}" for n in range(array.shape[axes.index("C")])]}
+    tifffile.imwrite(path, array, ome=True, photometric="minisblack", metadata=metadata)
+    return path
+
+
+def imagej(path, array, axes="ZYX", spacing=SPACING):
+    metadata = {"axes": axes, "spacing": spacing[0], "unit": "um", "finterval": 2.5}
+    resolution = (1 / spacing[2], 1 / spacing[1])
+    tifffile.imwrite(path, array, imagej=True, resolution=resolution, metadata=metadata)
+    return path
+
 
 def whole_files(folder):
     rng = np.random.default_rng(3)

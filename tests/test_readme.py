@@ -4,10 +4,24 @@ import re
 import shlex
 
 import numpy as np
+import pytest
+import tifffile
+from bead_scenes import scene
 from pages import README, ROOT, blocks, commands, open_samples, run
 from PIL import Image
 from typer.testing import CliRunner
 
+from deconv_cli.commands import (
+    check_grad,
+    fisher,
+    forward,
+    inspect,
+    invert,
+    kernel_commands,
+    kernel_fit,
+    kernel_make,
+    microscope_kernel,
+)
 from deconv_cli.commands.app import app
 from deconv_cli.commands.exit_codes import ExitCode
 
@@ -66,14 +80,20 @@ def test_figures_of_the_comparison_were_measured():
         assert anchor in [re.sub(r"[^\wλ -]", "", line[3:]).replace(" ", "-") for line in headings], anchor
 
 
-def test_examples_of_the_help_run(tmp_path, monkeypatch):
-    from deconv_cli.commands import check_grad, fisher, forward, inspect, invert
+EXAMPLES = [
+    *(forward.EXAMPLE, invert.EXAMPLE, inspect.EXAMPLE, check_grad.EXAMPLE, fisher.EXAMPLE, kernel_fit.EXAMPLE),
+    *(kernel_make.EXTRACT_EXAMPLE, kernel_make.MAKE_EXAMPLE, kernel_make.BEADS_EXAMPLE, microscope_kernel.EXAMPLE),
+    kernel_commands.ALIGN_EXAMPLE,
+]
 
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_of_the_help_run(tmp_path, monkeypatch, example):
     open_samples(tmp_path, monkeypatch)
-    for command in (forward, invert, inspect, check_grad, fisher):
-        words = shlex.split(command.EXAMPLE.removeprefix("Example: "))
-        result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
-        assert result.exit_code == ExitCode.SUCCESS, result.stderr
-        assert command.EXAMPLE.removeprefix("Example: ") in " ".join(
-            CliRunner().invoke(app, [words[1], "--help"], env={"COLUMNS": "300"}).stdout.split()
-        )
+    tifffile.imwrite("beads.tif", scene((120, 120), (1.6, 1.6), 40, counts=1500).numpy().astype(np.uint16))
+    line = example.removeprefix("Example: ")
+    words = shlex.split(line)[1:]
+    run = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert run.exit_code == ExitCode.SUCCESS, run.stderr
+    command = words[: 1 + (words[0] == "kernel")]
+    assert line in " ".join(CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "300"}).stdout.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from deconv_cli.diagnostics.predicted_error import (
     smoothed_energy,
 )
 from deconv_cli.diagnostics.residual import band_counts, edge_distance
+from deconv_cli.errors import as_path
 from deconv_cli.io.codec import from_images
 from deconv_cli.io.layout import Array, Layout
 from deconv_cli.io.output import plan_regions
@@ -150,8 +152,8 @@ class ExtraFiles:
         trust_mask: file for the mask of trust.
     """
 
-    error_map: Path | None = None
-    trust_mask: Path | None = None
+    error_map: str | PathLike[str] | None = None
+    trust_mask: str | PathLike[str] | None = None
 
 
 NO_FILES = ExtraFiles()
@@ -211,8 +213,8 @@ def plan_extras(problem: BlockProblem, files: ExtraFiles, *, force: bool | None 
         UsageError: a file exists or cannot be written by parts.
     """
 
-    def planned(path: Path | None, n_channels: int, dtype: OutputDType) -> RegionTarget | None:
-        return None if path is None else plan_file(problem, path, n_channels, dtype, force=force)
+    def planned(path: str | PathLike[str] | None, n_channels: int, dtype: OutputDType) -> RegionTarget | None:
+        return None if path is None else plan_file(problem, as_path(path), n_channels, dtype, force=force)
 
     return BlockExtras(
         error_map=planned(files.error_map, problem.n_channels, OutputDType.FLOAT32),

@@ -106,7 +106,7 @@ class BlockPlan:
         if self.halo.predicted <= SEAM_TOLERANCE:
             return ()
         part, usual = format_percent(self.halo.predicted), format_percent(SEAM_TOLERANCE)
-        advice = "a larger block_size or λ brings them closer"
+        advice = f"a larger block_size{' or λ' if self.choices.lams else ''} brings them closer"
         return (f"at the frame blocks may differ by {part} of the range at a seam, instead of {usual}: {advice}",)
 
 

@@ -289,7 +289,7 @@ class BlockRun:
         return found
 
     def _begun(self) -> BlockTask:
-        """Write the plan, or take that of another job which began at the same time.
+        """Write the plan, or return the plan of another job that began at the same time.
 
         Raises:
             UsageError: that job has other settings.

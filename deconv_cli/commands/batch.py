@@ -154,7 +154,7 @@ def _listen_to_nobody(job: Job) -> WorkProgress:
 
 
 class Batch:
-    """A run of one command over its inputs. A manifest that cannot be used is a `DeconvError`."""
+    """A run of one command over its inputs."""
 
     def __init__(
         self, command: str, files: FileOptions, printed: PrintOptions, options: BatchOptions, workers: WorkOptions
@@ -162,8 +162,6 @@ class Batch:
         self._command, self._printed, self._options, self._workers = command, printed, options, workers
         self._replaces = files.force
         self._manifest: Manifest | None = None
-        if options.manifest is not None:
-            self._manifest = Manifest(options.manifest, appends=options.skip_existing, force=files.force)
         self._records: dict[int, dict[str, Any]] = {}
         self._failures: list[tuple[Job, str, ExitCode]] = []
         self._skipped: list[Path] = []
@@ -178,7 +176,7 @@ class Batch:
         The JSON names the files `left_out`, which are no inputs.
 
         Raises:
-            DeconvError: the only job failed, or the kernel cannot be read.
+            DeconvError: the only job failed, the kernel cannot be read, or the manifest cannot be used.
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
         if len(jobs) > 1 and self._workers.are_given and self._printed.verbose:
@@ -186,6 +184,9 @@ class Batch:
                 "--verbose prints the work of this process, but other processes do the work; leave it out, or leave "
                 "out --jobs and --scheduler."
             )
+        options = self._options
+        if options.manifest is not None:
+            self._manifest = Manifest(options.manifest, appends=options.skip_existing, force=self._replaces)
         started = time.monotonic()
         self._left_out = [str(path) for path in left_out]
         skipped = {job for job in jobs if self._options.skip_existing and job.target.exists()}
@@ -355,7 +356,7 @@ class Batch:
         self._n_doubted += bool(done.doubts)
 
     def _tell(self, name: str, sentence: str, show: Callable[[str], None], n_named: int = 1) -> None:
-        """Keep a sentence for the end, with the inputs that it concerns, even if its numbers differ between them."""
+        """Keep a sentence and its input for the end; sentences that differ only in their numbers count as one."""
         kind = NUMBER.sub(lambda n: n[0] if sentence[: n.start()].endswith("channel ") else "", sentence)
         _, first, names = self._told.setdefault((n_named, kind), (show, sentence, {}))
         names.setdefault(name, sentence == first)

@@ -32,8 +32,8 @@ LayersOption = Annotated[
     str | None,
     option(
         "--layers A..B|A,B,C",
-        "The input is the output of the last of these layers; restore the input of the first. --kernel names the file "
-        "of the model. A range follows the order in which the model lists its layers.",
+        "Undo several layers: INPUT is the output of the last one, and the result is the input of the first one. "
+        "--kernel names the file of the model. A range follows the order in which the model lists its layers.",
         MODEL_FILES,
     ),
 ]

@@ -159,7 +159,7 @@ class InvertWork(InvertOptions):
             return self.files.read(path) if image is None else image
 
     def open(self) -> Process:
-        """Read the kernel or the model, unless each input has its own kernel, and return the way to restore."""
+        """Read the kernel or the model, unless each input has its own; return the function that restores one input."""
         chain = None if self.chain is None else ChainRestoration(self.chain, self)
         if chain is None and self.kernel.word is None:
             self.kernel.load()

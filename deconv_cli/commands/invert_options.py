@@ -42,8 +42,8 @@ class ExtraOutputs:
     error_map: Path | None = optional("--error-map FILE", "Write the predicted error of every pixel.", ERROR)
     trust_mask: Path | None = optional(
         "--trust-mask FILE",
-        "Write a mask: 255 where you can trust the result (the outside adds little to the error, and the error is "
-        "below the contrast), 0 elsewhere.",
+        "Write a mask: 255 where you can trust the result (little of the error comes from outside the frame, and the "
+        "error is below the contrast), 0 elsewhere.",
         ERROR,
     )
 

@@ -15,7 +15,7 @@ from deconv_cli.commands.input_files import refuse_clashes
 from deconv_cli.commands.kernel_output import KernelAnswer, LightOption, without_paths
 from deconv_cli.commands.option_groups import KERNEL_OPTION, KernelOptions, optional
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Light, check_name
+from deconv_cli.vocabulary import SCHEMA, Light, check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,8 @@ def estimate(
         mapped = map_blur(_picture_of(image), tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
         record["map"], is_mapped = describe_map(mapped), bool(mapped.found)
         if mapped.found:
-            save_kernel_field(mapped.field(), map_file, record=without_paths(record), force=answer.force)
+            kept = {"schema": SCHEMA, **without_paths(record)}
+            save_kernel_field(mapped.field(), map_file, record=kept, force=answer.force)
         rows.append(("same everywhere", _UNIFORM[mapped.is_uniform]))
         rows += [("", "  ".join(f"{part.text:16}" for part in row).rstrip()) for row in mapped.parts]
     if not found.found:

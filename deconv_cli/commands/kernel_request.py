@@ -49,14 +49,16 @@ class KernelRequest:
         # The word microscope may have capitals, and values behind a colon.
         words = [MICROSCOPE for text in missing if text.partition(":")[0].lower() == MICROSCOPE]
         words += [text for text in missing if text == str(ESTIMATE)]
-        word = words[0] if words else None
+        if not words or (words[0] == str(ESTIMATE) and not self.can_be_estimated):  # reading it says what to give
+            return None
         given = list(given_options(self.options))
-        if word is not None and (given or len(self.paths) > 1):
-            other = given[0] if given else f"--kernel {next((k for k in self.paths if str(k) != word), word)}"
+        if given or len(self.paths) > 1:
+            others = [path for path in self.paths if str(path).partition(":")[0].lower() != words[0]]
+            other = given[0] if given else f"--kernel {(others or self.paths)[0]}"
             raise UsageError(
-                f"--kernel {word} gives each input its own kernel, so {other} has no effect; leave it out."
+                f"--kernel {words[0]} gives each input its own kernel, so {other} has no effect; leave it out."
             )
-        return word
+        return words[0]
 
     def load(self, named: int | None = None) -> LoadedKernel:
         """Read the kernels for images with so many `named` axes of space, once for all of them."""

@@ -56,9 +56,8 @@ def microscope(
     spacing: str | None = optional("--spacing [DZ,]DY,DX", "Distance between samples along each axis, in µm."),
     size: str | None = optional(
         "--size D|[D,]H,W",
-        "Samples along each axis, odd, or only the number of planes. Default: in a wide field 2D − 1 planes for "
-        "the D planes of --image, or 63, as wide as the cone of light; in other modes enough to hold most of the "
-        "light.",
+        "Samples along each axis, odd, or only the number of planes. Default: enough to hold most of the light. A "
+        "wide field gets 2D − 1 planes for the D planes of --image, else 63, each as wide as the cone of light.",
     ),
     channel: int = optional("--channel N", "Which channel of several, from 0.", min=0, default=0),
 ) -> None:

@@ -164,7 +164,8 @@ SETTINGS_OPTIONS = {
         ),
         spacing=SettingOption(
             "Distance between neighboring pixels along each axis of space, in any unit, as 3,1,1 for planes three "
-            "times as far apart as pixels. Penalty and total variation divide differences by it. Default: equal.",
+            "times as far apart as pixels. Penalty and total variation divide differences by it. Default: as the file "
+            "says, else equal.",
             metavar="S,S,...",
         ),
         noise_sigma=SettingOption(

@@ -76,24 +76,20 @@ def count_lost_modes(
     Singular values below the threshold are lost; it is in units of the root mean square of the symbol's.
 
     Returns:
-        About how many singular values vanish as the image grows though those of the symbol do not; those below the
-            threshold at this size; the least and the largest winding number of det K along each axis, over the
-            frequencies of the others; the number of tested frequencies along the edges. `None` if there are too many
-            channels, or if they depend on one another.
+        Four results: about how many singular values vanish as the image grows, though those of the symbol do not; how
+            many are below the threshold at this size; for each axis the least and the largest winding number of det K
+            over the frequencies of the other axes; the number of tested frequencies along the edges. `None` if there
+            are too many channels, or if they depend on one another.
     """
     wide = taps.detach().cpu().double()
     groups = [group for group in _separate_channels(wide) if group.shape[1] == group.shape[2]]
     totals = torch.zeros(len(groups), 4, dtype=torch.float64)
     windings, n_frequencies = list[Size](), 0
     for axis, length in enumerate(image_size):
-        n_edge, orders = (
-            math.prod(image_size) // length,
-            [(taps.shape[2 + axis] - 1) * group.shape[1] for group in groups],
-        )
-        if max(orders, default=0) > MAX_ORDER:
+        n_edge = math.prod(image_size) // length
+        n_lines = _choose_n_lines(groups, taps.shape[2 + axis], n_edge)
+        if n_lines is None:
             return None
-        cost = max(sum(len(group) * order**3 for group, order in zip(groups, orders, strict=True)), 1)
-        n_lines = max(min(MAX_LINES, -(-n_edge // 2), int(MAX_OPERATIONS / cost)), MIN_LINES)
         angles = edge_angles(n_lines, len(image_size) - 1, wide)
         excess = []
         for number, group in enumerate(groups):
@@ -110,6 +106,15 @@ def count_lost_modes(
     around_corners = torch.minimum(null, left_null) - matched
     n_border, n_lost = ((found + around_corners).sum() for found in (matched, lost))
     return _rounded(float(n_border)), _rounded(float(n_lost)), tuple(windings), n_frequencies
+
+
+def _choose_n_lines(groups: list[Tensor], n_taps: int, n_edge: int) -> int | None:
+    """Choose how many of `n_edge` frequencies along an edge are tested; `None` if a pencil is too large."""
+    orders = [(n_taps - 1) * group.shape[1] for group in groups]
+    if max(orders, default=0) > MAX_ORDER:
+        return None
+    cost = max(sum(len(group) * order**3 for group, order in zip(groups, orders, strict=True)), 1)
+    return max(min(MAX_LINES, -(-n_edge // 2), int(MAX_OPERATIONS / cost)), MIN_LINES)
 
 
 def _rounded(estimate: float) -> int:

@@ -109,15 +109,8 @@ class InputSpec:
             raise UsageError(f"{name} must have between one and {_MAX_ELEMENTS} elements, but is '{text}'.")
         dtype = _DTYPES[found["dtype"]] if found["dtype"] else None
         low, high = (float(found["low"]), float(found["high"])) if found["low"] is not None else (0.0, None)
-        if dtype is torch.bool and high is not None:
-            raise UsageError(f"{name}: bool takes no range, but '{text}' has one; leave it out.")
-        if dtype is not None and not dtype.is_floating_point and high is not None:
-            low, high = math.ceil(low), math.ceil(high)
-            limits = torch.iinfo(dtype)
-            if low < limits.min or high - 1 > limits.max:
-                raise UsageError(
-                    f"{name}: the range of '{text}' exceeds its dtype, which holds {limits.min} to {limits.max}."
-                )
+        if high is not None and dtype is not None and not dtype.is_floating_point:
+            low, high = _whole_range(low, high, dtype, name, text)
         if high is not None and high <= low:
             raise UsageError(f"{name}: the range of '{text}' is empty; write LOW..HIGH with LOW below HIGH.")
         return cls(shape, dtype, low, high)
@@ -140,3 +133,14 @@ def draw_inputs(specs: list[InputSpec], default: torch.dtype, seed: int) -> tupl
     """Draw one tensor for each specification."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(spec.draw(default, generator) for spec in specs)
+
+
+def _whole_range(low: float, high: float, dtype: torch.dtype, name: str, text: str) -> tuple[int, int]:
+    """Round the ends of a range to whole numbers; one that the dtype does not hold raises a `UsageError`."""
+    if dtype is torch.bool:
+        raise UsageError(f"{name}: bool takes no range, but '{text}' has one; leave it out.")
+    first, last = math.ceil(low), math.ceil(high)
+    limits = torch.iinfo(dtype)
+    if first < limits.min or last - 1 > limits.max:
+        raise UsageError(f"{name}: the range of '{text}' exceeds its dtype, which holds {limits.min} to {limits.max}.")
+    return first, last

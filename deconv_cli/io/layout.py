@@ -121,7 +121,7 @@ class Layout:
         return self._of(kept)
 
     def planes_last(self) -> Layout:
-        """Order the axes as batch, C, space, S unless they already end in a plane or its samples."""
+        """Order the axes as batch, C, space, S, unless the last ones are already Y and X, with or without S."""
         if self.axes.endswith(("YX", "YXS", "SYX")):
             return self
         return self.ordered(f"C{self.space}S")
@@ -250,7 +250,7 @@ def _are_finite(values: torch.Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ConvertedSamples:
-    """The samples of a file: of its type, the number of clipped ones, and notes on the conversion."""
+    """Samples in the type of the file, the number of clipped samples, and notes on the conversion."""
 
     samples: npt.NDArray[np.generic]
     n_clipped: int = 0

@@ -140,9 +140,11 @@ class RegionTarget(_Array):
         with refusing_to_write(self.path):
             try:
                 self._make(own)
-                if self._is_like(partial, own):
-                    return True
-                remove(partial)
+                # If none is there yet, none is removed: another process may put its own there meanwhile.
+                if os.path.lexists(partial):
+                    if self._is_like(partial, own):
+                        return True
+                    remove(partial)
                 room = shutil.disk_usage(self.path.parent).free
                 if room < self.n_bytes and own.is_file():  # a folder of compressed chunks may take less
                     raise FileAccessError(

@@ -21,15 +21,15 @@ from deconv_cli.vocabulary import Size
 
 N_ROUNDS = 12
 SETTLED = 1e-4
-"""Pixels by which shifts still change at the end."""
+"""Rounds end when no shift changes by more pixels."""
 OUTLIER = 4.0
 """Beads whose misfit is more than this multiple of the median misfit are dropped."""
 LEAST_MISFIT = 0.03
-"""And no bead is that differs by less than this part of itself."""
+"""Beads whose misfit is less than this part of their own light are always kept."""
 FINE = 8
 """Points a pixel at which profiles are read."""
 N_STEPS, FITTED = 30, 1e-2
-"""Conjugate gradients end when the gradient is so much smaller than at first."""
+"""Steps of conjugate gradients at most; they end when the gradient is this part of the first one."""
 SEEN = 0.05
 """Samples of a template are measured where at least this part of the beads' light, squared, shows them."""
 NOISE_SHARE = 1e-3

@@ -254,7 +254,7 @@ class Kernel(ShownInNotebook):
         Raises:
             ShapeError: there are more or fewer; the message names both.
         """
-        self._check_axes(images)
+        self.check_axes(images)
         expected, found = self.taps.shape[0], images.shape[self.channel_axis]
         if found != expected:
             may_be_stacks = self.n_axes == 2 and max(images.shape[:-2]) > 1 and found not in (3, 4)  # colors
@@ -277,7 +277,7 @@ class Kernel(ShownInNotebook):
         Raises:
             ShapeError: the channels do not fit; the message names both shapes.
         """
-        self._check_axes(images)
+        self.check_axes(images)
         if self.shared:
             return images.unsqueeze(self.channel_axis)
         expected, found = self.n_channels[0 if are_outputs else 1], images.shape[self.channel_axis]
@@ -290,7 +290,8 @@ class Kernel(ShownInNotebook):
             )
         return images
 
-    def _check_axes(self, images: Tensor) -> None:
+    def check_axes(self, images: Tensor) -> None:
+        """Refuse, by `ShapeError`, images whose axes are not `(C, *size)` or `(B, C, *size)`, or empty ones."""
         n_axes = self.n_axes
         if images.ndim not in (n_axes + 1, n_axes + 2):
             axes = ", ".join(("C", *AXIS_NAMES[-n_axes:]))

@@ -216,7 +216,7 @@ def _read_psf_pictures(path: Path, dimensions: int | None) -> tuple[torch.Tensor
     """
     image = read_image(path)
     if len(image.values) != 1:
-        with suppress(UsageError):  # it has no depth
+        with suppress(ShapeError):  # it has no depth
             image = image.spanned_by(3)
     if image.dimensions > (dimensions or 3):
         raise UsageError(

@@ -51,7 +51,7 @@ class AxisPart:
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """The pixels of either grid, and the border: parts with the same sizes are the same problem."""
+        """The numbers of pixels of both grids and of the border; parts with equal numbers are the same problem."""
         return len(self.fine[0]), len(self.coarse), self.before, self.after
 
 

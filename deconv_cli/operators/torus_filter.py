@@ -42,7 +42,6 @@ class TorusFilter:
 
     def __init__(self, torus: Size, like: Tensor, *, cuts: bool = True, n_entries: int = 1) -> None:
         self.torus = torus
-        self.parts: list[slice]
         self.like = like
         self._half = half_spectrum(torus)
         self._planes = parts_of(torus[0], math.prod(torus[1:]), like.device)

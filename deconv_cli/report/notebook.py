@@ -107,9 +107,8 @@ def _(thing: PseudoInverse) -> View:
 @view.register
 def _(thing: Kernel) -> View:
     use = "all channels alike" if thing.shared else "each channel alone" if thing.is_per_channel else "mixes channels"
-    return [("taps", _shape(thing.all_taps)), ("sum", _sum(thing.taps)), ("use", use)], plane_of(
-        thing.taps, thing.n_axes
-    )
+    total = f"{float(thing.taps.double().sum()):.4g} over {counted(thing.taps.numel(), 'tap')}"
+    return [("taps", _shape(thing.all_taps)), ("sum", total), ("use", use)], plane_of(thing.taps, thing.n_axes)
 
 
 @view.register
@@ -142,7 +141,3 @@ def _(thing: ReconstructionSettings) -> View:
 
 def _shape(values: Tensor) -> str:
     return f"{format_size(values.shape)} {str(values.dtype).removeprefix('torch.')}"
-
-
-def _sum(taps: Tensor) -> str:
-    return f"{float(taps.double().sum()):.4g} over {counted(taps.numel(), 'tap')}"

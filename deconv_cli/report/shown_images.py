@@ -103,7 +103,7 @@ def _first(images: Tensor, n_axes: int) -> Tensor:
 
 
 def _channels(name: str, image: Tensor, is_picture: bool) -> list[tuple[str, Tensor]]:
-    """Take an image in colors, else its channels with the most contrast one by one; each with a name."""
+    """List named pictures of an image: one in colors, or the channels with the most contrast."""
     if len(image) == 1 or (is_picture and len(image) == 3):
         return [(name, image if len(image) == 3 else image[0])]
     contrast = image.flatten(1).double().std(dim=1, correction=0)

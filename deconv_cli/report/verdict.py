@@ -50,11 +50,7 @@ _FINDINGS = {
 }
 
 
-def judge(
-    result: Reconstruction,
-    finding: ResidualFinding,
-    doubts: Sequence[str] | None = None,
-) -> Verdict:
+def judge(result: Reconstruction, finding: ResidualFinding, doubts: Sequence[str] | None = None) -> Verdict:
     """Judge a result by its warnings, and by what it leaves of the input.
 
     `doubts` are those of the whole, if the result is a part of it.
@@ -191,7 +187,7 @@ def vary_smoothing_of(rerun: str, result: Reconstruction, ratio: float) -> str |
 
 
 def varied(rerun: str, name: str, options: dict[str, str], *, is_fresh: bool = False) -> str:
-    """Replace options of a command line, or all if it `is_fresh`, with an output and a page named after `name`."""
+    """Change options of a command, or drop all others if `is_fresh`; output and page are named after `name`."""
     words = shlex.split(rerun)
     end = words.index("--") if "--" in words else len(words)
     left_out = {"--output", "--force", "--error-map", "--trust-mask", *options}

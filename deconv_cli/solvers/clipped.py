@@ -5,19 +5,21 @@ it by Huber's function times `EXCESS_WEIGHT`: a square at first, and a line from
 convex, quadratic in pieces, and differentiable (Huber, "Robust estimation of a location parameter", Annals of
 Mathematical Statistics 35, 1964). Nonlinear conjugate gradients minimize it, preconditioned by the inverse on a torus
 (Polak and Ribière, 1969; Nocedal and Wright, Numerical Optimization, 2006, equation 5.45). A step takes three pairs of
-FFTs: the line search knows A times the direction, and looks at the saturated samples alone. If a certificate needs more
-digits than the data have, the estimate and its residual are kept in double precision; the steps keep that of the data.
+FFTs, or two under an unknown border: the line search knows A times the direction, and looks at the saturated samples
+alone. If a certificate needs more digits than the data have, the estimate and its residual are kept in double
+precision; the steps keep that of the data.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import as_factor, inner, norm, relative, safe_ratio
+from deconv_cli.operators.axes import as_factor, crop, inner, norm, relative, safe_ratio, space_axes
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers.iterative import TorusPreconditioner
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -60,13 +62,17 @@ def solve_clipped(
     """
     preconditioner, log = TorusPreconditioner(problem), IterationLog(rule, progress)
     is_narrow = problem.runs_in_own_precision and rule.tolerance >= LEAST_TOLERANCE_IN_FLOAT32
-    exact = problem.operator if is_narrow else problem.operator.in_float64()
-    objective = _Objective(problem, y.to(exact.kernel.dtype), is_clipped)
-    here = objective.at(preconditioner.estimate(y), problem.operator)
+    on_images = _Steps(problem.operator, preconditioner)
+    exact = on_images if is_narrow else _Steps(problem.operator.in_float64(), preconditioner)
+    # Stacks are transformed by parts.
+    is_on_torus = problem.operator.boundary.is_unknown and not any(problem.operator.wraps) and problem.n_dims <= 3
+    steps = _TorusSteps(problem.operator, preconditioner) if is_on_torus else on_images
+    objective = _Objective(problem, y.to(exact.operator.kernel.dtype), is_clipped)
+    here = objective.at(preconditioner.estimate(y), on_images)
     certificate = here.certificate
     while True:
         if certificate > rule.tolerance and not log.is_spent:
-            here = _descend(objective, here, preconditioner, log)
+            here = _descend(objective, here, steps, log)
         # Recurrences drift: a round is judged by its estimate alone.
         last, here = certificate, objective.at(here.x, exact)
         certificate = here.certificate
@@ -83,6 +89,72 @@ def solve_clipped(
     return Solution(x, status, log.n_iterations, certificate, tuple(log.history), OBJECTIVE)
 
 
+class _Steps:
+    """The linear maps of a step, by A and a preconditioner. A gradient and a direction are images here."""
+
+    def __init__(self, operator: Convolution, preconditioner: TorusPreconditioner) -> None:
+        self.operator, self._preconditioner = operator, preconditioner
+        self._n_dims = len(operator.input_shape)
+
+    def start(self, gradient: Tensor) -> Tensor:
+        """Bring an image into the form and the precision of the steps."""
+        return gradient.to(self.operator.kernel.dtype)
+
+    def gradient(self, counted: Tensor, rough: Tensor) -> Tensor:
+        """Compute Aᴴ·counted − rough, of shapes `(*batch, C_out, *output_size)` and `(*batch, C_in, *size)`."""
+        return self.operator.adjoint(counted.to(self.operator.kernel.dtype)) - rough
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        """Apply the preconditioner."""
+        return self._preconditioner.forward(gradient)
+
+    def images(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Give a direction as an image, and A times it."""
+        return direction, self.operator.forward(direction)
+
+    def inner(self, a: Tensor, b: Tensor) -> Tensor:
+        """Compute the inner products of gradients and directions, shape `(*batch,)`."""
+        return inner(a, b, self._n_dims)
+
+
+class _TorusSteps(_Steps):
+    """The same under an unknown border by four FFTs instead of six: a gradient and a direction are spectra.
+
+    No output and no penalty depends on the pixels that the preconditioner's torus has beyond the image. So a gradient
+    is zero there, and a direction may be anything.
+    """
+
+    def start(self, gradient: Tensor) -> Tensor:
+        torus = self._preconditioner.symbol.torus
+        return torch.fft.rfftn(super().start(gradient), s=torus, dim=space_axes(len(torus)))
+
+    def gradient(self, counted: Tensor, rough: Tensor) -> Tensor:
+        pulled = self._preconditioner.symbol.blocks.multiply_once(self.start(counted), adjoint=True)
+        return pulled.sub_(self.start(rough))
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        return self._preconditioner.gram_inverse.blocks.multiply(gradient)
+
+    def images(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        symbol, fields = self._preconditioner.symbol, []
+        for spectrum, shape in (
+            (symbol.blocks.multiply(direction), self.operator.output_shape),
+            (direction, self.operator.input_shape),
+        ):
+            field = torch.fft.irfftn(spectrum, s=symbol.torus, dim=space_axes(len(symbol.torus)))
+            fields.append(crop(field, (0,) * len(symbol.torus), shape[1:]))
+        return fields[1], fields[0]
+
+    def inner(self, a: Tensor, b: Tensor) -> Tensor:
+        """Add up half the spectrum twice, but the columns that have no mirror image once (Parseval)."""
+        torus = self._preconditioner.symbol.torus
+        a, b = (torch.view_as_real(spectrum).flatten(-2) for spectrum in (a, b))
+        once = inner(a[..., :2], b[..., :2], self._n_dims)
+        if torus[-1] % 2 == 0:
+            once += inner(a[..., -2:], b[..., -2:], self._n_dims)
+        return (2 * inner(a, b, self._n_dims) - once) / math.prod(torus)
+
+
 class _Objective:
     """The objective for data with saturated samples.
 
@@ -96,18 +168,18 @@ class _Objective:
         self._least = -HUBER_THRESHOLD * self.at_bounds(y).abs()
         self._scale = norm(problem.operator.adjoint(y.to(problem.operator.kernel.dtype)), self.n_dims)
 
-    def at(self, x: Tensor, operator: Convolution) -> _Point:
+    def at(self, x: Tensor, steps: _Steps) -> _Point:
         """Compute residual, penalty and gradient at an estimate by the operator in some precision."""
         x = x.to(self.y.dtype)
-        residual = self.y - operator.forward(x.to(operator.kernel.dtype))
-        return self.point(x, residual, self.problem.penalty_gram(x), operator)
+        residual = self.y - steps.operator.forward(x.to(steps.operator.kernel.dtype))
+        return self.point(x, residual, self.problem.penalty_gram(x), steps)
 
-    def point(self, x: Tensor, residual: Tensor, rough: Tensor, operator: Convolution) -> _Point:
+    def point(self, x: Tensor, residual: Tensor, rough: Tensor, steps: _Steps) -> _Point:
         """Compute gradient and certificate of an estimate, from its residual y − Ax and μLᴴLx."""
         counted = residual.clone()
         counted.view(-1)[self.places] = self.counted(self.at_bounds(residual))
-        gradient = operator.adjoint(counted.to(operator.kernel.dtype)) - rough
-        certificate = synchronize.as_number(relative(norm(gradient, self.n_dims), self._scale).max())
+        gradient = steps.gradient(counted, rough)
+        certificate = synchronize.as_number(relative(steps.inner(gradient, gradient).sqrt(), self._scale).max())
         return _Point(x, residual, rough, gradient, certificate)
 
     def at_bounds(self, samples: Tensor) -> Tensor:
@@ -169,38 +241,40 @@ class _Point:
     certificate: float
 
 
-def _descend(objective: _Objective, here: _Point, preconditioner: TorusPreconditioner, log: IterationLog) -> _Point:
+def _descend(objective: _Objective, here: _Point, steps: _Steps, log: IterationLog) -> _Point:
     """Take steps of nonlinear conjugate gradients until the tolerance is reached or nothing is gained any more.
 
     The fields of the point are overwritten.
     """
     problem, n_dims = objective.problem, objective.n_dims
-    operator, dtype = problem.operator, problem.operator.kernel.dtype
     direction: Tensor | None = None
     gamma, n_since, least = torch.zeros(()), 0, here.certificate
-    gradient = last = here.gradient.to(dtype)
+    gradient = last = steps.start(here.gradient)
+    like = gradient.real
     while not log.is_spent:
-        z = preconditioner.forward(gradient)
-        before, gamma = gamma, inner(gradient, z, n_dims)
+        z = steps.precondition(gradient)
+        before, gamma = gamma, steps.inner(gradient, z)
         if direction is None:
             direction, slope = z, gamma
         else:
-            beta = safe_ratio(gamma - inner(last, z, n_dims), before).clamp_min(0)
-            direction = direction.mul_(as_factor(beta, z, n_dims)).add_(z)
-            slope = inner(gradient, direction, n_dims)
+            beta = safe_ratio(gamma - steps.inner(last, z), before).clamp_min(0)
+            direction = direction.mul_(as_factor(beta, like, n_dims)).add_(z)
+            slope = steps.inner(gradient, direction)
             if synchronize.holds_anywhere(slope <= 0):
-                direction = torch.where(as_factor(slope <= 0, z, n_dims) > 0, z, direction)
+                direction = torch.where(as_factor(slope <= 0, like, n_dims) > 0, z, direction)
                 slope = torch.where(slope <= 0, gamma, slope)
-        last, image, bent = gradient, operator.forward(direction), problem.penalty_gram(direction)
-        bend = inner(direction, bent, n_dims)
+        del z
+        last, (step, image) = gradient, steps.images(direction)
+        bent = problem.penalty_gram(step)
+        bend = inner(step, bent, n_dims)
         length = as_factor(objective.step_length(here, image, slope, bend), here.x, n_dims)
         # In place, and without what is done with: at the size of photographs these fields are the peak of memory.
-        here.x.addcmul_(length, direction)
+        here.x.addcmul_(length, step)
         here.residual.addcmul_(length, image, value=-1)
         here.rough.addcmul_(length, bent)
-        del z, image, bent
-        here = objective.point(here.x, here.residual, here.rough, operator)
-        gradient = here.gradient.to(dtype)
+        del step, image, bent
+        here = objective.point(here.x, here.residual, here.rough, steps)
+        gradient = here.gradient.to(last.dtype)
         log.record(here.certificate)
         least, n_since = (here.certificate, 0) if here.certificate < least else (least, n_since + 1)
         if here.certificate <= log.rule.tolerance or n_since > PATIENCE:

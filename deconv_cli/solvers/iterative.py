@@ -264,7 +264,10 @@ class StripPreconditioner(SymmetricOperator):
 
 
 class TorusPreconditioner(SymmetricOperator):
-    """`Eᵀ(KᴴK + μ|l|²)⁻¹E`: zero-pad onto a torus, divide in frequency, crop."""
+    """`Eᵀ(KᴴK + μ|l|²)⁻¹E`: zero-pad onto a torus, divide in frequency, crop.
+
+    On the torus `gram_inverse` is (KᴴK + μ|l|²)⁻¹, and `symbol` is K.
+    """
 
     def __init__(self, problem: TikhonovProblem) -> None:
         operator = problem.operator
@@ -281,13 +284,13 @@ class TorusPreconditioner(SymmetricOperator):
         penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, wide.device)
         gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
         narrow = dtype.to_complex()
-        self._gram_inverse = BlockCirculant(gram_inverse.to(narrow), torus)
-        self._symbol = BlockCirculant(symbol.to(narrow), torus)
+        self.gram_inverse = BlockCirculant(gram_inverse.to(narrow), torus)
+        self.symbol = BlockCirculant(symbol.to(narrow), torus)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` of shape `(*batch, C_in, *size)`, in the precision of the kernel."""
         size = self.input_shape[1:]
-        solved = self._gram_inverse.forward(x.to(self._operator.kernel.dtype))
+        solved = self.gram_inverse.forward(x.to(self._operator.kernel.dtype))
         return crop(solved, (0,) * len(size), size).to(x.dtype)
 
     def estimate(self, y: Tensor) -> Tensor:
@@ -296,10 +299,10 @@ class TorusPreconditioner(SymmetricOperator):
         Beyond the frame the data are zero if the image is known to be, else a blend of mirror images of the opposite
         edges, so that the torus has no seam.
         """
-        operator, torus = self._operator, self._gram_inverse.torus
+        operator, torus = self._operator, self.gram_inverse.torus
         if not operator.boundary.is_zero:
             y = close_smoothly(y, torus)
-        estimate = self._gram_inverse.forward(self._symbol.adjoint(y))
+        estimate = self.gram_inverse.forward(self.symbol.adjoint(y))
         sides = zip(operator.geometry.pads.before, self._wraps, strict=True)
         start = tuple(0 if w or operator.boundary.is_unknown else before for before, w in sides)
         return crop(estimate, start, self.input_shape[1:])

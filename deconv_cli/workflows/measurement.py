@@ -170,7 +170,9 @@ def _measure_excess(rms: float, data: FadedImages, resolution: ResolvedInput) ->
     level, noise, fitted = least_noise_level(data) or 0.0, resolution.settings.noise, None
     if isinstance(noise, NoiseModel) and (noise.is_sigma_given or resolution.ceiling == WHITES["uint8"]):
         fitted = noise.sigma
-    contrast = synchronize.as_number((data.images - data.images.mean(space_axes(data.n_axes), keepdim=True)).std())
+    contrast = synchronize.as_number(
+        (data.images - data.images.mean(space_axes(data.n_axes), keepdim=True)).std(correction=0)
+    )
     least = max(FAR_ABOVE_NOISE * level, EXCESS * (fitted or 0.0), CLEAR_RESIDUAL * contrast)
     return rms / level if level > 0 and rms > least else None
 

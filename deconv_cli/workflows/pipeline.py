@@ -402,6 +402,7 @@ class Pipeline:
 
 def _check_truth(truth: Tensor, kernel: Kernel, data: Tensor, resolution: ResolvedInput) -> None:
     """Refuse a truth of another shape than the estimate from these data."""
+    kernel.check_axes(data)
     axis, settings = kernel.channel_axis, resolution.settings
     size = tuple(data.shape[-kernel.n_axes :])
     image_size = kernel.geometry_of_output(size, settings.padding, settings.input_size).image_size

@@ -244,7 +244,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     is_stacked = layer.is_plain and kind is InputKind.PICTURE and recorded is None and n_outputs > n_inputs == 1
     is_per_channel = kernel.is_per_channel or is_stacked
     has_lambda = settings.has_lambda and not is_photograph
-    lam, lambda_reason = _lambda(settings) if has_lambda else (1.0, "of no use")
+    lam, lambda_reason = _resolve_lambda(settings) if has_lambda else (1.0, "of no use")
     if has_lambda and not isinstance(lam, str) and settings.noise_sigma is not None and not settings.predict:
         advice = "predict is not set; leave it out, or choose λ auto"
         if not layer.is_plain:
@@ -324,8 +324,8 @@ def _stacked(kernel: Kernel) -> str:
     )
 
 
-def _lambda(settings: ReconstructionSettings) -> tuple[float | tuple[float, ...] | str, str]:
-    """Return λ, or `auto`, and the reason; that of tensors is small enough for data that carry float32's digits."""
+def _resolve_lambda(settings: ReconstructionSettings) -> tuple[float | tuple[float, ...] | str, str]:
+    """Return λ, or `auto`, and the reason. For tensors λ is small enough to keep the digits of float32."""
     if settings.lam not in (None, "auto"):
         return settings.lam, GIVEN
     if settings.lam == "auto" or settings.lambda_rule is not None or settings.defaults is InputKind.PICTURE:

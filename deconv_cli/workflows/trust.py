@@ -48,7 +48,7 @@ FAR_ABOVE_NOISE = 3.0
 """Multiple of the noise that the residual may have if λ was chosen from the data, or an iteration ended at the noise.
 Iterations under right kernels left at most 2.2; wrong kernels of stars and of photographs up to 18."""
 OTHER_SCALE = 10.0
-"""Factor between the contrasts of result and truth from which on they have different scales."""
+"""Factor between the contrasts and between the means of result and truth from which on they have different scales."""
 CLEAR_RESIDUAL = 0.1
 """Part of the contrast of the data below which the residual of an iteration accuses no kernel."""
 

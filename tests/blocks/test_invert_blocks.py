@@ -1,4 +1,4 @@
-"""A picture that is restored block by block is the picture that is restored as a whole, up to the predicted seam."""
+"""A picture that is restored block by block is the picture that is restored as a whole, up to the measured seam."""
 
 import re
 from dataclasses import replace
@@ -11,10 +11,11 @@ import torch
 from block_cases import BLOCKS, OPTIONS, blurred, describe, laid_out, planned, scene
 
 import deconv_cli
-from deconv_cli.blocks import block_plan
+from deconv_cli.blocks import block_plan, preview_tiles
 from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.block_plan import BlockOptions
-from deconv_cli.blocks.block_problem import block_bytes
+from deconv_cli.blocks.block_problem import BlockProblem, block_bytes
+from deconv_cli.blocks.block_task import BlockReconstruction, BlockSummary
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.errors import TooLargeError, UsageError
@@ -69,26 +70,20 @@ def test_parts_of_a_photograph_agree_wherever_they_begin(tmp_path, monkeypatch, 
 
 
 @pytest.mark.exhaustive
-def test_local_steps_of_richardson_lucy_come_to_the_whole(tmp_path):
-    options = {"method": "richardson-lucy", "iterations": 20}
-    kernel = deconv_cli.make_kernel("box:3")
-    y = blurred(tmp_path, scene(130, 120)[None], kernel, "unknown")
-    found = invert_blocks(
-        tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BLOCKS, defaults="picture", **options
-    )
-    whole = deconv_cli.invert(y, kernel, defaults="picture", **options)
-    assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
-
-
-@pytest.mark.exhaustive
-def test_stacks_are_cut_along_the_axes_that_are_long(tmp_path):
-    kernel = deconv_cli.make_kernel("gaussian3d:0.7@0.7")
-    y = blurred(tmp_path, scene(12, 90, 80)[None], kernel, "unknown")
-    cut = BlockOptions(10**8, (12, 48, 48))
-    options = {"defaults": "picture", "lam": 0.1, "dimensions": 3}
-    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=cut, **options)
+@pytest.mark.parametrize(
+    ("formula", "size", "block", "options"),
+    [
+        ("box:3", (130, 120), (64, 64), {"method": "richardson-lucy", "iterations": 20}),
+        ("gaussian3d:0.7@0.7", (12, 90, 80), (12, 48, 48), {"lam": 0.1, "dimensions": 3}),
+    ],
+)
+def test_counts_and_stacks_in_blocks_come_to_the_whole(tmp_path, formula, size, block, options):
+    kernel = deconv_cli.make_kernel(formula)
+    y = blurred(tmp_path, scene(*size)[None], kernel, "unknown")
+    options, blocks = {"defaults": "picture", **options}, BlockOptions(10**8, block)
+    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=blocks, **options)
     whole = deconv_cli.invert(y, kernel, **options)
-    assert found.plan.halo.halo[0] == 0
+    assert [n == side for n, side in zip(block, size, strict=True)] == [n == 0 for n in found.plan.halo.halo]
     assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
 
 
@@ -100,9 +95,9 @@ def photograph(folder, size, kernel):
 
 @pytest.mark.parametrize("assumed", ["motion:5@0", "motion:5@90"])
 def test_a_kernel_that_pieces_contradict_is_doubted(tmp_path, monkeypatch, assumed):
-    monkeypatch.setattr(block_plan, "MAX_SAMPLES", 128**2)
+    monkeypatch.setattr(preview_tiles, "MAX_SAMPLES", 128**2)
     photograph(tmp_path, 192, deconv_cli.make_kernel("motion:5@0"))
-    files = LargeFileOptions(extra=ExtraFiles(trust_mask=tmp_path / "mask.npy"))
+    files = LargeFileOptions(extra=ExtraFiles(trust_mask=str(tmp_path / "mask.npy")))
     kernel, blocks = deconv_cli.make_kernel(assumed), BlockOptions(10**8, (96, 96))
     options = {"files": files, "blocks": blocks, "defaults": "picture", "lam": 0.03}
     found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", **options)
@@ -146,6 +141,9 @@ def test_a_seam_that_can_be_seen_is_noted_and_doubted_though_it_was_planned(tmp_
     (note,) = wide.plan.seam_notes
     assert note in wide.notes
     assert "at the frame blocks may differ by 5 % of the range at a seam, instead of 0.1 %" in note
+    assert "a larger block_size or λ brings" in note
+    (note,) = replace(wide.plan, choices=replace(wide.plan.choices, lams=())).seam_notes
+    assert "a larger block_size brings" in note  # a prior without λ
 
 
 def test_a_block_that_does_not_fit_the_memory_is_refused_before_any_tile_is_restored(tmp_path, monkeypatch):
@@ -160,7 +158,7 @@ def test_a_block_that_does_not_fit_the_memory_is_refused_before_any_tile_is_rest
 
 @pytest.mark.parametrize("background", [0.0, 100.0])
 def test_pieces_that_are_flat_do_not_make_the_halo_narrow(tmp_path, monkeypatch, background):
-    monkeypatch.setattr(block_plan, "MAX_SAMPLES", 24**2)  # so that the first nine miss what there is
+    monkeypatch.setattr(preview_tiles, "MAX_SAMPLES", 24**2)  # so that the first nine miss what there is
     y = torch.full((1, 150, 140), background)
     y[:, 30:34, 64:66] += 100
     np.save(tmp_path / "in.npy", y.numpy())
@@ -182,14 +180,19 @@ def test_pixels_on_the_edge_of_the_frame_are_as_right_as_those_inside(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "advice"),
-    [({"lam": 1e-2}, "a larger lam"), ({"method": "richardson-lucy", "iterations": 400}, "fewer iterations")],
+    ("options", "says"),
+    [
+        ({"lam": 1e-2}, "use a larger lam, or restore it as a whole, without block_size"),
+        ({"method": "richardson-lucy", "iterations": 400}, "use fewer iterations, or restore it as a whole"),
+        ({"boundary": "circular"}, "boundary circular joins opposite edges, which never lie in one block; use another"),
+        ({"prior": "tv"}, "prior tv needs the whole image, because its iteration ends elsewhere in each block; use"),
+    ],
 )
-def test_blocks_that_cannot_agree_are_refused(tmp_path, options, advice):
+def test_blocks_that_cannot_agree_are_refused(tmp_path, options, says):
     kernel = deconv_cli.make_kernel("disk:3")
     blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
     paths = tmp_path / "in.npy", tmp_path / "out.npy"
-    with pytest.raises(UsageError, match=f"use {advice}, or restore it as a whole, without block_size"):
+    with pytest.raises(UsageError, match=says):
         invert_blocks(paths[0], kernel, paths[1], blocks=BLOCKS, defaults="picture", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
 
@@ -219,21 +222,6 @@ def test_pieces_may_reach_beyond_the_frame(tmp_path):
     assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"boundary": "circular"}, "boundary circular joins opposite edges, which never lie in one block; use another"),
-        ({"prior": "tv"}, "prior tv needs the whole image, because its iteration ends elsewhere in each block; use"),
-    ],
-)
-def test_what_needs_the_whole_picture_is_refused(tmp_path, options, says):
-    kernel = deconv_cli.make_kernel("box:3")
-    blurred(tmp_path, scene(50, 40)[None], kernel, "circular")
-    paths = tmp_path / "in.npy", tmp_path / "out.npy"
-    with pytest.raises(UsageError, match=says):
-        invert_blocks(paths[0], kernel, paths[1], blocks=BLOCKS, defaults="picture", **options)
-
-
 def test_an_axis_that_is_too_short_to_be_cut(tmp_path):
     kernel = deconv_cli.make_kernel("box:3")
     blurred(tmp_path, scene(18, 100)[None], kernel, "unknown")
@@ -250,3 +238,47 @@ def test_full_samples_are_measurements_under_white_noise_in_blocks_too(tmp_path)
     assert found.summary.n_blocks == 4
     whole = deconv_cli.invert(y, kernel, **options)
     assert difference(np.load(tmp_path / "out.npy"), whole, y.float()) <= 1e-3
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A plan for a flat picture of 4 × 4 blocks that is bright where four of them meet."""
+    y = 100 + torch.randn(1, 192, 192, generator=torch.Generator().manual_seed(0))
+    y[:, 92:100, 140:148] += 100
+    np.save(tmp_path / "in.npy", y.numpy())
+    return planned(tmp_path, deconv_cli.make_kernel("gaussian:1"), blocks=BlockOptions(10**8, (48, 48)), lam=0.1)
+
+
+def test_the_corner_with_the_most_detail_is_measured(run):
+    assert run.task.grid.n_along == (1, 4, 4)
+    assert run.task.plan.seams[0] == 6  # its corner is at (96, 144)
+
+
+def test_pixels_on_the_edge_of_the_frame_are_measured(run, monkeypatch):
+    cores = [run.task.grid.block(number).core for number in run.task.plan.seams]
+    assert any(start == 0 or stop == 192 for core in cores for start, stop in core)
+    restore = BlockProblem.restore
+
+    def off_in_the_first_row(problem, values, data, *others, **options):
+        result = restore(problem, values, data, *others, **options)
+        result.image[..., 0, :] += 1000.0 * data[1][0]  # otherwise from block to block along the edge
+        return result
+
+    monkeypatch.setattr(BlockProblem, "restore", off_in_the_first_row)
+    run.task.target.create()
+    task = replace(run.task, plan=replace(run.task.plan, seams=(1,)))
+    assert task.grid.block(1).core == ((0, 48), (48, 96))
+    done = task(1)
+    assert done.seam >= 1000.0
+    found = BlockReconstruction(task, BlockSummary.of([done], 1))
+    assert any("beside a seam" in doubt.sentence for doubt in found.doubts)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_too_narrow_a_halo_leaves_is_measured_along_either_axis(run, axis):
+    plan = run.task.plan
+    run.task.target.create()
+    assert run.task(6).seam <= plan.halo.predicted * plan.halo.range
+    halo = tuple(1 if at == axis else n for at, n in enumerate(plan.halo.halo))
+    narrow = replace(run.task, plan=replace(plan, halo=replace(plan.halo, halo=halo, at_frame=halo)))
+    assert narrow(6).seam > plan.halo.predicted * plan.halo.range

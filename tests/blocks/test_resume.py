@@ -58,20 +58,26 @@ def test_what_is_complete_is_told_by_its_record_and_left_alone(folder):
     assert names_in(folder) == ["in.npy", "out.npy", "out.npy.json"]
 
 
-def assert_that_force_alone_forgets(folder, ledger, n_done):
+@pytest.mark.parametrize(
+    ("options", "damage", "says"),
+    [
+        ({"boundary": "zero"}, Path.exists, "another input, kernel or settings.*give force=True to start over"),
+        ({}, Path.unlink, r"out\.npy.*force=True starts over"),
+        ({}, lambda plan: plan.write_text('{"fingerprint"'), r"out\.npy.*force=True starts over"),
+    ],
+    ids=["other settings", "plan gone", "plan torn"],
+)
+def test_what_another_run_left_is_forgotten_by_force_alone(folder, options, damage, says):
+    ledger = begin(folder, **options)
+    damage(ledger.folder / "plan.json")
+    n_done = len(ledger.results())
+    with pytest.raises(DeconvError, match=says):
+        planned(folder, KERNEL, resume=True)
     assert len(ledger.results()) == n_done > 0
     begin(folder, n_jobs=4, force=True)
     assert len(ledger.results()) == 1
     assert go_on(folder).summary.n_redone == 3
     assert names_in(folder) == ["in.npy", "out.npy", "out.npy.json"]
-
-
-def test_what_is_begun_with_other_settings_is_forgotten_by_force_alone(folder):
-    ledger = begin(folder, boundary="zero")
-    n_done = len(ledger.results())
-    with pytest.raises(UsageError, match=r"another input, kernel or settings.*give force=True to start over"):
-        planned(folder, KERNEL, resume=True)
-    assert_that_force_alone_forgets(folder, ledger, n_done)
 
 
 def test_the_last_digits_of_a_kernel_hold_no_run_up(folder):
@@ -88,16 +94,6 @@ def test_a_block_whose_line_is_damaged_is_done_again(folder, damage):
     lines.write_bytes(damage + b"\n" + b"".join(whole[1:]))
     assert len(ledger.results()) == n_done - 1
     assert go_on(folder).summary.n_redone == 4 - (n_done - 1)
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, lambda plan: plan.write_text('{"fingerprint"')], ids=["gone", "torn"])
-def test_blocks_that_are_done_under_a_plan_that_is_gone_or_damaged_are_forgotten_by_force_alone(folder, damage):
-    ledger = begin(folder)
-    damage(ledger.folder / "plan.json")
-    n_done = len(ledger.results())
-    with pytest.raises(DeconvError, match=r"out\.npy.*force=True starts over"):
-        planned(folder, KERNEL, resume=True)
-    assert_that_force_alone_forgets(folder, ledger, n_done)
 
 
 def test_what_is_left_of_a_plan_that_was_being_written_holds_no_run_up(folder):

@@ -238,14 +238,6 @@ class TestUserCode:
         words = ["check-grad", "--model", code("unusual", "OwnLoss"), "--input-shape", "5,4"]
         assert "(the model's own)" in deconv(*words).stdout
 
-    def test_a_model_that_is_built_already(self, check, write, tmp_path):
-        path = write("model = nn.Linear(4, 3)\n")
-        words = ["--model", f"{path}:model", "--input-shape", "5,4"]
-        assert check(*words)["counts"] == {"OK": 2}
-        save_file({"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, tmp_path / "w.safetensors")
-        report = check(tmp_path / "w.safetensors", *words)
-        assert [p["weight_norm"] for p in report["parameters"]] == [0, 0]
-
     def test_a_hostile_name_does_not_reach_the_terminal(self, deconv, write):
         path = write(
             "model = nn.Linear(4, 2)\n"
@@ -261,8 +253,6 @@ class TestRefusals:
         [
             ([], "--model file.py:Class"),
             (["missing.pt"], "'missing.pt' does not exist"),
-            (["--model", code("detached", "Absent")], "holds no 'Absent'"),
-            (["--model", code("detached", "item_loss")], "could not be built"),
             ([*BASE, "--init", "{"], "--init must be JSON"),
             ([*NETWORK, "--loss", "crossentropy"], ["file.py:function", "perhaps you mean cross-entropy"]),
             (["--run", "WEIGHTS"], "a Python script, but 'WEIGHTS' is no text"),

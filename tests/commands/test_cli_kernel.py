@@ -10,11 +10,13 @@ import tifffile
 import torch
 from blurred_pictures import SAMPLES, blurred_picture, sharp_picture, write_blurred
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional
 
 from deconv_cli.commands import invert, kernel_commands
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io.records import KEYWORD
 from deconv_cli.kernels.blind.blurred_picture import BlurredPicture, doubt_points
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.sources.formula import make_kernel
@@ -141,6 +143,8 @@ def test_a_map_is_a_kernel_that_varies(deconv, photo, tmp_path):
     assert len(report["map"]["kernels"]) == len(report["map"]["rows"])
     restored = deconv("invert", photo, "--kernel", target, "--lambda", "1e-2", "-o", tmp_path / "x.png", "--json")
     assert restored.report["kernel"]["path"] == str(target)
+    with safe_open(target, "pt") as stored:
+        assert '"schema": 2' in stored.metadata()[KEYWORD]
 
 
 def test_a_free_kernel_is_written(deconv, photo, tmp_path):
@@ -212,6 +216,7 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
         ),
         (["invert", str(SAMPLES / "camera.png"), "-k", "estimat"], "perhaps you mean --kernel estimate"),
         (["forward", str(SAMPLES / "camera.png"), "-k", "estimate"], "works only with deconv invert"),
+        (["forward", str(SAMPLES / "camera.png"), "-k", "estimate", "--layer", "a"], "works only with deconv invert"),
         (["forward", str(SAMPLES / "camera.png"), "-k", "microscop"], "perhaps you mean --kernel microscope"),
         (["forward", str(SAMPLES / "camera.png"), "-k", "estimat"], "'estimat' does not exist; check the name"),
         (["invert", str(SAMPLES / "camera.png"), "-k", "motion.npy"], "check the name and the folder"),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from bead_scenes import scene
 from torch import nn
 
 import deconv_cli
-from deconv_cli.commands import kernel_commands, kernel_fit, kernel_make, microscope_kernel
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
 from deconv_cli.kernels.sources.formula import make_kernel
@@ -64,6 +61,12 @@ def test_the_kernel_of_a_signal(deconv, tmp_path):
     assert np.array_equal(np.load(tmp_path / "k.npy"), taps.float().numpy())
 
 
+def test_a_formula_beside_a_kernel_of_a_signal_is_one_of_a_signal(deconv, save, tmp_path):
+    signals, kernel = save("y", torch.rand(2, 64)), save("k", torch.ones(3) / 3)
+    words = ["--kernel", "gaussian:1.5", "--kernel", kernel, "--axes", "CX"]
+    assert deconv("forward", signals, *words, "-o", tmp_path / "x.npy", "--json").report["output"]["shape"] == [2, 64]
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
 def test_signals_stay_signals(deconv, save, tmp_path, suffix):
     """The axes that `forward` records are read again, and an array of one axis is a signal without a record."""
@@ -76,28 +79,6 @@ def test_signals_stay_signals(deconv, save, tmp_path, suffix):
         assert done["kernel"]["shape"] == [len(make_kernel("gaussian:1", dimensions=1))]
         assert done["inputs"][0]["axes"] == done["output"]["axes"] == ("CX" if words else "X")
         assert deconv("inspect", back, "--json").report["files"][0]["made_by"]
-
-
-EXAMPLES = {
-    "extract": kernel_make.EXTRACT_EXAMPLE,
-    "fit": kernel_fit.EXAMPLE,
-    "make": kernel_make.MAKE_EXAMPLE,
-    "from-beads": kernel_make.BEADS_EXAMPLE,
-    "microscope": microscope_kernel.EXAMPLE,
-    "align": kernel_commands.ALIGN_EXAMPLE,
-}
-
-
-@pytest.mark.parametrize("command", EXAMPLES)
-def test_the_example_runs_and_is_in_the_help(deconv, command, samples_folder, tmp_path, monkeypatch):
-    shutil.copytree(samples_folder, tmp_path / "sample_images")
-    beads = scene((120, 120), (1.6, 1.6), 40, counts=1500).numpy().astype(np.uint16)
-    tifffile.imwrite(tmp_path / "beads.tif", beads)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
-    line = EXAMPLES[command].removeprefix("Example: ")
-    deconv(*shlex.split(line)[1:])
-    assert line in " ".join(deconv("kernel", command, "--help").stdout.split())
 
 
 CODE = """

@@ -1,8 +1,8 @@
-"""λ chosen from the data, and the predicted error, at the prompt."""
+"""Noise and λ found in the data, and the predicted error, at the prompt."""
 
 from __future__ import annotations
 
-import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,18 +29,6 @@ def blurred(deconv, samples_folder, tmp_path):
 @pytest.fixture
 def words(blurred, samples_folder):
     return ["invert", blurred, "-k", samples_folder / "motion.npy", "--boundary", "unknown", "--padding", "same"]
-
-
-def test_a_rerun_with_the_resolved_value_is_identical(deconv, words, tmp_path):
-    report = deconv(*words, "-o", tmp_path / "a.tif", "--json").report
-    assert report["lambda"] == report["lambda_choice"]["lambda"]
-    assert "auto" not in report["rerun"]
-    first = read_image(tmp_path / "a.tif").values
-    command, *rest = shlex.split(report["rerun"])[1:]
-    again = deconv(command, "--json", *rest).report
-    assert again["lambda"] == report["lambda"]
-    assert again["lambda_choice"] is None
-    assert torch.equal(read_image(tmp_path / "a.tif").values, first)
 
 
 def test_the_predicted_error_and_its_files(deconv, words, tmp_path):
@@ -104,3 +92,31 @@ def test_a_flat_picture_gets_no_warning_of_rules_that_differ(deconv, tmp_path):
     Image.new("RGB", (64, 64), (70, 80, 90)).save(tmp_path / "flat.png")
     run = deconv("invert", tmp_path / "flat.png", "-k", "gaussian:2", "--prior", "quadratic", "-o", tmp_path / "x.png")
     assert "warning" not in run.stderr
+
+
+KERNEL = "gaussian:1.5"
+
+
+@pytest.fixture
+def jpeg(deconv, tmp_path):
+    """A piece of a sample photograph, blurred, noised and compressed."""
+    scene = read_image(Path(__file__).parents[2] / "sample_images" / "camera.png").values[0, 0, 40:216, 60:236]
+    np.save(tmp_path / "scene.npy", scene.float().numpy())
+    options = ["--padding", "valid", "--noise", "gaussian:3", "-o", tmp_path / "blurred.npy"]
+    deconv("forward", tmp_path / "scene.npy", "-k", KERNEL, *options)
+    path = tmp_path / "blurred.jpg"
+    Image.fromarray(np.load(tmp_path / "blurred.npy").clip(0, 255).astype(np.uint8)).save(path, quality=80)
+    return path
+
+
+def test_the_noise_of_a_jpeg_is_found_and_said(deconv, jpeg, tmp_path):
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force", "--prior", "quadratic"]
+    found = deconv(*words, "--json").report
+    (noise,) = found["noise_model"]
+    assert noise["sigma"] == pytest.approx(3, rel=0.25)
+    assert noise["spectrum"][1] > 5 * noise["spectrum"][10]
+    assert "less power in fine detail" in noise["sentence"]
+    by_gcv = ("--noise", "white", "--lambda-rule", "gcv")  # which the whitest residual would correct by default
+    white = deconv(*words, "--json", *by_gcv, expect=ExitCode.UNTRUSTWORTHY).report
+    assert white["noise_model"][0]["spectrum"] == []
+    assert white["lambda"] < 0.1 * found["lambda"]

@@ -177,6 +177,8 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
         refused(command, gray, "--kernel", "microscope", "-o", target, says=spacing)
     refused("invert", stack, "--kernel", "microscope:power=9", "-o", target, says="one part is 'power=9'")
     refused("invert", stack, "--kernel", "microscope", "--kernel", gentle, "-o", target, says="leave it out")
+    two = ["--kernel", "microscope:na=1.1", "--kernel", "disk:3"]
+    refused("invert", stack, *two, "-o", target, says="--kernel disk:3 has no effect")
     refused("invert", stack, "--kernel", "microscope", "--layer", "a", "-o", target, says="--layer has no effect")
     refused(
         "kernel", "microscope", "na=1.1", "--spacing", "0.1,0.1", says="the wavelength of the emission is not known"

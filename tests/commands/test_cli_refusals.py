@@ -1,10 +1,10 @@
-"""What cannot be done ends with one sentence and its exit code, and nothing is written."""
-
-import os
+"""What cannot be done ends with one sentence and its exit code, and nothing is written; odd inputs are no crash."""
 
 import numpy as np
 import pytest
 import torch
+from hostile_pickles import MakesFolder
+from PIL import Image
 from typer.testing import CliRunner
 
 from deconv_cli.commands.app import app
@@ -20,6 +20,7 @@ from deconv_cli.errors import (
     UntrustworthyResultError,
     UsageError,
 )
+from deconv_cli.io import read_image
 
 COMMANDS = ["forward", "invert"]
 
@@ -27,16 +28,6 @@ COMMANDS = ["forward", "invert"]
 def deconv_quietly(*words):
     """Run the command where files cannot be compared afterwards, or where it may end by an exception."""
     return CliRunner().invoke(app, [str(word) for word in words], prog_name="deconv")
-
-
-class Evil:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.mark),))
 
 
 def test_every_error_has_its_exit_code():
@@ -79,7 +70,7 @@ class TestInputs:
     @pytest.mark.parametrize("as_kernel", [False, True])
     def test_evil_pickle(self, refuses, gray, gentle, tmp_path, command, as_kernel):
         mark, evil = tmp_path / "it ran", tmp_path / "evil.pt"
-        torch.save({"weight": torch.ones(3, 3), "extra": Evil(mark)}, evil)
+        torch.save({"weight": torch.ones(3, 3), "extra": MakesFolder(mark)}, evil)
         source, kernel = (gray, evil) if as_kernel else (evil, gentle)
         words = [command, source, "-k", kernel, "-o", tmp_path / "x.tif"]
         refuses(*words, code=ExitCode.INPUT_REFUSED, says=[str(evil), "run code"])
@@ -231,3 +222,70 @@ def test_values_are_shown_as_they_are_typed(deconv, gray, monkeypatch, words, sa
     done = deconv("invert", gray.name, *kernel, *words, *output, "--lambda", "1", expect=tuple(ExitCode))
     assert says in done.stderr
     assert len(done.errors) == 1
+
+
+def test_a_foreign_or_damaged_record_is_no_crash(deconv, save, gentle, tmp_path):
+    source = save("x", np.random.default_rng(0).random((12, 14)))
+    for text in (
+        '{"command": "forward", "output": {"shape": [12, 14]}}',
+        '{"command": "forward", "output": {"shape": [12, 14]}, "padding": 3, "boundary": "zero"}',
+        '{"command": "forward", "output": {"shape": [12, 14]}, "padding": "same", "boundary": "sideways"}',
+        '{"command": "forward", "output": {"shape": [12, 14]}, "padding": "same", "boundary": "zero", "kernel": 1}',
+        '{"command": ["forward"], "output": [12, 14]}',
+    ):
+        (tmp_path / "x.npy.json").write_text(text)
+        report = deconv("invert", source, "-k", gentle, "-o", tmp_path / "y.tif", "--json", "--force").report
+        assert report["boundary"] == "zero"
+
+
+def test_a_trailing_slash_means_a_folder_even_for_one_input(deconv, save, gentle, tmp_path):
+    source = save("x", np.ones((12, 14)))
+    deconv("forward", source, "-k", gentle, "-o", f"{tmp_path / 'new'}/")
+    assert (tmp_path / "new" / "x.npy").is_file()
+
+
+def test_outputs_that_differ_in_their_suffix_have_records_of_their_own(deconv, save, gentle, tmp_path):
+    first = save("x", np.random.default_rng(0).random((12, 14)))
+    second = tmp_path / "x.npz"
+    np.savez(second, image=np.ones((15, 16)))
+    deconv("forward", first, second, "-k", gentle, "-o", tmp_path / "out")
+    for path in (tmp_path / "out" / "x.npy", tmp_path / "out" / "x.npz"):
+        assert read_image(path).record["output"]["path"] == str(path)
+    beside = ["-o", tmp_path / "y.npy", "--error-map", tmp_path / "y.pt"]
+    deconv("invert", first, "-k", gentle, "--lambda", "1e-2", *beside)
+    assert [read_image(tmp_path / f"y{suffix}").record["command"] for suffix in (".npy", ".pt")] == ["invert"] * 2
+
+
+def test_a_mixing_kernel_with_fewer_outputs_gets_a_penalty_that_determines_the_image(
+    deconv, refuses, save, gray, tmp_path
+):
+    kernel = save("gray_of_rgb", np.random.default_rng(0).random((1, 3, 3, 3)))
+    words = ["invert", gray, "-k", kernel, "-o", tmp_path / "x.tif"]
+    assert deconv(*words, "--json").report["penalty"] == "identity"
+    refuses(*words[:-1], tmp_path / "y.tif", "--penalty", "gradient", code=ExitCode.USAGE, says="undetermined")
+
+
+def test_noise_that_cannot_be_estimated_is_not_taken_for_an_option(refuses, gentle, tmp_path):
+    Image.fromarray(np.full((2, 9), 90, "uint8")).save(tmp_path / "thin.png")
+    words = ["invert", tmp_path / "thin.png", "-k", gentle, "-o", tmp_path / "x.tif", "--prior", "tv"]
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says=["estimating the noise", "3×3"])
+
+
+def test_samples_whose_squares_float32_does_not_hold_are_restored_and_those_beyond_float64_refused(
+    deconv, refuses, save, gentle, tmp_path
+):
+    samples = np.random.default_rng(0).random((12, 14))
+    for dtype, size in (("float32", 1e36), ("float64", 1e302)):
+        source = save("huge", (samples * size).astype(dtype))
+        assert "mean 5.3" in deconv("inspect", source).stdout
+        words = ["invert", source, "-k", gentle, "-o", tmp_path / f"{dtype}.npy", "--lambda", "1e-9", "--json"]
+        words += ["--error-map", tmp_path / "e.npy", "--force"]
+        if dtype == "float32":
+            assert deconv(*words).report["command"] == "invert"
+        else:
+            refuses(*words, code=ExitCode.INPUT_REFUSED, says="whose squares are infinite")
+
+
+def test_arguments_that_nest_without_end_are_refused(refuses, save):
+    words = ["kernel", "extract", save("k", np.ones((3, 3))), "--model", "net.py:Net", "--init", "[" * 100_000]
+    refuses(*words, code=ExitCode.USAGE, says="--init must be JSON")

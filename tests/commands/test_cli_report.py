@@ -1,7 +1,6 @@
 """The report of `deconv invert --json`, its record in the file, and the command that makes the same samples again."""
 
 import hashlib
-import json
 import math
 import shlex
 
@@ -77,24 +76,8 @@ def test_the_report_of_forward(deconv, photograph, gentle, tmp_path):
     assert (report["noise"], report["seed"]) == ("gaussian:2.5", 7)
     assert report["inputs"][0]["sha256"] == digest(photograph)
     assert report["output"]["shape"] == [40, 47, 3]
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif"])
-def test_pictures_hold_what_was_done_and_nothing_of_the_disk(deconv, photograph, gentle, tmp_path, suffix):
-    blurred, restored = tmp_path / f"blurred{suffix}", tmp_path / f"restored{suffix}"
-    deconv("forward", photograph, "-k", gentle, "--boundary", "reflect", "-o", blurred)
-    report = deconv("invert", blurred, "-k", gentle, "-o", restored, "--json", "--prior", "quadratic").report
-    assert report["boundary"] == "reflect"  # recorded in the file
-    record = read_image(restored).record
-    for name in ("command", "boundary", "padding", "lambda", "penalty", "method"):
-        assert record[name] == report[name]
-    assert record["kernel"] == {"sha256": report["kernel"]["sha256"]}
-    for path in (blurred, restored):
-        assert str(tmp_path).encode() not in path.read_bytes()
-        assert gentle.name.encode() not in path.read_bytes()
-    assert len(json.dumps(record)) < 600
-    (made,) = deconv("inspect", blurred, "--json").report["files"]
-    assert made["made_by"].startswith("deconv forward, boundary reflect, padding same")
+    words = ["--noise", "gaussian:1", "-o", tmp_path / "z.tif", "--json"]
+    assert deconv("forward", photograph, "--kernel", gentle, *words).report["seed"] == 0
 
 
 RERUNS = {

@@ -1,31 +1,21 @@
-"""Stacks and signals at the prompt: the output has the format of the input, and wrong axes are one sentence."""
+"""Stacks, signals and Zarr at the prompt: the output has the format of the input, and wrong axes are one sentence."""
 
 import shlex
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+from io_cases import imagej, ome
 from torch.nn import functional
 
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.input_files import expand
 from deconv_cli.io import read_image
 
-SPACING = {"PhysicalSizeZ": 0.5, "PhysicalSizeY": 0.2, "PhysicalSizeX": 0.2}
 SIZE = (6, 10, 12)
-
-
-def ome(path, array, axes="ZYX"):
-    units = {f"{name}Unit": "µm" for name in SPACING}
-    metadata = {"axes": axes, **SPACING, **units, "TimeIncrement": 2.5, "TimeIncrementUnit": "s"}
-    tifffile.imwrite(path, array, ome=True, photometric="minisblack", metadata=metadata)
-    return path
-
-
-def imagej(path, array, axes="ZYX", spacing=0.5):
-    metadata = {"axes": axes, "spacing": spacing, "unit": "um", "finterval": 2.5}
-    tifffile.imwrite(path, array, imagej=True, resolution=(5.0, 5.0), metadata=metadata)
-    return path
 
 
 def npy(path, array, axes="ZYX"):
@@ -85,20 +75,13 @@ def test_a_stack_goes_through_forward_and_invert_and_keeps_what_its_file_says(tm
         stored = read_image(source)
         assert again.metadata.density == stored.metadata.density
         assert again.metadata.flavor == stored.metadata.flavor
-        assert done.report["inputs"][0]["spacing"] == pytest.approx([0.5, 0.2, 0.2])
-        assert "6×10×12 ZYX float32, 0.5 × 0.2 × 0.2 µm" in done.stderr
-        assert "--spacing=2.5,1.0,1.0" in done.report["rerun"]
+        assert done.report["inputs"][0]["spacing"] == pytest.approx([0.5, 0.2, 0.1])
+        assert "6×10×12 ZYX float32, 0.5 × 0.2 × 0.1 µm" in done.stderr
+        assert "--spacing=5.0,2.0,1.0" in done.report["rerun"]
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors"])
-def test_a_tensor_of_three_axes_spans_a_stack_that_has_depth(tmp_path, deconv, rng, taps, suffix):
-    from safetensors.torch import save_file
-
-    kernel = tmp_path / f"k{suffix}"
-    tensor = torch.from_numpy(taps)
-    {".npy": lambda: np.save(kernel, taps), ".pt": lambda: torch.save(tensor, kernel)}.get(
-        suffix, lambda: save_file({"psf": tensor}, kernel)
-    )()
+def test_a_tensor_of_three_axes_spans_a_stack_that_has_depth(tmp_path, deconv, save, rng, taps):
+    kernel = save("k", taps)
     stack = rng.random(SIZE).astype("float32")
     source = imagej(tmp_path / "s.tif", stack)
     run = deconv("forward", source, "--kernel", kernel, "--boundary", "circular", "-o", tmp_path / "o.tif", "--json")
@@ -135,8 +118,8 @@ def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
 
 def test_other_distances_of_taps_are_told(tmp_path, deconv, rng, taps):
     stack = imagej(tmp_path / "s.tif", rng.random(SIZE).astype("float32"))
-    same, other = (imagej(tmp_path / f"{n}.tif", taps, spacing=n) for n in (0.5, 0.3))
-    says = "the taps of the kernel lie 0.3 × 0.2 × 0.2 µm apart, but the samples of the image 0.5 × 0.2 × 0.2 µm"
+    same, other = (imagej(tmp_path / f"{n}.tif", taps, spacing=(n, 0.2, 0.1)) for n in (0.5, 0.3))
+    says = "the taps of the kernel lie 0.3 × 0.2 × 0.1 µm apart, but the samples of the image 0.5 × 0.2 × 0.1 µm"
     assert says in deconv("forward", stack, "--kernel", other, "-o", tmp_path / "a.tif").stderr
     assert "µm apart" not in deconv("forward", stack, "--kernel", same, "-o", tmp_path / "b.tif").stderr
 
@@ -153,7 +136,50 @@ def test_the_error_of_a_stack_is_predicted_and_the_page_shows_it_in_cuts(tmp_pat
     for path in made[:3]:
         read = read_image(path)
         assert (read.axes, read.shape) == ("ZYX", (8, 16, 18))
-        assert read.spanned_by(3).spacing == pytest.approx((0.5, 0.2, 0.2))
+        assert read.spanned_by(3).spacing == pytest.approx((0.5, 0.2, 0.1))
     assert set(np.unique(tifffile.imread(made[2]))) <= {0, 255}
     page = made[3].read_text(encoding="utf-8")
     assert page.count('<svg class="cuts"') == 6
+
+
+zarr = pytest.importorskip("zarr")
+ZARR_SAMPLES = Path(__file__).parents[1] / "fixtures" / "ome_zarr"
+BLUR = ("--kernel", "gaussian:0.6", "--boundary", "reflect")
+
+
+@pytest.fixture(params=["v05", pytest.param("v04", marks=pytest.mark.exhaustive)])
+def sample(request, tmp_path):
+    """A copy of what another program wrote."""
+    path = tmp_path / "in" / "pollen.ome.zarr"
+    shutil.copytree(ZARR_SAMPLES / f"{request.param}.ome.zarr", path)
+    return path
+
+
+def test_an_image_is_blurred_and_restored_as_an_image(deconv, sample, tmp_path):
+    blurred, restored = tmp_path / "blurred.ome.zarr", tmp_path / "restored.ome.zarr"
+    deconv("forward", sample, *BLUR, "-o", blurred)
+    done = deconv("invert", blurred, "--kernel", "gaussian:0.6", "--lambda", "1e-8", "-o", restored)
+    assert "recorded in the file by deconv forward" in done.stderr
+    assert done.stdout == f"{restored}\n"
+    np.testing.assert_allclose(read_image(restored).values, read_image(sample).values, atol=1)
+    assert read_image(restored).metadata.channel_names == ("DAPI", "GFP")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blurred.ome.zarr", "in", "restored.ome.zarr"]
+
+
+def test_in_a_tree_it_is_one_file_among_others(deconv, sample, tmp_path):
+    folder = tmp_path / "in"
+    np.save(folder / "a.npy", np.ones((8, 9), "float32"))
+    np.save(sample / "of-another-program.npy", np.ones((8, 9), "float32"))
+    (folder / "loop").symlink_to(folder)
+    assert sorted(file.place.as_posix() for file in expand(folder)) == ["a.npy", "pollen.ome.zarr"]
+    assert [file.path for file in expand(folder / "*.zarr")] == [sample]
+    deconv("forward", folder, *BLUR, "-o", tmp_path / "out", "-q")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npy", "a.npy.json", "pollen.ome.zarr"]
+    assert read_image(tmp_path / "out" / "pollen.ome.zarr").shape == (2, 3, 20, 26)
+
+
+def test_an_address_is_one_sentence(deconv, sample):
+    for words in (("-o", "s3://bucket/out/"), ("-o", "out", "--manifest", "s3://bucket/m.jsonl")):
+        refused = deconv("forward", sample, sample / "..", *BLUR, *words, expect=ExitCode.USAGE)
+        assert len(refused.errors) == 1
+        assert "choose a path on this machine" in refused.errors[0]

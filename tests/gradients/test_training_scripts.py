@@ -61,10 +61,6 @@ def test_an_unused_layer_has_one_verdict_whoever_holds_it(tmp_path):
         assert (finding.name, finding.verdict, finding.is_fault) == ("side.bias", "UNUSED", is_fault)
 
 
-def test_weights_have_the_names_that_the_script_gives_them():
-    assert set(verdicts(check_script(SCRIPTS / "by_hand.py"))) == {"w", "b"}
-
-
 def test_layers_of_a_model_that_the_script_never_calls_have_the_names_of_its_attributes(tmp_path):
     loop = LOOP.replace("model(x)", "model.head(torch.relu(model.body(x)))")
     assert loop != LOOP
@@ -148,26 +144,16 @@ BROKEN = {
         "GRADIENT LOST",
         "next to nothing",
     ),
-    "a sum that runs on": (
-        changed("loss = ", "total = total + ", optimizer=OPTIMIZER + "total = torch.zeros(())\n").replace(
-            "loss.backward()", "total.backward(retain_graph=True)"
-        ),
-        "FAILS",
-        "modified by an inplace operation",
-    ),
     "switched off for good": (
         changed("    optimizer.step()\n", "    optimizer.step()\n    torch.set_grad_enabled(False)\n"),
         "FAILS",
         "does not require grad",
     ),
 }
-REMEDIES = {
-    "a sum that runs on": "state = state.detach()",
-    "switched off for good": "torch.set_grad_enabled(True)",
-}
+REMEDIES = {"switched off for good": "torch.set_grad_enabled(True)"}
 
 
-SLOW = ("a part", "clipped", "a sum that runs on", "switched off for good")
+SLOW = ("a part", "clipped", "switched off for good")
 
 
 @pytest.mark.parametrize(

@@ -100,20 +100,21 @@ def test_a_picture_becomes_an_array_in_the_order_of_tensors(tmp_path, imagej_fil
         open_regions(tmp_path / "out.npy", tensor="image")
 
 
+@pytest.mark.parametrize(("place", "step"), [(region_arrays.atomic, "name_new"), (region_arrays, "remove")])
 @pytest.mark.parametrize("suffix", [".tif", ".npy", ".zarr"])
-def test_the_first_of_two_that_make_room_wins(tmp_path, monkeypatch, suffix):
+def test_the_first_of_two_that_make_room_wins(tmp_path, monkeypatch, suffix, place, step):
     samples = np.random.default_rng(2).random((64, 48)).astype("float32")
     tifffile.imwrite(tmp_path / "in.tif", samples, tile=(32, 16))
     target = planned(open_regions(tmp_path / "in.tif"), tmp_path / f"out{suffix}")
-    name_new = region_arrays.atomic.name_new
+    do_step = getattr(place, step)
 
-    def other_is_quicker(own, partial):
-        monkeypatch.setattr(region_arrays.atomic, "name_new", name_new)
+    def other_is_quicker(*paths):
+        monkeypatch.setattr(place, step, do_step)
         target.create()
         target.write((slice(0, 64), slice(0, 48)), samples)
-        name_new(own, partial)
+        do_step(*paths)
 
-    monkeypatch.setattr(region_arrays.atomic, "name_new", other_is_quicker)
+    monkeypatch.setattr(place, step, other_is_quicker)
     target.create()
     target.finish({})
     found = open_regions(target.path).read((slice(0, 64), slice(0, 48)))

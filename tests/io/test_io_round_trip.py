@@ -279,6 +279,7 @@ def test_pictures_carry_nothing_of_the_disk(tmp_path, rng, rewrite, suffix):
     Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png")
     record = {
         **{"schema": 1, "command": "invert", "boundary": "zero", "padding": "same", "lambda": 0.01},
+        **{"penalty": "gradient", "method": "strip"},
         "inputs": [{"path": str(tmp_path / "in.png")}],
         "kernel": {"path": "holiday/motion.npy", "sha256": "ab" * 32},
         "notes": [f"read from {tmp_path}"],
@@ -291,7 +292,7 @@ def test_pictures_carry_nothing_of_the_disk(tmp_path, rng, rewrite, suffix):
     assert str(tmp_path).encode() not in content
     assert b"holiday" not in content
     assert len(json.dumps(found.record)) < 400
-    for name in ("command", "boundary", "padding", "lambda"):
+    for name in ("command", "boundary", "padding", "lambda", "penalty", "method"):
         assert found.record[name] == record[name]
     assert found.record["kernel"] == {"sha256": "ab" * 32}
     assert "deconv" not in str(found.metadata)

@@ -6,29 +6,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from io_cases import SPACING, imagej, ome
 
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.io import read_image
-
-SPACING = (0.5, 0.2, 0.1)
-"""Along Z, Y and X, in micrometers."""
-
-
-def ome(path, array, axes):
-    """Write an OME-TIFF as a microscope does, with sizes, names and times."""
-    metadata = {"axes": axes, "TimeIncrement": 2.5, "TimeIncrementUnit": "s"}
-    for letter, size in zip("ZYX", SPACING, strict=True):
-        metadata |= {f"PhysicalSize{letter}": size, f"PhysicalSize{letter}Unit": "µm"}
-    if "C" in axes:
-        metadata["Channel"] = {"Name": [f"dye {n}" for n in range(array.shape[axes.index("C")])]}
-    tifffile.imwrite(path, array, ome=True, photometric="minisblack", metadata=metadata)
-
-
-def imagej(path, array, axes):
-    metadata = {"axes": axes, "spacing": SPACING[0], "unit": "um", "finterval": 2.5}
-    resolution = (1 / SPACING[2], 1 / SPACING[1])
-    tifffile.imwrite(path, array, imagej=True, resolution=resolution, metadata=metadata)
-
 
 KINDS = {
     "a.ome.tif": (ome, ["ZYX", "CZYX", "TCZYX", "ZCYX"]),
@@ -101,7 +82,7 @@ def test_one_plane_after_another_unless_a_kernel_spans_three_axes(tmp_path, rng)
 @pytest.mark.parametrize("axes", ["TYX", "CYX"])
 def test_what_is_told_to_be_time_or_channels_is_no_depth(tmp_path, rng, axes):
     imagej(tmp_path / "a.tif", rng.random((5, 6, 7)).astype("float32"), axes)
-    with pytest.raises(UsageError, match=f'spans 3 axes .ZYX., but .* axes {axes}; .*axes="ZYX"'):
+    with pytest.raises(ShapeError, match=f'spans 3 axes .ZYX., but .* axes {axes}; .*axes="ZYX"'):
         read_image(tmp_path / "a.tif").spanned_by(3)
     named = read_image(tmp_path / "a.tif", axes="ZYX").spanned_by(3)
     assert tuple(named.values.shape) == (1, 1, 5, 6, 7)
@@ -113,7 +94,7 @@ def test_pages_without_a_word_are_planes_along_z(tmp_path, rng):
     image = read_image(tmp_path / "a.tif").spanned_by(3)
     assert (image.axes, tuple(image.values.shape)) == ("ZYX", (1, 1, 5, 6, 7))
     assert any("read as planes along Z" in note and 'axes="TYX"' in note for note in image.notes)
-    with pytest.raises(UsageError, match="TYX"):
+    with pytest.raises(ShapeError, match="TYX"):
         read_image(tmp_path / "a.tif", axes="TYX").spanned_by(3)
 
 

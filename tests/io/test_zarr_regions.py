@@ -10,7 +10,7 @@ import pytest
 from region_cases import planned, some_regions, units, write_all
 
 from deconv_cli.errors import FileAccessError, MalformedInputError, TooLargeError, UsageError
-from deconv_cli.io import read_image
+from deconv_cli.io import atomic, read_image
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.output import plan_regions
 from deconv_cli.io.regions import open_regions
@@ -101,11 +101,20 @@ def test_chunks_of_an_earlier_run_stay_unless_they_were_to_become_something_else
     target.discard()
 
 
-def test_what_a_killed_process_left_counts_for_nothing_and_goes_away(tmp_path):
+def interrupted(path):
+    raise KeyboardInterrupt
+
+
+def test_what_a_killed_process_left_counts_for_nothing_and_goes_away(tmp_path, monkeypatch):
     source = made(tmp_path / "in.zarr", STACK[0], chunks=(2, 32, 32))
     target = planned(source, tmp_path / "out.zarr")
     target.create()
     write_all(target, STACK[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "synchronize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            target.finish({})
+    assert target.create()
     chunk = tmp_path / ".out.zarr.partial" / "c" / "0" / "0" / "0"
     half = chunk.rename(chunk.with_suffix(".0a1b.partial"))
     with pytest.raises(FileAccessError, match="1 are missing"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -70,19 +69,6 @@ def save(tmp_path):
         return tmp_path / name
 
     return write
-
-
-@pytest.fixture
-def not_dense():
-    """Tensors that are not stored sample by sample, by the word for it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return {
-            "nested": torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(3, 3)]),
-            "sparse": torch.eye(4).to_sparse_csr(),
-            "quantized": torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.quint8),
-            "meta device": torch.ones(4, 4, device="meta"),
-        }
 
 
 @pytest.fixture

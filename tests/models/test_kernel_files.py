@@ -177,25 +177,6 @@ class TestWholeModules:
         assert torch.equal(found.bias, network[0].bias)
         assert "stride 1,1, padding 0,0, dilation 1,1, groups 1" in found.notes[0]
 
-    @pytest.mark.parametrize(
-        ("layer", "geometry"),
-        [
-            (lambda: nn.Conv2d(2, 4, 3, stride=2), {"stride": [2, 2]}),
-            (lambda: nn.Conv1d(2, 4, 3, dilation=2, padding=2), {"dilation": [2], "padding": [2]}),
-            (lambda: nn.Conv3d(2, 4, 3, groups=2, padding="same"), {"groups": 2, "padding": "same"}),
-            (
-                lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, output_padding=1, groups=1),
-                {"transposed": True, "output_padding": [1, 1]},
-            ),
-        ],
-    )
-    def test_the_geometry_of_any_convolution(self, save, layer, geometry):
-        module = layer()
-        found = read_kernel(save(nn.Sequential(module, nn.Flatten())), layer="0")
-        assert torch.equal(found.kernel, module.weight)
-        assert torch.equal(found.bias, module.bias)
-        assert {name: found.geometry[name] for name in geometry} == geometry
-
     def test_what_is_no_convolution(self, save, refused):
         path = save(nn.Sequential(nn.Linear(2, 4), nn.Flatten()))
         refused(MalformedInputError, read_kernel, path, layer="0", says=["'0.weight' of", "Linear(in_features=2"])

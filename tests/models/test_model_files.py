@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 import torch
-from hostile_pickles import with_members
+from hostile_pickles import not_dense, with_members
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -60,8 +60,8 @@ class TestStateDicts:
         refused(MalformedInputError, read_model, save(found), says=says.replace("an int", "holds a int"))
 
     @pytest.mark.filterwarnings("ignore")
-    def test_tensors_that_are_not_dense(self, save, refused, not_dense):
-        for kind, tensor in not_dense.items():
+    def test_tensors_that_are_not_dense(self, save, refused):
+        for kind, tensor in not_dense().items():
             refused(MalformedInputError, read_model, save({"w": tensor}), says=["'w' of", kind])
 
 

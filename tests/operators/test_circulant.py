@@ -1,16 +1,19 @@
-"""Convolutions on a torus: the symbol, its blocks, and sizes that the FFT likes."""
+"""Convolutions and filters on a torus: the symbol, its blocks, parts of a transform, and sizes that the FFT likes."""
 
 import pytest
 import torch
 from cases import random
 from properties import adjoint_defect, linearity_defect
 
+from deconv_cli.operators import torus_filter
+from deconv_cli.operators.axes import half_spectrum
 from deconv_cli.operators.circulant import (
     MAX_TAPS_AS_SUM,
     BlockCirculant,
     next_fast_size,
     torus_symbol,
 )
+from deconv_cli.operators.torus_filter import TorusFilter
 
 
 def circular_reference(x, kernel, origin):
@@ -46,4 +49,42 @@ def test_planes_and_blocks_agree_with_a_batch():
 
 
 def test_fast_sizes():
-    assert [next_fast_size(n) for n in (1, 7, 11, 13, 33, 121, 4097)] == [1, 7, 12, 14, 36, 128, 4116]
+    assert [next_fast_size(n) for n in (1, 7, 11, 13, 33, 121, 2017, 4097)] == [1, 7, 12, 14, 36, 128, 2100, 4116]
+
+
+TORI = [(6, 7), (1, 8), (4, 5, 6), (5, 4, 3), (3, 2, 4, 5)]
+
+
+@pytest.fixture(params=[2**17, 24], ids=["whole", "cut"])
+def parts(request, monkeypatch):
+    """Work on all at once, or on a few numbers at a time."""
+    monkeypatch.setattr(torus_filter, "MAX_NUMBERS_IN_CACHE", request.param)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("torus", TORI)
+def test_a_filter_multiplies_in_frequency(torus):
+    axes = tuple(range(-len(torus), 0))
+    box = random((2, 1, *(max(1, n - 1) for n in torus)))
+    factor = random(half_spectrum(torus), seed=1)
+    whole = torch.fft.irfftn(torch.fft.rfftn(box, s=torus, dim=axes) * factor, s=torus, dim=axes)
+    by_parts = TorusFilter(torus, box)
+    spectrum = by_parts.filter(
+        by_parts.transform_box(box), lambda number, columns: columns * factor[:, by_parts.parts[number]]
+    )
+    assert (by_parts.crop(spectrum, torus) - whole).abs().max() < 1e-13
+    size = tuple(max(1, n - 2) for n in torus)
+    part = whole[(slice(None), slice(None), *(slice(n) for n in size))]
+    assert (by_parts.crop(spectrum, size) - part).abs().max() < 1e-13
+
+
+@pytest.mark.usefixtures("parts")
+def test_derivatives_pass_through_the_parts():
+    torus = (4, 3, 5)
+    x = random((1, 2, *torus)).requires_grad_()
+    taps = random((2, 2, 2, 2, 3), seed=1).requires_grad_()
+
+    def apply(x, taps):
+        return BlockCirculant(torus_symbol(taps, torus), torus).forward(x)
+
+    assert torch.autograd.gradcheck(apply, (x, taps), fast_mode=True)

@@ -73,6 +73,15 @@ def test_iterations_that_run_out_are_said():
     assert solve_clipped(problem, y, y >= BOUND, StoppingRule(1e-9, 3)).status is Status.MAX_ITERATIONS
 
 
+@pytest.mark.parametrize("columns", [1, 12])
+def test_the_certificates_of_the_steps_are_those_of_the_estimate(columns):
+    """On a torus of 27 columns and on one of 40: spectra of odd and even lengths end differently."""
+    problem = problem_of(size=(14, columns))
+    y = clipped_data(problem)
+    solution = solve_clipped(problem, y, y >= BOUND, StoppingRule(1e-9, 3))
+    assert solution.residual_norms[-1] == pytest.approx(solution.certificate, rel=1e-6)
+
+
 @pytest.fixture(scope="module")
 def lamps():
     """A night scene in 8 bits, with lamps far brighter than its range, and its truth."""

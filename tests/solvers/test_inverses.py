@@ -9,6 +9,7 @@ from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.parts import PENALTIES
 from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Status
 
@@ -227,3 +228,28 @@ def test_calling_an_inverse_that_does_not_converge_warns():
     inverse = build(Case("zero", "same", (1, 1, 3, 3), (8, 9)), lam=1e-6, method="iterative", max_iterations=1)
     with pytest.warns(RuntimeWarning, match="iterations ran out"):
         inverse(random((1, 8, 9)))
+
+
+RANK_SIZE = (6, 5)
+
+
+def rank_deficient():
+    """Taps of two channels, of which one is twice the other."""
+    taps = random((2, 2, 3, 3))
+    taps[:, 1] = 2 * taps[:, 0]
+    return taps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_the_rank_leaves_open_is_left_out(dtype):
+    kernel = Kernel(rank_deficient().to(dtype), False)
+    inverse = PseudoInverse(kernel, RANK_SIZE, ResolvedSettings(boundary="replicate", method="dense"))
+    y = random(inverse.operator.output_shape).to(dtype)
+    solution = inverse.solve(y)
+    matrix = inverse.operator.in_float64().as_matrix()
+    expected = torch.linalg.pinv(matrix, rtol=default_rcond(dtype)) @ y.double().flatten()
+    error = (solution.value.flatten() - expected).norm() / expected.norm()
+    assert error <= (1e-10 if dtype == torch.float64 else 1e-6)
+    assert error <= solution.distance_bound
+    assert solution.status is Status.CLOSED_FORM
+    assert solution.value.dtype == dtype

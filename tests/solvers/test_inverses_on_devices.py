@@ -1,4 +1,4 @@
-"""Every inverse is built and applied on the device of its kernel: proved without a device, compared where one is."""
+"""Every inverse and estimate is computed on the device of its kernel: proved without one, compared where one is."""
 
 import itertools
 import warnings
@@ -9,23 +9,29 @@ import torch
 from cases import random
 from devices import DOUBLE, cases, check_on_cuda, check_without_numbers, needs_cuda
 
+from deconv_cli.diagnostics.noise_level import estimate_gain, estimate_noise
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.circulant import torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.regularizers import find_penalty
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import iterative as iterative_module
 from deconv_cli.solvers.closed_form import CircularInverse
 from deconv_cli.solvers.direct import DenseBorderSystem, DirectInverse
 from deconv_cli.solvers.fourier import full_rank_inverse, torus_blocks
 from deconv_cli.solvers.iterative import IterativeInverse, StripPreconditioner, TorusPreconditioner
+from deconv_cli.solvers.nonnegative import NonnegativeEstimator
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.pseudo_inverse import attach_gradient
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse, attach_gradient
+from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
 from deconv_cli.solvers.slab import SlabSolver
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.square_border import SquareBorderSystem
 from deconv_cli.solvers.strip import StripSolver
+from deconv_cli.solvers.total_variation import TotalVariationEstimator
 
 SIZE = (6, 7)
 STACK = (3, 4, 3)
@@ -185,7 +191,72 @@ DERIVED = [
 DIRECTLY_DERIVED = pytest.param(derive, SQUARE, direct_inverse, "zero", 0.0, id="derivative-direct")
 
 
-@cases(*BLOCKS, *CIRCULAR, *STRIP, *SLAB, *DIRECT, *ITERATIVE)
+EXHAUSTIVE = pytest.mark.exhaustive
+FRAME = (9, 8)
+MIXING = random((2, 2, 3, 3)).abs()
+DATA = random((2, 2, *FRAME), seed=1)
+COUNTS = 10 * DATA.abs()
+# The memory that is free is asked of the device, which is not there.
+MEMORY = 2**40
+
+
+def nonnegative(taps, y, boundary, penalty):
+    method = "fft" if boundary == "circular" else "strip"
+    settings = ResolvedSettings(
+        boundary=boundary,
+        lam=1e-2,
+        penalty=penalty,
+        method=method,
+        tolerance=1e-5,
+        max_iterations=4,
+        max_memory=MEMORY,
+    )
+    return NonnegativeEstimator(PseudoInverse(Kernel(taps, shared=False), FRAME, settings)).solve(y).value
+
+
+def total_variation(taps, y, boundary, weight):
+    settings = ResolvedSettings(boundary=boundary, tolerance=3e-2, max_iterations=11, max_memory=MEMORY)
+    estimator = TotalVariationEstimator(Kernel(taps, shared=False), FRAME, settings, weight=weight, noise=0.5)
+    return estimator.solve(y).value
+
+
+def richardson_lucy(taps, y, boundary, gain):
+    settings = ResolvedSettings(boundary=boundary, max_iterations=12, max_memory=MEMORY)
+    estimator = RichardsonLucyEstimator(Kernel(taps, shared=False), FRAME, settings, gain=gain)
+    return estimator.solve(y).value
+
+
+def noise(y):
+    gain = estimate_gain(y)
+    return y * estimate_noise(y) * (1.0 if gain is None else gain)
+
+
+ESTIMATES = [
+    *(
+        pytest.param(
+            nonnegative, MIXING, DATA, boundary, penalty, id=f"nonnegative-{boundary}-{penalty}", marks=EXHAUSTIVE
+        )
+        for boundary, penalty in [
+            ("circular", "gradient"),
+            ("reflect", "laplacian"),
+            ("unknown", "identity"),
+        ]
+    ),
+    *(
+        pytest.param(total_variation, MIXING, DATA, boundary, weight, id=f"tv-{boundary}-{weight}", marks=EXHAUSTIVE)
+        for boundary, weight in [("circular", None), ("zero", 0.1), ("unknown", 0.1)]
+    ),
+    *(
+        pytest.param(
+            richardson_lucy, MIXING, COUNTS, boundary, gain, id=f"richardson-lucy-{boundary}-{gain}", marks=EXHAUSTIVE
+        )
+        for boundary, gain in [("circular", None), ("zero", 1.0), ("unknown", None)]
+    ),
+    pytest.param(noise, random((1, 60, 60)).abs() + 1, id="noise", marks=EXHAUSTIVE),
+]
+
+
+@cases(*BLOCKS, *CIRCULAR, *STRIP, *SLAB, *DIRECT, *ITERATIVE, *ESTIMATES)
 def test_nothing_leaves_the_device(case):
     check_without_numbers(*case)
 
@@ -195,13 +266,13 @@ def test_nothing_leaves_a_device_without_numbers(case):
     check_without_numbers(*case, device="meta")
 
 
-@cases(*BLOCKS, *CIRCULAR, *STRIP[:2], *SLAB[:1], *ITERATIVE)
+@cases(*BLOCKS, *CIRCULAR, *STRIP[:2], *SLAB[:1], *ITERATIVE, *ESTIMATES)
 def test_nothing_needs_double_precision_where_there_is_none(case):
-    task, taps, *settings = case
-    check_without_numbers(task, taps.float(), *settings, device="mps", barred=DOUBLE)
+    narrow = [value.float() if isinstance(value, torch.Tensor) else value for value in case]
+    check_without_numbers(*narrow, device="mps", barred=DOUBLE)
 
 
 @needs_cuda
-@cases(*BLOCKS, *CIRCULAR, *TO_THE_END_STRIP, *SLAB, *DIRECT, *DERIVED, DIRECTLY_DERIVED)
+@cases(*BLOCKS, *CIRCULAR, *TO_THE_END_STRIP, *SLAB, *DIRECT, *DERIVED, DIRECTLY_DERIVED, *ESTIMATES)
 def test_cuda_agrees_with_the_cpu(case):
-    check_on_cuda(*case)
+    check_on_cuda(*case, tolerance=1e-4 if case[0] in (nonnegative, total_variation, richardson_lucy, noise) else 1e-6)

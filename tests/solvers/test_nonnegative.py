@@ -1,13 +1,10 @@
 """The nonnegative estimate, compared with a long projected gradient on the dense matrix, and its own conditions."""
 
-import pytest
 import torch
-from cases import products, random
-from dense_minima import projected_gradient
+from cases import random
 
 import deconv_cli
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.nonnegative import DEFAULT_TOLERANCE, NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -15,7 +12,6 @@ from deconv_cli.solvers.solution import Status
 
 SIZE = (8, 7)
 BLUR = random((1, 1, 3, 3), seed=3).abs()
-MIXING = random((3, 2, 3, 2), seed=4)
 
 
 def estimator(taps, boundary="unknown", *, size=SIZE, lam=1e-2, penalty="identity", **options):
@@ -28,29 +24,6 @@ def stars(estimate, *, noise=0.1, batch=()):
     operator = estimate.operator
     x = (random((*batch, *operator.input_shape), seed=5) - 1.2).clamp_min(0)
     return operator.forward(x) + noise * random((*batch, *operator.output_shape), seed=6)
-
-
-def dense_normal_equations(problem):
-    A, L = problem.operator.as_matrix(), problem.penalty_operator.as_matrix()
-    return A, A.T @ A + problem.weight * L.T @ L
-
-
-@pytest.mark.parametrize(
-    **products(taps={"blur": BLUR, "mixing": MIXING}, boundary=list(BOUNDARIES), penalty=list(PENALTIES))
-)
-def test_it_is_the_minimum_under_every_border(taps, boundary, penalty):
-    estimate = estimator(taps, boundary, penalty=penalty)
-    y = stars(estimate)
-    solution = estimate.solve(y)
-    assert solution.status is Status.CONVERGED
-    assert solution.certificate <= 1e-10
-    x = solution.value.flatten()
-    assert x.min() >= 0
-    # Pixels that are held are exactly zero, and the constraint matters.
-    assert 0.2 < (x == 0).double().mean() < 0.95
-    A, H = dense_normal_equations(estimate.problem)
-    expected = projected_gradient(H, A.T @ y.flatten())
-    torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6 * float(expected.max()))
 
 
 def test_a_positive_estimate_is_the_unconstrained_one():

@@ -1,4 +1,4 @@
-"""Priors on signals and stacks: against minima found with the dense matrices, and the conditions of a minimum."""
+"""Priors on signals, pictures and stacks: against minima of dense matrices, and the conditions of a minimum."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from dense_minima import chambolle_pock, projected_gradient
 
 import deconv_cli
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.nonnegative import NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -20,6 +21,8 @@ PROBLEMS = {
     "signal of channels": ((3, 2, 4), (9,), None),
     "stack": ((1, 1, 2, 3, 2), (4, 5, 4), None),
     "stack of planes far apart": ((1, 1, 3, 2, 2), (4, 4, 4), (3.0, 1.0, 1.5)),
+    "picture": ((1, 1, 3, 3), (8, 7), None),
+    "picture of channels": ((3, 2, 3, 2), (8, 7), None),
 }
 
 
@@ -27,11 +30,11 @@ def taps_of(problem):
     return mild_kernel(PROBLEMS[problem][0]).abs()
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("boundary", ["circular", "symmetric", "zero", "unknown"])
-def test_nonnegative_estimates_are_the_minimum(problem, boundary):
+@pytest.mark.parametrize(**products(problem=list(PROBLEMS), boundary=list(BOUNDARIES), penalty=list(PENALTIES)))
+def test_nonnegative_estimates_are_the_minimum(problem, boundary, penalty):
     _, size, spacing = PROBLEMS[problem]
-    settings = ResolvedSettings(boundary=boundary, lam=1e-2, penalty="gradient", spacing=spacing, tolerance=1e-9)
+    spacing = None if penalty == "identity" else spacing
+    settings = ResolvedSettings(boundary=boundary, lam=1e-2, penalty=penalty, spacing=spacing, tolerance=1e-9)
     estimate = NonnegativeEstimator(PseudoInverse(Kernel(taps_of(problem), False), size, settings))
     y = random(estimate.operator.output_shape, seed=5)
     solution = estimate.solve(y)
@@ -44,7 +47,7 @@ def test_nonnegative_estimates_are_the_minimum(problem, boundary):
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
 
 
-@pytest.mark.parametrize(**products(boundary=["circular", "zero", "unknown"], problem=list(PROBLEMS)))
+@pytest.mark.parametrize(**products(boundary=list(BOUNDARIES), problem=list(PROBLEMS)))
 def test_no_image_has_less_total_variation(problem, boundary):
     _, size, spacing = PROBLEMS[problem]
     more = {"tolerance": 1e-6, "max_iterations": 20_000, "spacing": spacing}
@@ -57,7 +60,7 @@ def test_no_image_has_less_total_variation(problem, boundary):
     solution = estimate.solve(y)
     assert solution.status is Status.CONVERGED
     assert solution.certificate <= 1e-6
-    assert (estimate.choice.method == "slab") == (boundary == "unknown")
+    assert (estimate.choice.method == "slab") == (boundary == "unknown" and len(size) != 2)
     # A second implementation: neighbors inside the frame, by distance.
     D = torch.stack([difference(operator.input_shape, axis, boundary == "circular") for axis in range(len(size))])
     if spacing is not None:

@@ -1,13 +1,16 @@
-"""The loop around every iteration: when it ends, and what it calls the end."""
+"""The loop around every iteration: when it ends, what it calls the end, and the sentences about it."""
 
 from dataclasses import replace
 
+import pytest
 import torch
 from cases import Case, random
 
+from deconv_cli.errors import UntrustworthyResultError
+from deconv_cli.solvers import richardson_lucy
 from deconv_cli.solvers.normal_equations import MAX_ROUNDS, NormalEquations, refine_equations
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Status, StoppingRule
+from deconv_cli.solvers.solution import QUADRATIC_OBJECTIVE, Solution, Status, StoppingRule
 
 OPERATOR = Case("zero", "same", (1, 1, 1, 1), (7, 6)).operator()
 PROBLEM = TikhonovProblem(OPERATOR, 0.0, 1.0)
@@ -76,3 +79,21 @@ def test_data_without_end_are_never_solved():
     equations = NormalEquations.of_data(PROBLEM, y)
     solution = refine_equations(equations, None, StoppingRule(1e-6, 10), lambda x, gradient, course: x)
     assert not solution.status.is_success
+
+
+ENDINGS = {
+    (QUADRATIC_OBJECTIVE, None): 'use dtype="float64", a larger tolerance, or a λ nearer to 1',
+    ("½‖Ax − y‖² + 0.1·TV(x)", 0.1): 'use dtype="float64" or a larger tolerance, or take another weight',
+    (richardson_lucy.OBJECTIVE, None): 'use dtype="float64" or a larger tolerance',
+}
+
+
+@pytest.mark.parametrize("case", ENDINGS)
+def test_advice_names_what_the_objective_has(case):
+    objective, weight = case
+    solution = Solution(torch.zeros(1), Status.STAGNATED, 3, 0.5, objective=objective, weight=weight)
+    told = f"the arithmetic's precision ran out before the tolerance was reached; {ENDINGS[case]}"
+    assert solution.ending == told
+    with pytest.raises(UntrustworthyResultError) as refusal:
+        solution.raise_for_status()
+    assert str(refusal.value) == f"{told} (certificate 0.5)."

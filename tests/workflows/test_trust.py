@@ -259,13 +259,9 @@ def test_a_result_that_its_residual_rejects_is_trusted_nowhere():
     assert DoubtReason.RESIDUAL_TESTS not in reasons(replace(result, residual_tests=fine))
 
 
-@pytest.mark.parametrize(
-    "options", [{"lam": 1e-8}, pytest.param({"prior": "tv", "weight": 1e-4}, marks=pytest.mark.exhaustive)]
-)
-def test_amplified_noise_that_leaves_the_range_is_doubted(options):
-    result = deconv_cli.invert(
-        photograph("gaussian:1.5", 8), make_kernel("gaussian:1.5"), defaults="picture", **options
-    )
+def test_amplified_noise_that_leaves_the_range_is_doubted():
+    kernel = make_kernel("gaussian:1.5")
+    result = deconv_cli.invert(photograph("gaussian:1.5", 8), kernel, defaults="picture", lam=1e-8)
     assert DoubtReason.CLIPPING in reasons(result)
     assert result.clipping.share > 0.05
 

@@ -95,7 +95,7 @@ class RecordedPass(nn.Module):
         for entry in self.entries:
             leaves = [self._resolve(leaf, given, made, memory) for leaf in entry.leaves]
             args, keywords = pytree.tree_unflatten(leaves, entry.spec)
-            with self._as_it_ran(entry):
+            with self._as_recorded(entry):
                 result = entry.function(*args, **keywords)
             for handle, leaf in zip(entry.outputs, pytree.tree_leaves(result), strict=False):
                 if handle is not None:
@@ -135,7 +135,7 @@ class RecordedPass(nn.Module):
         return memory[key].as_strided(leaf.size(), leaf.stride(), leaf.storage_offset())
 
     @contextlib.contextmanager
-    def _as_it_ran(self, entry: Entry) -> Iterator[None]:
+    def _as_recorded(self, entry: Entry) -> Iterator[None]:
         """Set gradient mode, precision and random generator as recorded."""
         own = replace(entry.location, module=self._module_names.get(entry.module, ""))
         with contextlib.ExitStack() as stack:

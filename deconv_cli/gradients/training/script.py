@@ -235,7 +235,7 @@ def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> P
         return finding
     if key in events.reached:
         why = "this weight gets its gradient in another backward pass."
-        cause = Cause("another loss", CodeLocation(), why, "nothing; to be sure, check that pass by its number")
+        cause = Cause("another loss", CodeLocation(), why, "nothing; to be sure, check the backward pass of that loss")
         return replace(finding, verdict=Verdict.NOT_REACHED, causes=(cause,))
     stepping = {step.optimizer for step in events.first_steps}
     holding = {optimizer for optimizer, held in events.held.items() if key in held}
@@ -243,7 +243,9 @@ def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> P
         return finding
     if holding - stepping:
         reason = "an optimizer holds this weight that has made no step yet, so another loss may train it."
-        return _excused(finding, reason, "nothing, if another loss trains it; check that pass by its number")
+        return _excused(
+            finding, reason, "nothing if another loss trains it; to be sure, check the backward pass of that loss"
+        )
     is_meant = finding.verdict != Verdict.DETACHED or (
         finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)
     )

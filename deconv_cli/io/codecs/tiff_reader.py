@@ -34,7 +34,7 @@ def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffil
     """Open a TIFF file with its parsed OME-XML; raises `InputRefusedError` if its headers do not fit the file."""
     import tifffile
 
-    with _damage_is_an_error(), tifffile.TiffFile(path, _multifile=False) as opened:
+    with _raising_logged_damage(), tifffile.TiffFile(path, _multifile=False) as opened:
         ome = tiff_ome.parse(opened.ome_metadata) if opened.ome_metadata else None
         # Checked first: tifffile makes lists as long as the descriptions say, however short the file is.
         described = [] if ome is None else tiff_ome.n_samples_described(ome)
@@ -83,7 +83,7 @@ def segment_decoder(series: Any) -> Callable[[bytes, int, int], Array]:  # noqa:
     tables = [{"jpegtables": one.jpegtables, "jpegheader": page.jpegheader} for one in series.pages if is_jpeg]
 
     def decoded(data: bytes, n_page: int, n_segment: int) -> Array:
-        with _damage_is_an_error():
+        with _raising_logged_damage():
             samples, _, _ = decode(data, n_segment, **(tables[n_page] if is_jpeg else {}))
         native: Array = samples.astype(samples.dtype.newbyteorder("="), copy=False)
         return native
@@ -114,7 +114,7 @@ _LOG.isEnabledFor, _LOG.makeRecord = _is_enabled_for, _make_record  # type: igno
 
 
 @contextmanager
-def _damage_is_an_error() -> Iterator[None]:
+def _raising_logged_damage() -> Iterator[None]:
     """Make tifffile's log records of damage errors, in this thread."""
     logged: list[str] = []
     token = _LOGGED.set(logged)

@@ -70,7 +70,7 @@ class Alignment:
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """What is done to correct it, a few words each; empty where nothing is wrong."""
+        """The corrections, a few words each; empty if nothing is wrong."""
         if self.shift == (0, 0):
             return self.orientation_changes
         return (*self.orientation_changes, f"moved by {self.shift[0]:+d} pixels down and {self.shift[1]:+d} across")
