@@ -18,16 +18,7 @@ from deconv_cli.commands.option_groups import option, optional
 from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, LOSSES, PENALTIES
-from deconv_cli.vocabulary import (
-    SCHEMA,
-    Size,
-    counted,
-    format_percent,
-    format_size,
-    parse_numbers,
-    parse_size,
-    shortened,
-)
+from deconv_cli.vocabulary import SCHEMA, counted, format_percent, format_size, parse_numbers, parse_size, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +78,7 @@ class PairOptions:
         return tuple(values), chosen[-1].reason
 
 
-def _size_of_taps(size: Size, path: Path) -> Size:
+def _size_of_taps(size: tuple[int, ...], path: Path) -> tuple[int, ...]:
     """Repeat a single number for all axes of a picture or stack; other arrays, whose axes are unknown, are signals."""
     from deconv_cli.io import read_image
 
