@@ -38,6 +38,7 @@ from deconv_cli.io.regions import cube_sides
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.vocabulary import COUNTED, Size, format_memory, format_percent, format_size, package_version
 from deconv_cli.workflows.progress_listener import ProgressListener
+from deconv_cli.workflows.trust import Doubt
 
 MAX_SIDES = {1: 2**20, 2: 4096, 3: 512}
 """Samples of a block and its halo along an axis, at most, by the axes of space: larger blocks gain nothing."""
@@ -81,7 +82,7 @@ class BlockPlan:
         max_memory: bytes that a block may take.
         block_bytes: bytes that a block takes at most, as estimated.
         seconds_a_sample: that restoring took on a tile.
-        doubts: why the tiles are doubted, a sentence each.
+        doubts: why the tiles are doubted.
         error: predicted on tiles; `None` if it is not predicted.
         notes: on the size of the blocks, a sentence each.
     """
@@ -95,7 +96,7 @@ class BlockPlan:
     max_memory: int
     block_bytes: int
     seconds_a_sample: float
-    doubts: tuple[str, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
     error: ErrorSample | None = None
     notes: tuple[str, ...] = ()
 
@@ -159,13 +160,13 @@ def plan_blocks(
 
 
 def _size_notes(grid: BlockGrid, target: RegionTarget, asked: Size | None) -> tuple[str, ...]:
-    """Note that blocks are larger than requested, because a block writes whole pieces of its file."""
+    """Note that blocks have another size than requested: they are equal, and write whole pieces of their file."""
     core, unit = (grid.along_space(tuple(map(min, sizes, target.shape))) for sizes in (grid.core, target.unit))
-    if asked is None or all(n <= most for n, most in zip(core, asked, strict=True)):
+    if asked is None or core == tuple(map(min, asked, grid.along_space(target.shape))):
         return ()
     return (
         f"blocks have {format_size(core)} samples instead of the {format_size(asked)} of block_size, because "
-        f"'{target.path.name}' is written in whole tiles or chunks of {format_size(unit)}",
+        f"'{target.path.name}' is written in whole tiles or chunks of {format_size(unit)}, by equal blocks",
     )
 
 

@@ -32,7 +32,7 @@ from deconv_cli.solvers.solution import default_tolerance
 from deconv_cli.solvers.solver import GIVEN
 from deconv_cli.vocabulary import format_padding, format_percent
 from deconv_cli.workflows.pipeline import Pipeline
-from deconv_cli.workflows.trust import UNTRUSTED, describe_prior
+from deconv_cli.workflows.trust import UNTRUSTED, Doubt, DoubtReason, describe_prior
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class BlockSummary:
         seam: the largest difference that was measured beside a seam; `None` if none was measured.
         seconds: that all blocks took together.
         predicted_error: root mean square of the expected error; `None` if it is not predicted.
-        trusted_share: part of the pixels that are trusted.
+        trusted_share: part of the pixels that are trusted; `None` if no error is predicted.
     """
 
     n_blocks: int
@@ -269,7 +269,7 @@ class BlockSummary:
     n_seams: int
     seconds: float
     predicted_error: float | None = None
-    trusted_share: float = 0.0
+    trusted_share: float | None = None
 
     @classmethod
     def of(cls, results: Sequence[BlockResult], n_redone: int) -> BlockSummary:
@@ -296,7 +296,7 @@ class BlockSummary:
             n_seams=len(seams),
             seconds=math.fsum(result.seconds for result in results),
             predicted_error=math.sqrt(math.fsum(squares) / n_estimated) if is_predicted else None,
-            trusted_share=trusted / max(n_estimated, 1),
+            trusted_share=trusted / max(n_estimated, 1) if is_predicted else None,
         )
 
 
@@ -354,7 +354,7 @@ class BlockReconstruction:
             return None
         mean_square = summary.predicted_error**2
         found = sample.of_whole(self.task.problem.image_size, mean_square, is_trusted=not self.doubts)
-        return found if self.doubts else replace(found, share=summary.trusted_share)
+        return found if self.doubts else replace(found, share=summary.trusted_share or 0.0)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -372,36 +372,55 @@ class BlockReconstruction:
             "weight": self.plan.choices.weight,
             "iterations": self.plan.choices.iterations,
             "is_trusted": not self.doubts,
-            "doubts": list(self.doubts),
+            "doubts": [{"reason": str(doubt.reason), "sentence": doubt.sentence} for doubt in self.doubts],
+            "warnings": [],
             "notes": list(self.notes),
             "plan": self.task.as_record(),
             "blocks": self.summary and dict(vars(self.summary)),
             "seam": {"predicted": self.plan.halo.predicted, "measured": self.seam},
+            **self._measured,
         }
 
     @property
-    def doubts(self) -> tuple[str, ...]:
-        """Why the result cannot be trusted as it is, a sentence each."""
+    def _measured(self) -> dict[str, Any]:
+        """The residual and the solver of all blocks, under the names that they have for a picture in one piece."""
+        if (summary := self.summary) is None:
+            return {}
+        ends = self.settings.objective != "photo"
+        return {
+            "residual": {"relative": summary.residual, "root_mean_square": summary.residual_rms},
+            "solver": {
+                "iterations": summary.n_iterations,
+                "certificate": summary.certificate if ends else None,
+                "unsolved_blocks": summary.n_unsolved,
+            },
+            "conditioning": None,
+        }
+
+    @property
+    def doubts(self) -> tuple[Doubt, ...]:
+        """Why the result cannot be trusted as it is."""
         found, summary, halo = list(self.plan.doubts), self.summary, self.plan.halo
         if summary is None:
             return tuple(found)
         if summary.n_unsolved:
-            found.append(
+            sentence = (
                 f"in {summary.n_unsolved} of {summary.n_blocks} blocks the solver did not reach its tolerance; the "
                 f"largest certificate is {summary.certificate:.2g}"
             )
+            found.append(Doubt(DoubtReason.SOLVER, sentence))
         # Both blocks that are compared are cut, and each may be off by the prediction. Flat tiles predict nothing.
         allowed = 2 * halo.predicted * halo.range or SEAM_TOLERANCE * (summary.highest - summary.lowest)
         if summary.seam is not None and summary.seam > allowed:
-            found.append(
+            sentence = (
                 f"with a halo of {halo} blocks differ by {summary.seam:.2g} beside a seam, more than the planned "
                 f"{allowed:.2g}; {advise_whole(self.task.problem, self.plan.max_memory)}"
             )
+            found.append(Doubt(DoubtReason.SEAM, sentence))
         elif self.seam is not None and self.seam > VISIBLE_SEAM:
-            found.append(
-                f"blocks differ by {format_percent(self.seam)} of the range at a seam; use a larger block_size"
-            )
+            sentence = f"blocks differ by {format_percent(self.seam)} of the range at a seam; use a larger block_size"
+            found.append(Doubt(DoubtReason.SEAM, sentence))
         is_lambda_given = self.task.problem.resolution.reasons.lam == GIVEN
         if not found and is_lambda_given and summary.predicted_error is not None and summary.trusted_share == 0:
-            found.append(UNTRUSTED)
+            found.append(Doubt(DoubtReason.ERROR, UNTRUSTED))
         return tuple(found)

@@ -20,7 +20,7 @@ from deconv_cli.workflows.lambda_series import LambdaView
 from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.trust import DoubtReason
+from deconv_cli.workflows.trust import Doubt, DoubtReason
 
 N_CANDIDATES, MOST_CANDIDATES = 9, 256
 """Number of places that are read, and the largest number if all are flat."""
@@ -208,7 +208,7 @@ class FixedChoices:
 
 def fix_choices(
     problem: BlockProblem, tiles: Sequence[PreviewTile], sides: Size, progress: ProgressListener
-) -> tuple[FixedChoices, tuple[str, ...]]:
+) -> tuple[FixedChoices, tuple[Doubt, ...]]:
     """Restore some tiles as if each were a picture of its own, and take the median of what they choose.
 
     Each tile counts by its contrast, as in a criterion that sums over the whole picture: empty background has no say in
@@ -275,15 +275,16 @@ def weighted_median(values: Sequence[float], shares: Sequence[float]) -> float:
     return pairs[-1][0]
 
 
-def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
+def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[Doubt, ...]:
     """Doubt a picture if at least half of its tiles have no λ, show mostly noise, or contradict the kernel.
 
     Gives the sentence of the first tile that is doubted, and how many are; empty if most are not.
     """
-    of_pieces = [[doubt.sentence for doubt in piece.doubts if doubt.reason in OF_PIECES] for piece in found]
-    doubted = [sentences for sentences in of_pieces if sentences]
+    of_pieces = [[doubt for doubt in piece.doubts if doubt.reason in OF_PIECES] for piece in found]
+    doubted = [doubts for doubts in of_pieces if doubts]
     if not doubted or 2 * len(doubted) < len(found):
         return ()
     n = len(found)
     where = "the piece of the picture that was" if n == 1 else f"{len(doubted)} of {n} pieces of the picture that were"
-    return (f"in {where} tested: {doubted[0][0]}",)
+    first = doubted[0][0]
+    return (Doubt(first.reason, f"in {where} tested: {first.sentence}"),)

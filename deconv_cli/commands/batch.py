@@ -47,6 +47,7 @@ class Manifest:
 
     def __init__(self, path: Path, *, appends: bool, force: bool) -> None:
         from deconv_cli.io.files import refuse_special
+        from deconv_cli.io.records import decode_record
 
         self._path = path
         refuse_special(path)
@@ -57,9 +58,11 @@ class Manifest:
                 "choose another name."
             )
         with self._explaining():
-            is_torn = appends and size > 0 and not path.read_bytes().endswith(b"\n")
+            text = path.read_text("ascii", errors="replace") if appends and size else ""
             self._stream = path.open("a" if appends else "w", encoding="ascii")
-            self._stream.write("\n" if is_torn else "")
+            self._stream.write("\n" if text and not text.endswith("\n") else "")
+        lines = [decode_record(line) or {} for line in text.splitlines()]
+        self._listed = {line.get("output") for line in lines if line.get("status") != "failed"}
 
     def add(self, job: Job, result: JobResult) -> None:
         """Note the result of a job."""
@@ -75,6 +78,18 @@ class Manifest:
             rerun=record["rerun"],
             seconds=round(result.seconds, 4),
         )
+
+    def add_existing(self, job: Job) -> None:
+        """Note an output that an earlier run wrote without a line, with its hash and the line that repeats it."""
+        from deconv_cli.io.files import fingerprint
+        from deconv_cli.io.records import read_beside
+
+        if str(job.target) in self._listed:
+            return
+        recorded: dict[str, Any] = {}
+        with contextlib.suppress(DeconvError):  # a damaged record says nothing
+            recorded = read_beside(job.target) or {}
+        self.write(job, status="exists", output_sha256=fingerprint(job.target), rerun=recorded.get("rerun"))
 
     def close(self) -> None:
         """Close the file."""
@@ -150,6 +165,7 @@ class Batch:
         self._records: dict[int, dict[str, Any]] = {}
         self._failures: list[tuple[Job, str, ExitCode]] = []
         self._skipped: list[Path] = []
+        self._left_out: list[str] = []
         self._told: dict[tuple[int, str], tuple[Callable[[str], None], str, dict[str, bool]]] = {}
         self._n_done = self._n_doubted = 0
         self._meets_existing = False
@@ -172,10 +188,14 @@ class Batch:
         if options.manifest is not None:
             self._manifest = Manifest(options.manifest, appends=options.skip_existing, force=self._replaces)
         started = time.monotonic()
+        self._left_out = [str(path) for path in left_out]
         skipped = {job for job in jobs if self._options.skip_existing and job.target.exists()}
         wanted = [job for job in jobs if job not in skipped]
         self._skipped = [job.source for job in jobs if job in skipped]
         try:
+            if self._manifest is not None:
+                for job in (job for job in jobs if job in skipped):
+                    self._manifest.add_existing(job)
             if wanted:
                 self._work_off(wanted, work)
         except KeyboardInterrupt:
@@ -191,8 +211,8 @@ class Batch:
         self._failures.sort(key=lambda failure: failure[0].number)
         if self._printed.as_json:
             is_single = len(jobs) == 1 and not self._skipped
-            document = self._records[jobs[0].number] if is_single else self._document()
-            print_document(document | ({"left_out": [str(path) for path in left_out]} if left_out else {}))
+            others = {"left_out": self._left_out} if self._left_out else {}
+            print_document(self._records[jobs[0].number] | others if is_single else self._document())
         if not self._printed.quiet:
             for sentence in self._summary(jobs, time.monotonic() - started):
                 print_note(sentence)
@@ -295,6 +315,9 @@ class Batch:
             if self._manifest is not None:
                 self._manifest.write(job, status="failed", error=sentence)
             if job.n_jobs == 1:
+                self._failures.append((job, sentence, code))
+                if self._printed.as_json:
+                    print_document(self._document())
                 raise error
             if not isinstance(error, DeconvError):
                 traceback.print_exception(error)
@@ -354,6 +377,7 @@ class Batch:
             "results": [self._records[number] for number in sorted(self._records)],
             "failed": [{"path": str(job.source), "error": sentence} for job, sentence, _ in self._failures],
             "skipped": [str(path) for path in self._skipped],
+            "left_out": self._left_out,
         }
 
     def _summary(self, jobs: list[Job], seconds: float) -> Iterator[str]:
@@ -363,7 +387,7 @@ class Batch:
                 yield f"{jobs[0].source}: skipped, since its output '{jobs[0].target}' exists already."
             return
         others = f" ({self._n_doubted} of them doubted)" if self._n_doubted else ""
-        counts = {"failed": len(self._failures), "left out": len(self._skipped)}
+        counts = {"failed": len(self._failures), "skipped": len(self._skipped)}
         others += "".join(f", {n} {what}" for what, n in counts.items() if n)
         were = "was" if self._n_done == 1 else "were"
         yield f"{self._n_done} of {counted(len(jobs), 'input')} {were} done{others}, in {format_duration(seconds)}."

@@ -14,6 +14,7 @@ from deconv_cli.commands.summary import print_chain_summary
 from deconv_cli.commands.user_code import MODEL_FILES, ModelOptions, describe_warnings, open_module, running_user_code
 from deconv_cli.commands.work import Job, JobResult
 from deconv_cli.errors import UsageError
+from deconv_cli.schedulers.scheduler import announce_writing
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import OutputDType
 
@@ -156,6 +157,7 @@ class ChainRestoration:
             **work.describe(job, image, prepared, result.image.dtype, progress.started),
         )
         record = describe_chain_run(run)
+        announce_writing()
         prepared.write(record)
         if work.extra.report is not None:
             write_page(work.extra.report, render_chain(run, image.values))

@@ -25,6 +25,7 @@ from deconv_cli.commands.work import Job, JobResult, LargeInput, Process, Source
 from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES, TAPS
+from deconv_cli.schedulers.scheduler import announce_writing
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, Light, PaddingLike, format_padding
 
@@ -177,6 +178,7 @@ class ForwardWork(Work):
             **self.describe(job, image, prepared, result.dtype, progress.started),
         )
         record = describe_run(run)
+        announce_writing()
         prepared.write(record)
         return JobResult(record, partial(print_forward_summary, run))
 

@@ -88,7 +88,7 @@ def invert(
     )
     jobs, left_out = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet, force=files.force)
     is_one = len(jobs) == 1
-    large.check(is_possible=work.can_be_cut, is_one=is_one)
+    large.check(is_possible=work.can_be_cut, is_one=is_one, force=files.force)
     continues = is_one and (large.resume or large.block_range is not None)  # pages of that run may exist
     extra.check(jobs, force=files.force or continues)
     refuse_clashes(
@@ -197,7 +197,7 @@ class InvertWork(InvertOptions):
             self.extra.check([job], force=self.files.force)
         if self.printed.quiet or job.n_jobs > 1:
             return
-        if self.large.resume and (self.files.force or not job.target.exists()):
+        if self.large.resume and not job.target.exists():
             print_note(f"there is no earlier run to resume for '{job.target}', so it is restored as a whole")
         if self.workers.are_given:
             print_note("this process alone restores a single file as a whole; other workers only help with blocks")

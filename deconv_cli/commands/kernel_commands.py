@@ -203,7 +203,7 @@ def search_notes(image: ImageFile, light: ChosenLight) -> list[str]:
 
     if holds_points(light.to_light(_picture_of(image)).float().mean(0)):
         channel = ["--channel", "1"] if image.values.shape[1] > 1 else []
-        words = ["deconv", "kernel", "from-beads", str(image.path), *channel, "--output", "psf.safetensors"]
+        words = ["deconv", "kernel", "from-beads", str(image.path), *channel, "-o", "psf.tif"]
         return [
             f"if the points of this picture are stars or beads, measure the kernel on them with {shlex.join(words)}"
         ]

@@ -78,6 +78,16 @@ class PairOptions:
         return tuple(values), chosen[-1].reason
 
 
+def _size_of_taps(size: tuple[int, ...], path: Path) -> tuple[int, ...]:
+    """Repeat a single number for all axes of a picture or stack; other arrays, whose axes are unknown, are signals."""
+    from deconv_cli.io import read_image
+
+    if len(size) > 1:
+        return size
+    image = read_image(path)
+    return size * (image.dimensions if image.is_picture else 1)
+
+
 def fit(
     pairs: Annotated[
         list[Path],
@@ -87,7 +97,7 @@ def fit(
             "matched by file names.",
         ),
     ],
-    size: Annotated[str, option("--size H,W", "Taps along each axis; D,H,W for stacks, N for signals.")],
+    size: Annotated[str, option("--size N|H,W", "Taps along each axis; D,H,W for stacks.")],
     options: PairOptions,
     answer: KernelAnswer,
     errors: Path | None = optional("--errors FILE", "Write the error bar of every tap: one standard deviation."),
@@ -102,7 +112,8 @@ def fit(
     """Fit the kernel that blurred sharp pictures, with an error bar for every tap."""
     from deconv_cli.kernels.fit_kernel import fit_kernel
 
-    named, taps_size = _list_pairs(pairs), parse_size(size)
+    named = _list_pairs(pairs)
+    taps_size = _size_of_taps(parse_size(size), named[0][0])
     n_axes, choices = len(taps_size), options.choices()
     for path in (answer.output, errors):
         is_picture = n_axes > 1 and options.channels != "mix"

@@ -253,8 +253,8 @@ class LargeOptions:
         """Whether an option was typed that has no use without blocks."""
         return self.block_size is not None or self.dry_run or self.block_range is not None
 
-    def check(self, *, is_possible: bool, is_one: bool) -> None:
-        """Refuse by `UsageError` options that need a given kernel or a single input, and a share that is not `i/N`."""
+    def check(self, *, is_possible: bool, is_one: bool, force: bool) -> None:
+        """Refuse by `UsageError` options that need a given kernel or a single input, or contradict others."""
         if self.is_cut_anyway and not is_possible:
             raise UsageError(
                 "--block-size, --block-range and --dry-run need a given kernel, and do not go with --kernel estimate, "
@@ -264,6 +264,8 @@ class LargeOptions:
             JobShare.parse(self.block_range)
         if not is_one and self.block_range is not None:
             raise UsageError("--block-range is for one input; give one file.")
+        if self.resume and force:
+            raise UsageError("--resume keeps what an earlier run did, and --force replaces it; leave one out.")
         if not is_one and self.resume:
             raise UsageError("--resume continues one input that is restored in blocks; for many, use --skip-existing.")
 

@@ -17,6 +17,7 @@ from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.commands.work import Job, JobResult
 from deconv_cli.errors import UsageError
+from deconv_cli.schedulers.scheduler import announce_writing
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import InputKind, as_typed
 
@@ -104,6 +105,7 @@ def restore_whole(
     )
     record = describe_run(run)
     return_freed_memory()
+    announce_writing()
     prepared.write(record)
     return_freed_memory()
     planned.write(run, record, image.values)

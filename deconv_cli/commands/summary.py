@@ -246,7 +246,7 @@ def print_block_summary(run: BlockInvertRun) -> None:
         *_error_rows(found),
     ]
     rows += [("output", _file(target.path, target.shape, target.dtype)), ("cost", _cost(run.environment))]
-    _print("deconv invert", rows, found.doubts, run.notes)
+    _print("deconv invert", rows, [doubt.sentence for doubt in found.doubts], run.notes)
 
 
 def _objective_row(found: BlockReconstruction) -> tuple[str, str]:

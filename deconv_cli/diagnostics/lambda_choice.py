@@ -65,7 +65,8 @@ class LambdaChoice:
         rounds = f" in {counted(self.n_rounds, 'round')}" if self.n_rounds else ""
         other = self.cross_check
         median = f", the median of {self.n_places} places" if self.n_places > 1 else ""
-        return f"chosen by {words[self.rule]}{rounds}{median}; {other.rule} would choose {other.chosen:.2g}"
+        compared = f"for comparison, the rule {other.rule} gives {other.chosen:.2g}"
+        return f"chosen by {words[self.rule]}{rounds}{median}; {compared}"
 
     @property
     def failure(self) -> str | None:

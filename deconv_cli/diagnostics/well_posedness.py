@@ -224,9 +224,7 @@ def inspect_kernel(
     )
 
 
-_LOSSY_KERNEL = (
-    "the boundary loses nothing, but the kernel nearly removes some frequencies: a λ above 0 keeps noise down"
-)
+_LOSSY_KERNEL = "the kernel nearly removes some frequencies, whatever the boundary; a λ above 0 keeps the noise low"
 
 
 def _border(kernel: Kernel, geometry: Geometry, boundary: str, spectrum: Spectrum) -> BoundaryAssessment:

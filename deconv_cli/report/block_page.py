@@ -13,7 +13,7 @@ from deconv_cli.blocks.preview_tiles import Preview
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.prompt_sentences import with_options
 from deconv_cli.report.page import describe_page, fill_page
-from deconv_cli.report.reconstruction_record import Record, describe_predicted_error
+from deconv_cli.report.reconstruction_record import Record, describe_doubts, describe_predicted_error
 from deconv_cli.report.run import InputFile, Run, describe_environment, describe_kernel
 from deconv_cli.report.shown_images import describe_omission, images_to_show, show_images
 from deconv_cli.report.verdict import Row
@@ -45,7 +45,7 @@ def describe_block_run(run: BlockInvertRun) -> Record:
         "predicted_error": expected and {**describe_predicted_error(expected), "sampled_from": expected.pieces},
         "output": _describe_target(run.task),
         "notes": [with_options(note) for note in run.notes],
-        "doubts": [with_options(doubt) for doubt in run.reconstruction.doubts],
+        "doubts": describe_doubts(run.reconstruction.doubts),
         **describe_environment(run.environment),
         "rerun": run.rerun,
     }
@@ -89,6 +89,7 @@ def _describe_target(task: BlockTask) -> dict[str, Any]:
 def render_block_page(run: BlockInvertRun, preview: Preview) -> str:
     """Write the page as HTML, as `render_page` does, with one piece of the picture pixel by pixel."""
     found, layout, source = run.reconstruction, run.task.problem.layout, _input_file(run)
+    doubts = [doubt.sentence for doubt in found.doubts]
     boundary = run.task.problem.resolution.settings.boundary
     result = replace(preview.result, settings=replace(preview.result.settings, boundary=boundary))
     with_error = replace(result, predicted_error=_predicted_error(run, preview))
@@ -103,14 +104,12 @@ def render_block_page(run: BlockInvertRun, preview: Preview) -> str:
             plane = seen[0][0] + shown.cuts.place[0]
             seen = ((plane, plane + 1), *seen[1:])
         shown = replace(shown, comparison=replace(shown.comparison, caption=f"Pixel by pixel: {_place(seen)}."))
-    page = describe_page(
-        run, source, result, preview.diagnosis, found.expected_error, shown, preview.views, found.doubts
-    )
+    page = describe_page(run, source, result, preview.diagnosis, found.expected_error, shown, preview.views, doubts)
     blocks = f"It was restored in {counted(run.task.grid.n_blocks, 'block')}."
     piece = f"The pictures, and the numbers of the kernel and the residual, belong to one piece: {place}."
     page = replace(
         page,
-        warnings=[*found.doubts, *(f"In the piece shown: {warning}" for warning in page.warnings)],
+        warnings=[*doubts, *(f"In the piece shown: {warning}" for warning in page.warnings)],
         experts=[*page.experts, blocks, piece],
         rows=[*page.rows, *_block_numbers(found)],
     )

@@ -26,7 +26,7 @@ def finite_or_none(value: float | None) -> float | None:
 
 def describe_doubts(doubts: Iterable[Doubt]) -> list[Record]:
     """Describe doubts, with the names of options."""
-    return [{"reason": doubt.reason.value, "sentence": with_options(doubt.sentence)} for doubt in doubts]
+    return [{"reason": str(doubt.reason), "sentence": with_options(doubt.sentence)} for doubt in doubts]
 
 
 def describe_reconstruction(result: Reconstruction) -> Record:

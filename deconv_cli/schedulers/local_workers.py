@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_threads
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
 from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.errors import WorkerError
+from deconv_cli.schedulers import scheduler
 from deconv_cli.schedulers.scheduler import (
     RETRIES,
     Finished,
@@ -150,7 +152,10 @@ class ProcessPool(Scheduler):
         return cls(settings.jobs, settings.device)
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
-        """Give each process one number at a time."""
+        """Give each process one number at a time.
+
+        Interrupted, it waits for the pieces that are being written, and yields those that were finished.
+        """
         pickled = pickle.dumps(task)
         left, again = iter(numbers), deque[int]()
         n_trials: Counter[int] = Counter()
@@ -170,8 +175,11 @@ class ProcessPool(Scheduler):
                     return
                 finished = []
                 for pipe in wait(list(busy)):
-                    worker = busy.pop(pipe)  # type: ignore[call-overload]  # typeshed allows file numbers too
+                    worker = busy[pipe]  # type: ignore[index]  # typeshed allows file numbers too
                     ended = worker.end()
+                    if ended is None:
+                        continue
+                    del busy[worker.pipe]
                     if worker.is_lost:
                         self._drop(worker)
                     else:
@@ -181,8 +189,16 @@ class ProcessPool(Scheduler):
                         again.append(ended.number)
                     else:
                         finished.append(ended)
+        except KeyboardInterrupt:
+            yield from finished
+            for worker in busy.values():
+                with suppress(WorkerError):
+                    while worker.is_writing or (not worker.is_lost and worker.pipe.poll()):
+                        if (last := worker.end()) is not None and not worker.is_lost:
+                            yield last
+            raise
         finally:
-            for worker in busy.values():  # interrupted, so nobody waits for the pieces under way
+            for worker in busy.values():  # interrupted, so nobody waits for the other pieces under way
                 self._drop(worker)
 
     def close(self) -> None:
@@ -204,7 +220,7 @@ class _Worker:
 
     def __init__(self, place: int, share: MachineShare) -> None:
         context = multiprocessing.get_context("spawn")
-        self.place, self.is_lost = place, False
+        self.place, self.is_lost, self.is_writing = place, False, False
         self.pipe, far_end = context.Pipe()
         self.process = context.Process(target=_serve, args=(far_end, share, place), daemon=True)
         self.process.start()
@@ -223,17 +239,18 @@ class _Worker:
             return  # it died, which `end` reports
         self._task = task
 
-    def end(self) -> Finished[Any]:
-        """Return what the process sent, or that it died.
+    def end(self) -> Finished[Any] | None:
+        """Return what the process sent, or that it died; `None` if it only announced that it writes its result.
 
         Raises:
             WorkerError: it exited with an error code, for example because it cannot start.
         """
         try:
-            finished: Finished[Any] = self.pipe.recv()
+            finished: Finished[Any] | None = self.pipe.recv()
+            self.is_writing = finished is None
             return finished
         except (EOFError, OSError):
-            self.is_lost = True
+            self.is_lost, self.is_writing = True, False
         self.process.join(SECONDS_TO_END)
         code = self.process.exitcode or 0
         if 0 < code < CRASHED:
@@ -265,6 +282,7 @@ def _serve(pipe: Connection, share: MachineShare, place: int) -> None:
         pickled = pipe.recv_bytes()  # before torch is loaded, which takes long: the sender waits
         keep_freed_memory()
         share.take(place)
+        scheduler.on_writing = partial(pipe.send, None)
         task = pickle.loads(pickled)  # noqa: S301  from the process that started this one
         while True:
             message = pipe.recv()

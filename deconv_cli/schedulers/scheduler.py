@@ -171,6 +171,16 @@ class Scheduler(ABC):
         self.close()
 
 
+on_writing: Callable[[], None] | None = None
+"""In a process of a pool: tells the owner that the piece begins to write its result."""
+
+
+def announce_writing() -> None:
+    """Announce that a piece begins to write its result, so that an interrupted run waits for it."""
+    if on_writing is not None:
+        on_writing()
+
+
 def attempt(task: Callable[[int], Result], number: int) -> Finished[Result]:
     """Call a task once, and return its result or its error."""
     try:

@@ -283,8 +283,10 @@ class Noise:
         if not LEAST_NEGATIVE < share <= MOST_NEGATIVE:
             return kernel, ()
         nearest = without_negative_taps(taps, n_axes)
-        part = f"{format_percent(share)} beside the others"
-        note = f"counts were blurred with the nearest kernel without negative taps, {part}"
+        note = (
+            "counts cannot be negative, so they were blurred with the nearest kernel without negative taps; the "
+            f"negative taps add up to {format_percent(share)} of the others"
+        )
         return (replace(kernel, taps=nearest) if isinstance(kernel, KernelField) else nearest), (note,)
 
     def add(self, image: Tensor, seed: int) -> Tensor:

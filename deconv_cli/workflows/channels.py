@@ -27,7 +27,9 @@ def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_
     of_channels = [(number, note) for number, part in enumerate(parts, start=1) for note in part.notes]
     assessed = [part.well_posedness for part in parts if part.well_posedness is not None]
     lam = (
-        first.reasons.lam if first.lambda_choice is None else f"each channel separately, the first {first.reasons.lam}"
+        first.reasons.lam
+        if first.lambda_choice is None
+        else f"one λ for each channel; the first was {first.reasons.lam}"
     )
     methods = [part.choice.method for part in parts]
     joined = replace(

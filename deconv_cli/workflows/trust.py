@@ -65,6 +65,7 @@ class DoubtReason(StrEnum):
     NOISE = "noise"
     ERROR = "expected error"
     KERNEL = "estimated kernel"
+    SEAM = "seam"
 
 
 UNTRUSTED = (

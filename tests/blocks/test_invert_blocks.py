@@ -107,8 +107,8 @@ def test_a_kernel_that_pieces_contradict_is_doubted(tmp_path, monkeypatch, assum
     assert found.record["is_trusted"] != is_wrong
     if is_wrong:
         (doubt,) = found.doubts
-        assert re.match(r"in [23] of 3 pieces of the picture that were tested: ", doubt)
-        assert doubt.endswith(ResidualFinding.WRONG_KERNEL.sentence)
+        assert re.match(r"in [23] of 3 pieces of the picture that were tested: ", doubt.sentence)
+        assert doubt.sentence.endswith(ResidualFinding.WRONG_KERNEL.sentence)
 
 
 def with_halo(run, halo):
@@ -122,7 +122,7 @@ def test_a_seam_above_the_plan_is_doubted(tmp_path):
     found = with_halo(planned(tmp_path, kernel), (2, 7)).finish(SerialScheduler(), describe)
     (doubt,) = found.doubts
     assert re.match(
-        r"with a halo of 2×7 blocks differ by .* beside a seam, more than the planned .*; restore it as", doubt
+        r"with a halo of 2×7 blocks differ by .* beside a seam, more than the planned .*; restore it as", doubt.sentence
     )
     assert found.record["is_trusted"] is False
 
@@ -136,7 +136,8 @@ def test_a_seam_that_can_be_seen_is_noted_and_doubted_though_it_was_planned(tmp_
     halo = replace(found.plan.halo, worst=found.plan.halo.range / 100)
     plan = replace(found.task, plan=replace(found.plan, halo=halo))
     wide = replace(found, task=plan, summary=replace(found.summary, seam=0.03 * halo.range))
-    assert wide.doubts == ("blocks differ by 3 % of the range at a seam; use a larger block_size",)
+    sentence = "blocks differ by 3 % of the range at a seam; use a larger block_size"
+    assert wide.record["doubts"] == [{"reason": "seam", "sentence": sentence}]
     (note,) = wide.plan.seam_notes
     assert note in wide.notes
     assert "at the frame blocks may differ by 5 % of the range at a seam, instead of 0.1 %" in note
@@ -270,7 +271,7 @@ def test_pixels_on_the_edge_of_the_frame_are_measured(run, monkeypatch):
     done = task(1)
     assert done.seam >= 1000.0
     found = BlockReconstruction(task, BlockSummary.of([done], 1))
-    assert any("beside a seam" in doubt for doubt in found.doubts)
+    assert any("beside a seam" in doubt.sentence for doubt in found.doubts)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -39,7 +39,7 @@ def test_several_inputs_into_a_folder(deconv, photograph, microscope, gray, gent
     (tmp_path / "out").mkdir()
     inputs = [photograph, microscope, gray]
     done = deconv(command, *inputs, "-k", gentle, "-o", tmp_path / "out", "--json", expect=NO_BLURRED_DATA)
-    assert done.report.keys() == {"schema", "command", "results", "failed", "skipped"}
+    assert done.report.keys() == {"schema", "command", "results", "failed", "skipped", "left_out"}
     assert (done.report["schema"], done.report["command"], done.report["failed"]) == (2, command, [])
     assert [record["inputs"][0]["path"] for record in done.report["results"]] == [str(path) for path in inputs]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in inputs)

@@ -43,6 +43,9 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     assert plan["output"]["bytes"] == 80 * 72 * 4
     assert [path.name for path in large.parent.iterdir()] == ["large.npy"]
     report = deconv(*words(large, "--json")).report
+    assert (report["warnings"], report["doubts"], report["blocks"]["trusted_share"]) == ([], [], None)
+    assert report["residual"]["relative"] == report["blocks"]["residual"]
+    assert report["solver"]["certificate"] == report["blocks"]["certificate"]
     assert report["plan"] == plan["plan"]
     assert report["seam"]["measured"] <= report["seam"]["predicted"] <= 1e-3
     data, kernel = torch.from_numpy(np.load(large))[None], deconv_cli.make_kernel("box:3")
@@ -58,7 +61,7 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     assert sorted(path.name for path in large.parent.iterdir()) == ["large.npy", "out.npy", "out.npy.json"]
 
 
-def test_blocks_that_are_larger_than_asked_for_are_explained(deconv, large):
+def test_blocks_of_another_size_than_asked_for_are_explained(deconv, large):
     tiff = words(large)
     tiff[tiff.index("-o") + 1] = large.with_name("out.tif")
     sentence = "blocks have 80×72 samples instead of the 40×40 of --block-size, because 'out.tif' is written in whole"
@@ -66,6 +69,8 @@ def test_blocks_that_are_larger_than_asked_for_are_explained(deconv, large):
     done = deconv(*tiff, "--json")
     assert "the picture is one block of 80×72; nothing is cut" in " ".join(done.stderr.split())
     assert done.stderr.count(sentence) == sum(sentence in note for note in done.report["notes"]) == 1
+    smaller = [word if word != "40" else "60" for word in words(large, "--dry-run")]
+    assert "blocks have 40×36 samples instead of the 60×60 of --block-size" in deconv(*smaller).stderr
 
 
 def with_extras(large, *more):

@@ -34,7 +34,7 @@ def test_a_pair_of_tensors_gives_the_kernel_that_invert_takes(deconv, save, tmp_
 def test_pictures_are_fitted_in_light(deconv, samples_folder, tmp_path):
     """The sample was blurred in linear light by a kernel that is known, with noise and rounding."""
     sharp, blurred = samples_folder / "camera.png", samples_folder / "camera_blurred.png"
-    done = deconv("kernel", "fit", sharp, blurred, "--size", "15,15", "--nonnegative", "--unit-sum", "--json",
+    done = deconv("kernel", "fit", sharp, blurred, "--size", "15", "--nonnegative", "--unit-sum", "--json",
                   "-o", tmp_path / "k.safetensors")  # fmt: skip
     assert "in linear light" in done.report["light"]
     assert done.report["sum"] == pytest.approx(1.0, abs=1e-6)

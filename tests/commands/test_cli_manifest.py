@@ -59,7 +59,7 @@ def test_each_file_has_a_line_and_a_second_run_does_what_is_missing(deconv, refu
     done = deconv(*words, "--skip-existing", "--json")
     assert [record["inputs"][0]["path"] for record in done.report["results"]] == [str(frames / "2.npy")]
     assert done.report["skipped"] == [str(frames / "1.npy"), str(frames / "10.npy")]
-    assert "1 of 3 inputs was done, 2 left out" in done.stderr
+    assert "1 of 3 inputs was done, 2 skipped" in done.stderr
     assert (out / "1.npy").read_text() == "anything"
     assert [line["status"] for line in lines_of(manifest)[3:]] == ["done"]
     deconv(*words, "--force")
@@ -75,9 +75,14 @@ def test_a_manifest_without_a_line_or_with_a_torn_one_is_continued(deconv, frame
     for name in ("2.npy", "2.npy.json"):
         (tmp_path / "out" / name).unlink()
     deconv(*words, "--skip-existing")
-    torn, whole = (tmp_path / "run.jsonl").read_text().splitlines()
+    torn, *whole = (tmp_path / "run.jsonl").read_text().splitlines()
     assert torn == '{"input": "a'
-    assert json.loads(whole)["status"] == "done"
+    first, last, made = map(json.loads, whole)
+    assert [line["status"] for line in (first, last, made)] == ["exists", "exists", "done"]
+    assert first["output_sha256"] == fingerprint(tmp_path / "out" / "1.npy")
+    assert first["rerun"].startswith("deconv forward")
+    deconv(*words, "--skip-existing")
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 4
 
 
 def test_an_interrupted_run_keeps_what_is_finished(deconv, frames, gentle, tmp_path, monkeypatch):
@@ -123,8 +128,11 @@ def test_a_single_file_has_a_line_too(deconv, frames, gentle, tmp_path):
     told = f"note: {frames / '1.npy'}: skipped, since its output '{tmp_path / 'x.npy'}' exists already.\n"
     assert (skipped.stdout, skipped.stderr) == ("", told)
     bad = ["forward", frames / "2.npy", "-k", gentle, "-o", tmp_path / "y.npy", *manifest, "--skip-existing"]
-    deconv(*bad, expect=ExitCode.INPUT_REFUSED)
-    assert [line["status"] for line in lines_of(tmp_path / "one.jsonl")] == ["failed"]
+    failed = deconv(*bad, "--json", expect=ExitCode.INPUT_REFUSED)
+    assert failed.report["failed"][0]["path"] == str(frames / "2.npy")
+    assert f"error: {failed.report['failed'][0]['error']}\n" == failed.stderr
+    assert (failed.report["results"], failed.report["skipped"], failed.report["left_out"]) == ([], [], [])
+    assert [line["status"] for line in lines_of(tmp_path / "one.jsonl")] == ["exists", "failed"]
 
 
 def test_an_output_over_an_input_is_refused_whatever_is_forced(refuses, frames, gentle, tmp_path):
@@ -147,6 +155,8 @@ def test_a_pipe_is_never_replaced(refuses, frames, gentle, tmp_path, option):
 def test_options_that_contradict_one_another(refuses, frames, gentle, tmp_path):
     words = [frames, "-k", gentle, "-o", tmp_path / "out"]
     refuses("forward", *words, "--skip-existing", "--force", code=ExitCode.USAGE, says="--skip-existing")
+    one = [frames / "1.npy", *words[1:3], "-o", tmp_path / "x.npy"]
+    refuses("invert", *one, "--resume", "--force", code=ExitCode.USAGE, says="--resume keeps what an earlier run did")
     refuses("invert", *words, "--resume", code=ExitCode.USAGE, says=["--resume continues one input", "--skip-existing"])
 
 

@@ -166,6 +166,8 @@ def test_what_is_wrong_with_the_optimizer(name, tmp_path):
     (finding,) = [finding for finding in found.general if finding.is_fault]
     assert finding.verdict == verdict
     assert words in finding.causes[0].why
+    if name in ("another object", "a part"):
+        assert finding.causes[0].location.source.startswith("optimizer = torch.optim.SGD(")
     assert REMEDIES.get(name, "") in finding.causes[0].suggestion
     is_slow = verdict == "ACCUMULATED"
     assert str(found).startswith("Training runs, but more slowly" if is_slow else "Training would not work")
@@ -259,6 +261,7 @@ def test_the_script_has_its_arguments_and_they_are_put_back(tmp_path):
     [
         ("1 / 0\n", r"train.py:1 \(ZeroDivisionError"),
         ("print('no training')\n", r"never calls backward\(\)"),
+        ("model = 1\nmodel = = 2\n", r"train.py:2 \(SyntaxError"),
     ],
 )
 def test_a_script_that_does_not_come_to_training(text, words, tmp_path):

@@ -120,6 +120,45 @@ def test_an_interrupted_run_ends_all_of_its_processes_in_silence(tmp_path):
         assert run.communicate(timeout=300) == ("ended\n", "")
 
 
+WRITING = """
+import signal
+import sys
+import time
+from pathlib import Path
+from deconv_cli.schedulers.local_workers import ProcessPool
+from deconv_cli.schedulers.scheduler import announce_writing
+
+def write(number):
+    if number == 0:
+        announce_writing()
+    Path(sys.argv[1], str(number)).touch()
+    time.sleep(3 if number == 0 else 600)
+    return number
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ProcessPool(2) as pool:
+            for finished in pool.run(write, range(5)):
+                print(finished.result)
+    except KeyboardInterrupt:
+        print("ended")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is a signal to a group of processes")
+def test_an_interrupted_run_waits_for_the_piece_that_is_being_written_and_for_no_other(tmp_path):
+    script = tmp_path / "writing.py"
+    script.write_text(WRITING)
+    command = [sys.executable, str(script), str(tmp_path)]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment) as run:
+        while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
+            time.sleep(0.05)
+        subprocess.os.killpg(run.pid, signal.SIGINT)
+        assert run.communicate(timeout=300) == ("0\nended\n", None)
+
+
 def test_as_many_pieces_as_there_are_threads_go_on_at_once_with_a_core_each():
     all_here, n_cores = threading.Barrier(3, timeout=120), torch.get_num_threads()
 

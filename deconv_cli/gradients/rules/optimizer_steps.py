@@ -30,8 +30,9 @@ def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
     else:
         why = f"no optimizer holds {name_some(missing, 4)}, so they never change though they get gradients."
         suggestion = "give the optimizer these weights too, or freeze them with requires_grad_(False)"
-    steps = evidence.events.first_steps
-    return [_of_optimizer(steps[0].location if steps else CodeLocation(), why, suggestion)]
+    keys = [step.optimizer for step in events.first_steps] or list(events.held)
+    location = events.created_at.get(keys[0]) or next((step.location for step in events.first_steps), CodeLocation())
+    return [_of_optimizer(location, why, suggestion, "the optimizer")]
 
 
 def _of_optimizer(location: CodeLocation, why: str, suggestion: str, operation: str = "optimizer.step()") -> Finding:

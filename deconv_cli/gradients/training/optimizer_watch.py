@@ -93,6 +93,7 @@ class OptimizerWatch:
         backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
         n_skipped: steps that a gradient scaler skipped, since the scaled gradients overflow.
         is_cut_short: the watch stopped before the first step.
+        created_at: the line that built each optimizer.
     """
 
     steps: list[OptimizerStep] = field(default_factory=list)
@@ -108,6 +109,7 @@ class OptimizerWatch:
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
     n_skipped: int = 0
     is_cut_short: bool = False
+    created_at: dict[int, CodeLocation] = field(default_factory=dict)
     _weights: list[torch.Tensor] = field(default_factory=list)
     _first: list[tuple[float, float]] = field(default_factory=list)
     _norms: dict[int, float] = field(default_factory=dict)
@@ -200,6 +202,15 @@ class OptimizerWatch:
 
     def _note_held(self) -> None:
         self.held = {key: frozenset(map(id, weights_of(found))) for key, found in self._known.items()}
+
+    def watched_creation(self, create: Callable[..., None]) -> Callable[..., None]:
+        """Watch the constructor of all optimizers."""
+
+        def watched(optimizer: Any, *args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
+            self.created_at[id(optimizer)] = running_line()
+            create(optimizer, *args, **keywords)
+
+        return watched
 
     def watched_clearing(self, clear: Callable[..., None]) -> Callable[..., None]:
         """Watch a function that clears gradients."""

@@ -72,6 +72,8 @@ def _failing(path: Path, error: Exception) -> Exception:
     if isinstance(error, UsageError):
         return error
     location = location_of_error(error)
+    if isinstance(error, SyntaxError):  # the traceback ends where the file is read
+        location = CodeLocation(error.filename, error.lineno)
     where = f" at {location}" if location else ""
     reads_none = location is not None and ".grad" in location.code and "NoneType" in str(error)
     hint = "; .grad is None until backward() has run" if reads_none else ""

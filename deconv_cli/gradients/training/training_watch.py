@@ -104,6 +104,7 @@ class TrainingWatch:
 
     def __enter__(self) -> TrainingWatch:
         self._replace(torch.autograd, "backward", self._watched_backward)
+        self._replace(torch.optim.Optimizer, "__init__", self.optimizers.watched_creation)
         self._replace(torch.optim.Optimizer, "zero_grad", self.optimizers.watched_clearing)
         self._replace(nn.Module, "zero_grad", self.optimizers.watched_clearing)
         self._replace(
