@@ -21,7 +21,7 @@ from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry, resolve_padding
 from deconv_cli.parts import BOUNDARIES, PRIORS
-from deconv_cli.regularizers import spaced_penalty
+from deconv_cli.regularizers import find_penalty, spaced_penalty
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -146,11 +146,13 @@ class BlockProblem:
         """Put data on a torus along the axes whose both ends are cuts.
 
         The influence of what lies outside ends in the halo, whatever it is, and on a torus the estimate has a closed
-        form. The gap is filled smoothly and is as wide as the kernel reaches, so the image keeps its size.
+        form. The gap is filled smoothly and is as wide as the kernel reaches, so the image keeps its size. Beside the
+        frame a penalty on differences has no closed form, and a torus would keep it from the fastest solvers.
         """
         settings = resolution.settings
         wraps = tuple(cut.is_closed(interval) for cut, interval in zip(self.cuts, data, strict=True))
-        if not (any(wraps) and settings.is_linear and settings.method == "auto"):
+        is_faster = all(wraps) or not find_penalty(settings.penalty).takes_differences
+        if not (any(wraps) and is_faster and settings.is_linear and settings.method == "auto"):
             return values, resolution
         reach = [cut.n_taps - 1 if is_wrapped else 0 for cut, is_wrapped in zip(self.cuts, wraps, strict=True)]
         torus = tuple(n + r for n, r in zip(values.shape[-len(reach) :], reach, strict=True))

@@ -156,6 +156,15 @@ def test_a_block_that_does_not_fit_the_memory_is_refused_before_any_tile_is_rest
         invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=cut, **OPTIONS)
 
 
+@pytest.mark.parametrize("boundary", ["reflect", "unknown"])
+def test_a_part_at_the_frame_is_solved_without_long_iterations(tmp_path, boundary):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(150, 140)[None], kernel, boundary)
+    problem, data = laid_out(tmp_path, kernel, boundary=boundary, penalty="gradient", lam=1e-4), ((0, 64), (30, 94))
+    found = problem.restore(problem.read((), data), data, problem.pipeline())
+    assert found.choice.method == "strip"  # a torus along the second axis would leave 500 iterations
+
+
 @pytest.mark.parametrize("background", [0.0, 100.0])
 def test_pieces_that_are_flat_do_not_make_the_halo_narrow(tmp_path, monkeypatch, background):
     monkeypatch.setattr(preview_tiles, "MAX_SAMPLES", 24**2)  # so that the first nine miss what there is
