@@ -160,9 +160,9 @@ def plan_blocks(
 
 
 def _size_notes(grid: BlockGrid, target: RegionTarget, asked: Size | None) -> tuple[str, ...]:
-    """Note that blocks have another size than requested: they are equal, and write whole pieces of their file."""
+    """Note that blocks have another size than requested, because they write whole tiles or chunks of their file."""
     core, unit = (grid.along_space(tuple(map(min, sizes, target.shape))) for sizes in (grid.core, target.unit))
-    if asked is None or core == tuple(map(min, asked, grid.along_space(target.shape))):
+    if asked is None or max(unit) == 1 or core == tuple(map(min, asked, grid.along_space(target.shape))):
         return ()
     return (
         f"blocks have {format_size(core)} samples instead of the {format_size(asked)} of block_size, because "

@@ -195,7 +195,7 @@ def recovered_share(inverse: PseudoInverse) -> DeterminedShare | None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(operator.input_shape, generator=generator, dtype=torch.float64).to(taps)
     with torch.no_grad():
-        found = inverse.solve(inverse.kernel.join(operator.forward(noise))).value
+        found = inverse.solve(operator.forward(noise)).value.reshape(noise.shape)
     lost = synchronize.as_number((noise - found).square().sum() / noise.square().sum())
     if lost <= torch.finfo(taps.dtype).eps ** 0.5:
         return None

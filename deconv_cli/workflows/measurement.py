@@ -142,7 +142,7 @@ def measure(
     if not is_picture and settings.has_lambda:  # of a picture everything outside the frame is lost
         lost = count_lost_directions(estimator)
         result = replace(result, lost_directions=lost if lost.n_lost > 0 else None)
-        if settings.lam == 0 and lost.n_lost == 0 and estimator.rank is None:
+        if settings.lam == 0 and operator.is_layer and lost.n_lost == 0 and estimator.rank is None:
             result = replace(result, determined=recovered_share(estimator))
     if operator.is_layer:  # whose modes are no frequencies
         return result
@@ -219,14 +219,8 @@ def examine_picture(
         image, sigma = result.image.detach(), result.settings.noise_sigma
         clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma)
         result = replace(result, clipping=clipping)
-    notes, (low, high) = result.notes, data.aminmax()
-    if bool(low < high) and synchronize.as_number(((data > low) & (data < high)).double().mean()) < 0.01:
-        notes += ("the picture has only two levels, so the blur of the scene is lost: give one with gray levels",)
-    top = plateau_of(data) if kurtosis(data) > OF_POINTS else None
-    if top is not None and (resolution.ceiling is None or top < resolution.ceiling * (1 - 1e-6)):
-        level = f"many samples share the largest value, {top:g}: they are probably saturated, but were treated as "
-        notes += (f"{level}measurements, so the result is probably wrong around them",)
-    result = replace(result, notes=notes)
+    samples = data.detach() if data.is_floating_point() else data.double()
+    result = replace(result, notes=(*result.notes, *_describe_levels(samples, resolution.ceiling)))
     if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
         taps = kernel.taps[0, 0].detach().cpu()
         sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)
@@ -234,6 +228,21 @@ def examine_picture(
         caution = None if sentences else result.light_caution
         result = replace(result, notes=(*result.notes, *sentences), light_caution=caution)
     return result
+
+
+def _describe_levels(samples: Tensor, ceiling: float | None) -> tuple[str, ...]:
+    """Note a picture of two levels, and samples that are probably saturated below the `ceiling` of their type."""
+    low, high = map(synchronize.as_number, samples.aminmax())
+    notes = list[str]()
+    if low < high and int(((samples > low) & (samples < high)).count_nonzero()) < 0.01 * samples.numel():
+        notes.append("the picture has only two levels, so the blur of the scene is lost: give one with gray levels")
+    is_below = ceiling is None or high < ceiling * (1 - 1e-6)
+    if is_below and kurtosis(samples) > OF_POINTS and plateau_of(samples) is not None:
+        notes.append(
+            f"many samples share the largest value, {high:g}: they are probably saturated, but were treated as "
+            "measurements, so the result is probably wrong around them"
+        )
+    return tuple(notes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,8 +69,6 @@ def test_blocks_of_another_size_than_asked_for_are_explained(deconv, large):
     done = deconv(*tiff, "--json")
     assert "the picture is one block of 80×72; nothing is cut" in " ".join(done.stderr.split())
     assert done.stderr.count(sentence) == sum(sentence in note for note in done.report["notes"]) == 1
-    smaller = [word if word != "40" else "60" for word in words(large, "--dry-run")]
-    assert "blocks have 40×36 samples instead of the 60×60 of --block-size" in deconv(*smaller).stderr
 
 
 def with_extras(large, *more):
