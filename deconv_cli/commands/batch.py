@@ -189,12 +189,12 @@ class Batch:
             self._manifest = Manifest(options.manifest, appends=options.skip_existing, force=self._replaces)
         started = time.monotonic()
         self._left_out = [str(path) for path in left_out]
-        skipped = {job for job in jobs if self._options.skip_existing and job.target.exists()}
+        skipped = dict.fromkeys(job for job in jobs if options.skip_existing and job.target.exists())
         wanted = [job for job in jobs if job not in skipped]
-        self._skipped = [job.source for job in jobs if job in skipped]
+        self._skipped = [job.source for job in skipped]
         try:
             if self._manifest is not None:
-                for job in (job for job in jobs if job in skipped):
+                for job in skipped:
                     self._manifest.add_existing(job)
             if wanted:
                 self._work_off(wanted, work)

@@ -61,7 +61,7 @@ class KernelRequest:
         return words[0]
 
     def load(self, named: int | None = None) -> LoadedKernel:
-        """Read the kernels for images with so many `named` axes of space, once for all of them."""
+        """Read the kernels for images with `named` axes of space; kernels that were read before are kept."""
         if named not in self._loaded:
             self._refuse_misspelled()
             self._loaded[named] = load_kernels(self.paths, self.options, self.dimensions, named)

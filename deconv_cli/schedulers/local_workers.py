@@ -160,7 +160,7 @@ class ProcessPool(Scheduler):
         left, again = iter(numbers), deque[int]()
         n_trials: Counter[int] = Counter()
         busy: dict[Connection, _Worker] = {}
-        finished: list[Finished[Result]] = []
+        finished = deque[Finished[Result]]()
         try:
             while True:
                 while len(busy) < min(self.n_workers, MAX_BUSY):
@@ -170,10 +170,10 @@ class ProcessPool(Scheduler):
                     worker = self._idle.pop() if self._idle else _Worker(heapq.heappop(self._places), self._share)
                     busy[worker.pipe] = worker
                     worker.begin(pickled, number)
-                yield from finished  # while the others work
+                while finished:  # the others work meanwhile
+                    yield finished.popleft()
                 if not busy:
                     return
-                finished = []
                 for pipe in wait(list(busy)):
                     worker = busy[pipe]  # type: ignore[index]  # typeshed allows file numbers too
                     ended = worker.end()
@@ -190,7 +190,8 @@ class ProcessPool(Scheduler):
                     else:
                         finished.append(ended)
         except KeyboardInterrupt:
-            yield from finished
+            while finished:
+                yield finished.popleft()
             for worker in busy.values():
                 with suppress(WorkerError):
                     while worker.is_writing or (not worker.is_lost and worker.pipe.poll()):

@@ -105,16 +105,19 @@ if __name__ == "__main__":
 """
 
 
+def started(folder, text):
+    """Start a script that a signal to its group of processes can interrupt; it gets the folder as its argument."""
+    script = folder / "script.py"
+    script.write_text(text)
+    return subprocess.Popen(
+        [sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is a signal to a group of processes")
 def test_an_interrupted_run_ends_all_of_its_processes_in_silence(tmp_path):
-    script = tmp_path / "interrupted.py"
-    script.write_text(INTERRUPTED)
-    root = str(Path(__file__).parents[2])
-    command = [sys.executable, str(script)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={"PYTHONPATH": root, "PATH": ""},
-    ) as run:  # fmt: skip
+    with started(tmp_path, INTERRUPTED) as run:
         assert {run.stdout.readline(), run.stdout.readline()} == {"0\n", "1\n"}
         subprocess.os.killpg(run.pid, signal.SIGINT)  # as a terminal does
         assert run.communicate(timeout=300) == ("ended\n", "")
@@ -148,15 +151,11 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is a signal to a group of processes")
 def test_an_interrupted_run_waits_for_the_piece_that_is_being_written_and_for_no_other(tmp_path):
-    script = tmp_path / "writing.py"
-    script.write_text(WRITING)
-    command = [sys.executable, str(script), str(tmp_path)]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment) as run:
+    with started(tmp_path, WRITING) as run:
         while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
             time.sleep(0.05)
         subprocess.os.killpg(run.pid, signal.SIGINT)
-        assert run.communicate(timeout=300) == ("0\nended\n", None)
+        assert run.communicate(timeout=300) == ("0\nended\n", "")
 
 
 def test_as_many_pieces_as_there_are_threads_go_on_at_once_with_a_core_each():
