@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,9 +123,18 @@ def read_member(path: Path) -> bytes | None:
         return None
 
 
+N_REMOVALS, SECONDS_BETWEEN_REMOVALS = 20, 0.05
+"""A folder is removed again while threads of zarr, whose write failed, still put chunks into it."""
+
+
 def remove(path: Path) -> None:
     """Remove a marked folder or a file, if it is there."""
     if path.is_dir() and not path.is_symlink():
+        for _ in range(N_REMOVALS):
+            shutil.rmtree(path, ignore_errors=True)
+            time.sleep(SECONDS_BETWEEN_REMOVALS)
+            if not path.exists():
+                return
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
