@@ -146,8 +146,7 @@ def _of_input(item: WrongInput) -> Cause:
         why = f"{operation} returns None for '{item.name}', which has a gradient."
         suggestion = f"return {what}"
     elif item.mistake is not None:
-        names = {"function": operation, "name": f"'{item.name}'", "n": item.number}
-        why, suggestion = (text.format(**names) for text in item.mistake.value)
+        why, suggestion = (text.format(function=operation) for text in item.mistake.value)
     elif found is None:
         raise LookupError(f"nothing is wrong with {operation}")
     else:
