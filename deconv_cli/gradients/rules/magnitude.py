@@ -19,13 +19,10 @@ from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
 from deconv_cli.gradients.rules.detached import returning_none
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
 from deconv_cli.gradients.tracing.operations import STEPS, words
 
 _SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, if the loss contains a derivative"
-_NORMALIZING = ("BatchNorm", "LayerNorm", "GroupNorm", "Softmax", "ScaledDot")
-_MAX_NODES = 200
 _REASONS = (
     (
         words("ThresholdBackward"),
@@ -135,25 +132,12 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
 
 def find_zero_by_construction(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter whose effect a normalization behind it removes."""
-    double = evidence.double
-    if name not in double.constants:
+    if name not in evidence.double.constants:
         return None
-    follower = _normalization_behind(evidence, name, double.backward)
-    why = f"{follower} removes everything that this parameter adds, so the loss does not depend on it."
+    why = "a normalization or a softmax behind it removes everything that this parameter adds to the loss."
     suggestion = "nothing; it does no harm, and a layer without it (bias=False) gives the same"
-    return Finding(Verdict.ZERO_BY_CONSTRUCTION, (Cause(follower, evidence.module_of(name), why, suggestion),))
-
-
-def _normalization_behind(evidence: Evidence, name: str, backward: BackwardTrace) -> str:
-    """Name the nearest normalization behind a parameter."""
-    waiting = [node for node, _ in backward.readers_of(evidence.parameters[name])]
-    for node in waiting:
-        kind = type(node).__name__
-        if any(word in kind for word in _NORMALIZING):
-            return kind.removesuffix("0").removesuffix("Backward").removeprefix("Native")
-        if len(waiting) < _MAX_NODES:
-            waiting += [reader for reader, _ in backward.consumers.get(node, []) if reader not in waiting]
-    return "what follows"
+    cause = Cause("a bias without effect", evidence.module_of(name), why, suggestion)
+    return Finding(Verdict.ZERO_BY_CONSTRUCTION, (cause,))
 
 
 COLLAPSE = 1e-6
