@@ -197,9 +197,7 @@ def _first_forward(
             forward = later
             stack.push(own.pop_all())
     if subject.moving and not forward.parameter_writes:
-        later = trace_forward(subject)
-        subject.has_aliases = not is_same(float(later.loss.detach()), float(forward.loss.detach()))
-        forward = forward if subject.has_aliases else later
+        forward = trace_forward(subject)
     subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.parameter_writes)
     return weight_norms, forward
 
