@@ -29,6 +29,8 @@ Region: TypeAlias = tuple[slice, ...]
 """One slice for each stored axis, with plain start and stop inside of the array, and no step."""
 _NOT_STORED = ("path", "metadata", "record", "notes")
 """Attributes of a source that do not say how its samples are stored."""
+_OF_HEADER = ("shape", "dtype", "axes", "chunk", "metadata", "record")
+"""Attributes of a source that its file holds besides the samples."""
 
 
 def shape_of(region: Region) -> tuple[int, ...]:
@@ -175,9 +177,9 @@ class RegionTarget(_Array):
     def write(self, region: Region, samples: Array) -> None:
         """Write a part that covers whole units, or ends with the array, once or again. Raises `FileAccessError`."""
 
-    @abstractmethod
     def read(self, region: Region) -> Array:
         """Read a part of the unfinished or finished result; raises `DeconvError` if it is damaged."""
+        return self._open(partial_path(self.path) if self.is_begun() else self.path).read(region)
 
     def check_units(self, region: Region) -> None:
         """Raise `ValueError` for parts of units: two writers of one unit would overwrite each other's samples."""
@@ -193,24 +195,21 @@ class RegionTarget(_Array):
     def _make(self, own: Path) -> None:
         """Make the file, of its final size, under a name."""
 
+    @abstractmethod
+    def _open(self, written: Path) -> RegionSource:
+        """Open the unfinished or finished file under this name; raises `DeconvError` if it is damaged."""
+
     def _is_like(self, found: Path, new: Path) -> bool:
         """Check whether the hidden file differs from a new one in its samples alone."""
-        if not _has_no_other_name(found) or found.stat().st_size != new.stat().st_size:
+        if found.is_symlink() or found.is_dir() != new.is_dir():
             return False
-        with found.open("rb") as one, new.open("rb") as other:
-            return all(
-                one.seek(start) == other.seek(start) and one.read(stop - start) == other.read(stop - start)
-                for start, stop in self._without_samples(new)
-            )
-
-    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
-        """List the parts of a new file, first byte and end, that hold no samples."""
-        raise NotImplementedError
-
-    @property
-    def _written(self) -> Path:
-        """The unfinished file, or the finished result."""
-        return partial_path(self.path) if self.is_begun() else self.path
+        if new.is_file() and not (_has_no_other_name(found) and found.stat().st_size == new.stat().st_size):
+            return False
+        try:
+            kept, made = self._open(found), self._open(new)
+        except DeconvError:
+            return False
+        return all(getattr(kept, name) == getattr(made, name) for name in _OF_HEADER)
 
 
 def _has_no_other_name(partial: Path) -> bool:

@@ -160,12 +160,8 @@ class NpyTarget(RegionTarget):
     def _make(self, own: Path) -> None:
         np.lib.format.open_memmap(own, "w+", np.dtype(self.dtype).newbyteorder("<"), self.shape)
 
-    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
-        return [(0, new.stat().st_size - self.n_bytes)]
-
-    def read(self, region: Region) -> Array:
-        """Read a part that was written."""
-        return NPY.open_regions(self._written, None).read(region)
+    def _open(self, written: Path) -> RegionSource:
+        return NPY.open_regions(written, None)
 
     def write(self, region: Region, samples: Array) -> None:
         """Write a part."""

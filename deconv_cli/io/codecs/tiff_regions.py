@@ -189,15 +189,8 @@ class TiffTarget(RegionTarget):
         rows, columns = (tile_side(self.shape[self.axes.index(letter)]) for letter in "YX")
         write_empty_tiff(own, image, (rows, columns))
 
-    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
-        grid = _grid_of(new)
-        tiles = sorted(zip(grid.offsets.flat, (grid.offsets + grid.sizes).flat, strict=True))
-        starts, stops = zip(*tiles, strict=True)
-        return [*zip((0, *stops), (*starts, new.stat().st_size), strict=True)]
-
-    def read(self, region: Region) -> Array:
-        """Read a part that was written."""
-        return TiffSource.of(self._written, None).read(region)
+    def _open(self, written: Path) -> RegionSource:
+        return TiffSource.of(written, None)
 
     def write(self, region: Region, samples: Array) -> None:
         """Write a part, tile by tile."""

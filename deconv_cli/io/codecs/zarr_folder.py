@@ -31,10 +31,11 @@ from deconv_cli.io.codecs.zarr_source import (
     ZarrSource,
     count_missing,
     describe_zarr,
+    named_axes,
     open_stored,
     zarr_package,
 )
-from deconv_cli.io.files import FOLDER, list_members, read_member, refusing_damage, remove
+from deconv_cli.io.files import FOLDER, list_members, refusing_damage, remove
 from deconv_cli.io.layout import Array, Layout, rename_batch, working_bytes
 from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.region_arrays import (
@@ -226,27 +227,19 @@ class ZarrTarget(RegionTarget):
     def _make(self, own: Path) -> None:
         _create(own, self._described({}), self.unit)
 
-    def _is_like(self, found: Path, new: Path) -> bool:
-        """Compare array and group without their attributes, which a run writes just before it renames the folder."""
-
-        def described(folder: Path, name: str) -> dict[str, Any]:
-            stored: dict[str, Any] = json.loads(read_member(folder / name) or "{}")
-            return stored | {"attributes": {}}
-
-        try:
-            names = [name for name, *_ in list_members(new)]
-            return not found.is_symlink() and all(described(found, name) == described(new, name) for name in names)
-        except (ValueError, TypeError):  # half written
-            return False
-
     def _described(self, record: dict[str, Any]) -> StoredImage:
         return StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record)
 
-    def read(self, region: Region) -> Array:
-        """Read chunks that were written."""
+    def _open(self, written: Path) -> RegionSource:
+        member = _member_of(self.metadata)
         with refusing_damage(self.path, f"a {NAME}"):
-            found: Array = np.asarray(open_stored(self._written, _member_of(self.metadata))[region])
-            return found
+            array = open_stored(written, member)
+            # A run writes the attributes just before it renames the folder.
+            return ZarrSource(
+                *(written, array.shape, array.dtype.name, named_axes(array), NAME, array.chunks),
+                is_picture=True,
+                member=member,
+            )
 
     def write(self, region: Region, samples: Array) -> None:
         """Write whole chunks."""

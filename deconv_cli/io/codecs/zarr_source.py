@@ -102,7 +102,7 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
         if isinstance(node, zarr.Array):
             if series not in (None, 0):
                 raise UsageError(f"'{path}' holds a single array, but series={series} was chosen.")
-            array, axes = node, _named_axes(node)
+            array, axes = node, named_axes(node)
         else:
             group, ome, multiscale = _choose_image(path, node, series)
             place = PurePosixPath(group) / str(multiscale["datasets"][0]["path"])
@@ -204,7 +204,7 @@ def _ome_of(node: Any) -> dict[str, Any]:  # noqa: ANN401
     return found
 
 
-def _named_axes(array: Any) -> str:  # noqa: ANN401
+def named_axes(array: Any) -> str:  # noqa: ANN401
     """Read the letters of axes, if each of their names is a letter."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
     letters = "".join(str(name).upper() for name in names)
