@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 NOTABLE_NOISE = 1e-3
 """Noise in standard deviations of an array from which on it spoils estimates under the λ of tensors."""
 SHORT, NOTABLE_IN_SHORT = 1024, 0.03
-"""Samples of a signal that may be too short for its noise to be told from detail, and the noise that counts there."""
+"""In a signal of at most this many samples, noise may look like detail; the noise from which on it counts there."""
 N_ALIGNED = 3
 """The alignment of the kernel is tested on this many first inputs of a run: a test takes longer than restoring."""
 
