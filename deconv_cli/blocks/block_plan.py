@@ -249,13 +249,10 @@ def _largest_core(problem: BlockProblem, max_samples: int, halo: Size, options: 
     most, core = MAX_SIDES[len(problem.data_size)], []
     sides = cube_sides(tuple(min(n, most) for n in problem.data_size), max_samples)
     for side, margin, cut in zip(sides, halo, problem.cuts, strict=True):
-        if side >= cut.n_data:
-            core.append(cut.n_image)
-            continue
         reach, n_data = cut.n_taps - 1, side
         while n_data > 1 and next_fast_size(n_data + reach) > side + reach:
             n_data -= 1
-        core.append(max(n_data - 2 * margin, 1))
+        core.append(cut.n_image if side >= cut.n_data else max(n_data - 2 * margin, 1))
     return core
 
 

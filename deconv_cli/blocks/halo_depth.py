@@ -201,10 +201,7 @@ def _at_frame(problem: BlockProblem, tiles: Sequence[PreviewTile], depth: Size) 
 
 
 def _as_many_kernels(problem: BlockProblem, halo: Size, depth: Size) -> Size:
-    """Widen a halo to the same number of kernel widths along all axes.
-
-    Saturated samples are not compared, so the measured halo may be too narrow along an axis.
-    """
+    """Widen a halo to as many kernels along all axes: it may be too narrow, as saturated samples are not compared."""
     sizes = [cut.n_taps for cut in problem.cuts]
     n_kernels = max(h / size for h, size in zip(halo, sizes, strict=True))
     return tuple(min(math.ceil(n_kernels * size), d) for size, d in zip(sizes, depth, strict=True))

@@ -189,8 +189,7 @@ def determined_share(jacobian: LinearOperator, like: Tensor) -> DeterminedShare:
 def recovered_share(inverse: PseudoInverse) -> DeterminedShare | None:
     """Measure the part of white noise that an inverse with λ = 0 recovers from its outputs, by one solve.
 
-    `None` if it recovers everything up to rounding. Solvers without singular values show lost directions in no other
-    way.
+    `None` if it recovers everything up to rounding. Other measures of lost directions need singular values.
     """
     operator, taps = inverse.operator, inverse.operator.kernel
     generator = torch.Generator().manual_seed(0)

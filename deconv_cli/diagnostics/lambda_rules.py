@@ -147,8 +147,7 @@ class SpectralData:
     def by_gain(self) -> list[tuple[Tensor, Tensor]]:
         """Two pairs: gains of groups with the sums of the squares of the data, and gains with the numbers of values.
 
-        The gains are infinite where the penalty is zero. They differ between the pairs: the mean gain of a group is
-        weighted by the amounts.
+        Gains are infinite where the penalty is zero. The mean gain of a group is weighted by the amounts of the pair.
         """
         multiplicity = self.multiplicity[:, None].expand_as(self.power)
         amounts = (multiplicity * self.power).flatten(), self.n_images * multiplicity.flatten()
