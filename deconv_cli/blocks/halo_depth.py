@@ -176,9 +176,9 @@ def _halo_within(
     if (halo := smallest_halo(of_inside, depth, allowed, halo)) is None:
         return None, False
     if problem.resolution.has_bounds:
-        halo = _as_many_kernels(problem, halo, depth)
+        halo = _widen_to_kernels(problem, halo, depth)
     enough = smallest_halo(of_frame, depth, allowed, halo)
-    at_frame = enough or _no_worse(of_frame, depth, halo)
+    at_frame = enough or _hardly_worse(of_frame, depth, halo)
     worst = max(_worst(of_inside, halo), _worst(of_frame, at_frame))
     return HaloChoice(halo, at_frame, worst, samples_range), enough is not None
 
@@ -200,7 +200,7 @@ def _at_frame(problem: BlockProblem, tiles: Sequence[PreviewTile], depth: Size) 
     return moved
 
 
-def _as_many_kernels(problem: BlockProblem, halo: Size, depth: Size) -> Size:
+def _widen_to_kernels(problem: BlockProblem, halo: Size, depth: Size) -> Size:
     """Widen a halo to as many kernels along all axes: it may be too narrow, as saturated samples are not compared."""
     sizes = [cut.n_taps for cut in problem.cuts]
     n_kernels = max(h / size for h, size in zip(halo, sizes, strict=True))
@@ -222,7 +222,7 @@ def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:
     return worst
 
 
-def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -> Size:
+def _hardly_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -> Size:
     """Find a narrower halo than `depth` with almost the same error: a wider one may not help the pixels on an edge."""
     goal = HARDLY_MORE * _worst(influences, depth)
     for n in range(N_PARTS):

@@ -92,16 +92,16 @@ def contrast_of(values: Tensor, white: float | None) -> float:
 
 
 Found = TypeVar("Found")
-LookAt = Callable[[PreviewTile, ProgressListener], Found]
+TileTask = Callable[[PreviewTile, ProgressListener], Found]
 """Restores a tile and returns what it found."""
 
 
 def map_tiles(
-    look_at: LookAt[Found], tiles: Sequence[PreviewTile], what: str, progress: ProgressListener
+    task: TileTask[Found], tiles: Sequence[PreviewTile], what: str, progress: ProgressListener
 ) -> list[Found]:
     """Apply a function to tiles; the progress shows `what`, the number of the tile, and the iterations."""
     names = [f"{what}: piece {number} of {len(tiles)}" for number in range(1, len(tiles) + 1)]
-    return [look_at(tile, StepOf(name, progress)) for tile, name in zip(tiles, names, strict=True)]
+    return [task(tile, StepOf(name, progress)) for tile, name in zip(tiles, names, strict=True)]
 
 
 def tile_sides(problem: BlockProblem, max_memory: int, n_batch: int = 1, *, is_predicted: bool = False) -> Size:

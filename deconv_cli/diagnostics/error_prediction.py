@@ -139,7 +139,7 @@ class ErrorPredictor:
         is_periodic = operator.boundary.is_periodic
         torus = tuple(n if is_periodic else next_fast_size(n + n // 4) for n in size)
         images = model.draw(self.n_probes, torus, self.seed, self._probed.kernel.taps.dtype)
-        seen = without_lost(images, model, self._probed.kernel.taps) if model.is_lossy else images
+        seen = apply_compression(images, model, self._probed.kernel.taps) if model.is_lossy else images
         cut, kept = (crop(drawn, (0,) * len(size), tuple(size)) + estimate.mean() for drawn in (images, seen))
         return cut, kept
 
@@ -150,7 +150,7 @@ class ErrorPredictor:
         return torch.cat([self._probed.solve(part).value.reshape(-1, *shape) for part in outputs.split(step)])
 
 
-def without_lost(images: Tensor, model: ImageModel, taps: Tensor) -> Tensor:
+def apply_compression(images: Tensor, model: ImageModel, taps: Tensor) -> Tensor:
     """Compute what compression leaves of images `(B, 1, *torus)`."""
     size = tuple(images.shape[2:])
     axes, left = space_axes(len(size)), model.share_left(taps, size).to(images.dtype)
