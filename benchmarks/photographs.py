@@ -62,7 +62,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 PEERS = {
     "scikit-image wiener": ("wiener", tuple(10 ** (k / 2) for k in range(-8, 3))),
-    "scikit-image richardson_lucy": ("richardson_lucy", (3, 5, 10, 20, 30, 50)),
+    "scikit-image richardson_lucy": ("richardson_lucy", (5, 10, 20, 40)),
 }
 """Functions of scikit-image, with the balances, or numbers of iterations, of which each picture gets the best."""
 
