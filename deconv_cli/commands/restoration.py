@@ -137,14 +137,16 @@ def _options(work: InvertOptions, result: Reconstruction, image: ImageFile) -> O
     options = settings.as_options()
     is_kept = bool(work.extra.kept_options) or "predict" in given
     looks_at_noise = is_kept or (settings.objective == "tv" and settings.weight in (None, "auto"))
-    dropped = {"--dimensions", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
-    dropped |= {"--defaults"} if (settings.defaults is InputKind.PICTURE) is image.is_picture else set()
-    dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
-    dropped |= set() if looks_at_noise else {"--noise-sigma"}
-    dropped |= set() if is_kept else {"--seed"}
-    if "defaults" not in given and options.get("--noise") == default_noise(settings.defaults):
-        dropped.add("--noise")
-    options = {name: value for name, value in options.items() if name not in dropped}
+    set_elsewhere = {"--dimensions", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
+    is_needless = {
+        "--defaults": (settings.defaults is InputKind.PICTURE) is image.is_picture,
+        "--lambda": not settings.has_lambda,
+        "--penalty": not settings.has_lambda,
+        "--noise-sigma": not looks_at_noise,
+        "--seed": not is_kept,
+        "--noise": "defaults" not in given and options.get("--noise") == default_noise(settings.defaults),
+    }
+    options = {name: v for name, v in options.items() if name not in set_elsewhere and not is_needless.get(name)}
     if settings.has_lambda:
         # Channels that were restored one by one keep a λ for each, even if all are equal.
         is_of_each = result.lambda_choice is not None or isinstance(given.get("lam"), tuple)
