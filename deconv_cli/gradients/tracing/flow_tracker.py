@@ -27,6 +27,7 @@ from deconv_cli.gradients.tracing.operations import (
     DETACHING,
     FILLING,
     LIKE_ANOTHER,
+    ONE_FOR_EACH,
     OUTSIDE_USES,
     PAST_AUTOGRAD,
     RANDOM,
@@ -168,7 +169,11 @@ class FlowTracker:
         if reads:
             self._mark_used(tensors, location)
             step = _Step(name, operation, flow, reachable | hidden, hidden)
-            self._record_outputs(step, outputs, is_derivative=is_derivative)
+            if name in ONE_FOR_EACH and len(outputs) == len(tensors):
+                for tensor, output in zip(tensors, outputs, strict=True):
+                    self._record_output(_Step(name, operation, *self._joined([tensor])), output)
+            else:
+                self._record_outputs(step, outputs, is_derivative=is_derivative)
         for tensor, (version, maker) in zip(tensors, before, strict=True):
             if not tensor.is_inference() and tensor._version != version:
                 self._record_write(tensor, maker, flow, reachable, operation)

@@ -63,6 +63,9 @@ ALONG_EDGES = words(
 DETACHING_INSIDE = frozenset({"gumbel_softmax"})
 """Functions of torch that call `.detach()` themselves."""
 
+ONE_FOR_EACH = frozenset({"broadcast_tensors", "meshgrid", "align_tensors"})
+"""Functions that return one tensor for each input, made of that input alone."""
+
 LIKE_ANOTHER = frozenset({"to", "type_as", "view_as", "expand_as", "reshape_as"})
 _CASTS = words("int long short byte char bool to type type_as __long__")
 _SHAPE_ONLY = words(
