@@ -162,7 +162,8 @@ def test_parts_become_one_file(tmp_path, kind):
 def test_ome_metadata_come_along(tmp_path, ome_file):
     source = open_regions(ome_file)
     target = planned(source, tmp_path / "out.ome.tif")
-    target.create()
+    assert not target.create()
+    assert target.create()  # a new one would have another identifier
     target.finish({"command": "invert"})
     before, after = read_image(ome_file), read_image(tmp_path / "out.ome.tif")
     assert after.metadata.channel_names == ("DAPI", "GFP", "RFP")
