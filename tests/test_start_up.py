@@ -65,6 +65,7 @@ def test_help_loads_nothing_heavy_fits_eighty_columns_and_shows_an_example(name)
     text, loaded = loaded_by(*([name] if name else []), "--help")
     assert loaded == []
     assert "Usage: deconv" in text
+    assert "[[" not in text
     assert [line for line in text.splitlines() if len(line) > 80] == []
     assert "\x1b" not in text
     words = text.split()

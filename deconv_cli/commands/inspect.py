@@ -44,7 +44,7 @@ Kind = Literal["image", "kernel"]
 
 
 def inspect(
-    inputs: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures, tensors, kernels, state dicts.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="FILE", help="Pictures, tensors, kernels, state dicts.")],
     reading: KernelReading,
     taken_for: Kind | None = optional(
         "--as",
