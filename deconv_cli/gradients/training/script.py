@@ -65,7 +65,10 @@ def check_script(
     return replace(report, notes=(*report.notes, *notes))
 
 
-_ENDED = "the script was ended after {}, as soon as the verdict was certain; the rest of it did not run"
+_ENDED = (
+    "the script was ended after {}, as soon as the verdict was certain, and the rest of it did not run; for faults "
+    "that begin later, as after a warm-up, choose a later pass with step=N"
+)
 
 
 def _failing(path: Path, error: Exception) -> Exception:
