@@ -276,6 +276,7 @@ def test_the_script_has_its_arguments_and_they_are_put_back(tmp_path):
     [
         ("1 / 0\n", r"train.py:1 \(ZeroDivisionError"),
         ("print('no training')\n", r"never calls backward\(\)"),
+        ("import sys\nsys.exit('no data')\n", "ended itself before the pass to check, by sys.exit: “no data”"),
         ("model = 1\nmodel = = 2\n", r"train.py:2 \(SyntaxError"),
     ],
 )

@@ -53,8 +53,11 @@ def check_script(
             run_notebook(path) if path.suffix == ".ipynb" else runpy.run_path(str(path), run_name="__main__")
     except EnoughSeenError:
         notes.append(_ENDED.format(counted(watch.n_backward, "backward pass", "backward passes")))
-    except SystemExit:
-        pass
+    except SystemExit as end:
+        if end.code and not watch.passes:
+            raise UsageError(
+                f"'{path}' ended itself before the pass to check, by sys.exit: “{end.code}”; it may need other arguments."
+            ) from end
     except Exception as error:
         if not watch.passes:
             raise _failing(path, error) from error
