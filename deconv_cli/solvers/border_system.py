@@ -19,9 +19,9 @@ on Image Processing 14, 2005) for a single channel and an unknown border; the re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,18 @@ from torch import Tensor
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import Band, BandGroup, coupling, invert_lines, multiply_narrow, outside, solve_lines
+from deconv_cli.solvers.bands import (
+    Band,
+    BandGroup,
+    BandReader,
+    Spectrum,
+    coupling,
+    invert_lines,
+    outside,
+    read_bands,
+    row_parts,
+    solve_lines,
+)
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -62,10 +73,10 @@ class BorderSystem:
         self, places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
     ) -> None:
         self.kinds = _list_unknowns(places, blocks, boundary, penalty, weight)
-        self._has_inputs = any(kind.kind != "outputs" for kind in self.kinds)
-        self._estimate = FrequencyBlocks(blocks.estimate)
-        self._inputs = FrequencyBlocks(as_real(blocks.inputs))
-        self._outputs = FrequencyBlocks(as_real(blocks.outputs))
+        of_outputs = [kind.group for kind in self.kinds if kind.kind == "outputs"]
+        of_inputs = [kind.group for kind in self.kinds if kind.kind != "outputs"]  # in the order of the kinds
+        self._readers = [BandReader(groups) for groups in (of_outputs, of_inputs) if groups]
+        self._parts = [RowBlocks(blocks, part) for part in row_parts(blocks.estimate)]
 
     @property
     def groups(self) -> list[BandGroup]:
@@ -82,51 +93,58 @@ class BorderSystem:
         """Whether conjugate gradients can solve it: pixels are not tied, or nothing else is unknown."""
         return not self.has_ties or len(self.kinds) == 1
 
-    def spectra(self, rows: Part | None, columns: Part | None) -> tuple[Tensor | None, Tensor | None]:
+    def spectra(
+        self,
+        rows: Part | None,
+        columns: Part | None,
+        outputs: Spectrum | None = None,
+        inputs: Spectrum | None = None,
+    ) -> tuple[Spectrum | None, Spectrum | None]:
         """Transform unknowns to u, which is added to the outputs, and √μ Σ l̄_j q_j − Wν, which is added to the inputs.
 
         Returns:
-            Spectra of shapes `(*batch, C_out, N1, N2 // 2 + 1)` and `(*batch, C_in, N1, N2 // 2 + 1)`.
+            Their sums with whole spectra of `outputs` and `inputs`.
         """
         nothing: list[Tensor | None] = [None] * len(self.kinds)
-        to_outputs: Tensor | None = None
-        to_inputs = []
+        to_outputs, to_inputs = outputs, []
         for kind, *bands in zip(self.kinds, rows or nothing, columns or nothing, strict=True):
             if kind.kind == "outputs":
-                to_outputs = kind.group.spectrum(*bands)
+                to_outputs = Spectrum(None if outputs is None else outputs.whole, *kind.group.factors(*bands))
             else:
                 to_inputs.append(kind.group.factors(*(None if band is None else -band for band in bands)))
         if not to_inputs:
-            return to_outputs, None
+            return to_outputs, inputs
         left, right = zip(*to_inputs, strict=True)
-        return to_outputs, multiply_narrow(torch.cat(left, dim=-1), torch.cat(right, dim=-2))
+        whole = None if inputs is None else inputs.whole
+        return to_outputs, Spectrum(whole, torch.cat(left, dim=-1), torch.cat(right, dim=-2))
 
-    def image(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
+    def image(self, outputs: Spectrum | None, inputs: Spectrum | None) -> Tensor:
         """Compute the spectrum of z = P·outputs + N·inputs."""
-        if outputs is None:
-            assert inputs is not None
-            return self._inputs.multiply(inputs)
-        estimate = self._estimate.multiply(outputs)
-        return estimate if inputs is None else self._inputs.add_product(estimate, inputs)
+        return self._collect(lambda rows: rows.image(*rows.at(outputs, inputs)))
 
-    def defect(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
+    def defect(self, outputs: Spectrum | None, inputs: Spectrum | None) -> Tensor:
         """Compute the spectrum of M·outputs − Pᴴ·inputs."""
-        if outputs is None:
-            assert inputs is not None
-            return self._estimate.multiply(inputs, adjoint=True).neg_()
-        defect = self._outputs.multiply(outputs)
-        return defect if inputs is None else self._estimate.add_product(defect, inputs, adjoint=True, sign=-1.0)
+        return self._collect(lambda rows: rows.defect(*rows.at(outputs, inputs)))
 
-    def read(self, outputs: Tensor | None, inputs: Tensor | None) -> tuple[Part, Part]:
+    def _collect(self, evaluate: Callable[[RowBlocks], Tensor]) -> Tensor:
+        result: Tensor | None = None
+        for rows in self._parts:
+            values = evaluate(rows)
+            if result is None:
+                result = values.new_empty(*values.shape[:-2], self._parts[-1].part.stop, values.shape[-1])
+            result[..., rows.part, :] = values
+        assert result is not None
+        return result
+
+    def read(self, outputs: Spectrum | None, inputs: Spectrum | None) -> tuple[Part, Part]:
         """Evaluate the system's left-hand side in both bands, for spectra of right-hand sides."""
-        pairs = self._read(outputs, inputs, BandGroup.read, None)
-        return [rows for rows, _ in pairs], [columns for _, columns in pairs]
+        return read_bands(self._readers, self._left_sides(outputs, inputs))
 
-    def read_rows(self, outputs: Tensor | None, inputs: Tensor | None) -> Part:
+    def read_rows(self, outputs: Spectrum | None, inputs: Spectrum | None) -> Part:
         """Evaluate the system's left-hand side in the band of rows, for spectra of unknowns outside that band."""
-        return self._read(outputs, inputs, BandGroup.read_rows, None)
+        return read_bands(self._readers, self._left_sides(outputs, inputs), columns=False)[0]
 
-    def read_columns(self, outputs: Tensor | None, inputs: Tensor | None, own: Part | None = None) -> Part:
+    def read_columns(self, outputs: Spectrum | None, inputs: Spectrum | None, own: Part | None = None) -> Part:
         """Evaluate the system's left-hand side in the rest of the band of columns.
 
         Args:
@@ -134,26 +152,52 @@ class BorderSystem:
             inputs: spectrum that is added to the inputs.
             own: the unknowns in this band; `None` for zero.
         """
-        return self._read(outputs, inputs, BandGroup.read_columns, own)
+        columns = read_bands(self._readers, self._left_sides(outputs, inputs), rows=False)[1]
+        if own is not None:
+            for kind, values, added in zip(self.kinds, columns, own, strict=True):
+                if kind.kind == "differences":
+                    values += added
+        return columns
 
-    def _read(
-        self,
-        outputs: Tensor | None,
-        inputs: Tensor | None,
-        read: Callable[[BandGroup, Tensor], Any],
-        own: Part | None,
-    ) -> list[Any]:
-        image = self.image(outputs, inputs) if self._has_inputs else None
-        result: list[Any] = []
-        for kind in self.kinds:
-            if image is None or kind.kind == "outputs":
-                value = read(kind.group, self.defect(outputs, inputs))
-            else:
-                value = read(kind.group, image)
-            if own is not None and kind.kind == "differences":
-                value = value + own[len(result)]
-            result.append(value)
-        return result
+    def _left_sides(self, outputs: Spectrum | None, inputs: Spectrum | None) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Compute the spectra that outputs, and that the other kinds are read from, some rows at a time."""
+        for rows in self._parts:
+            given = rows.at(outputs, inputs)
+            sides = [rows.defect(*given)] if self.kinds[0].kind == "outputs" else []
+            if len(sides) < len(self._readers):
+                sides.append(rows.image(*given))
+            yield rows.part, sides
+
+
+class RowBlocks:
+    """The blocks P, M and N in some rows of frequencies, so few that spectra of them stay in the processor's cache."""
+
+    def __init__(self, blocks: TorusBlocks, part: slice) -> None:
+        self.part = part
+        self._estimate = FrequencyBlocks(blocks.estimate[part])
+        self._outputs = FrequencyBlocks(as_real(blocks.outputs[part]))
+        self._inputs = FrequencyBlocks(as_real(blocks.inputs[part]))
+
+    def at(self, outputs: Spectrum | None, inputs: Spectrum | None) -> tuple[Tensor | None, Tensor | None]:
+        """Evaluate spectra in these rows."""
+        u, v = (None if spectrum is None else spectrum.at(self.part) for spectrum in (outputs, inputs))
+        return u, v
+
+    def image(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
+        """Compute P·outputs + N·inputs."""
+        if outputs is None:
+            assert inputs is not None
+            return self._inputs.multiply(inputs)
+        estimate = self._estimate.multiply(outputs)
+        return estimate if inputs is None else self._inputs.add_product(estimate, inputs)
+
+    def defect(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
+        """Compute M·outputs − Pᴴ·inputs."""
+        if outputs is None:
+            assert inputs is not None
+            return self._estimate.multiply(inputs, adjoint=True).neg_()
+        defect = self._outputs.multiply(outputs)
+        return defect if inputs is None else self._estimate.add_product(defect, inputs, adjoint=True, sign=-1.0)
 
 
 class BandSolver:
