@@ -155,7 +155,7 @@ class Spectrum:
 def row_parts(blocks: Tensor) -> list[slice]:
     """Cut the rows of blocks `(N1, N2 // 2 + 1, C_out, C_in)` so that complex spectra of a part stay in the cache."""
     n1, n_half, *channels = blocks.shape
-    return parts_of(n1, 2 * n_half * max(channels), blocks.device)
+    return parts_of(n1, n_half * max(channels), blocks.device)
 
 
 class BandReader:
