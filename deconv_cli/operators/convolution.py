@@ -114,13 +114,12 @@ def _slide(x: Tensor, kernel: Tensor, padding: Size) -> Tensor:
         if not unfolds_by_parts(x):
             y = convolve(images, kernel, padding=padding)
         else:
-            if any(padding):
-                images = functional.pad(images, [n for n in reversed(padding) for _ in range(2)])
-            n_overlapping = kernel.shape[2] - 1
-            n_planes = max(1, MAX_UNFOLDED_BYTES // math.prod((8, *kernel.shape[1:], *images.shape[3:])))
-            starts = range(0, images.shape[2] - n_overlapping, n_planes)
-            parts = [convolve(images[:, :, first : first + n_planes + n_overlapping], kernel) for first in starts]
-            y = torch.cat(parts, dim=2)
+            margins = [n for n in reversed(padding) for _ in range(2)]
+            padded = functional.pad(images, margins) if any(padding) else images
+            n_more, n_bytes = kernel.shape[2] - 1, math.prod((8, *kernel.shape[1:], *padded.shape[3:]))
+            n_planes = max(1, MAX_UNFOLDED_BYTES // n_bytes)
+            starts = range(0, padded.shape[2] - n_more, n_planes)
+            y = torch.cat([convolve(padded[:, :, i : i + n_planes + n_more], kernel) for i in starts], dim=2)
     return y.reshape(*batch, *y.shape[1:])
 
 

@@ -18,7 +18,6 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import half_weights
 from deconv_cli.operators.circulant import multiply_lines, multiply_lines_adjoint, phases
 from deconv_cli.operators.spectrum import single_threaded
-from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.vocabulary import Size
 
 # Above this many entries a block is too large to be copied for one large product; many small ones are then as fast.
@@ -152,52 +151,25 @@ class Spectrum:
         return product if self.whole is None else product.add_(self.whole[..., part, :])
 
 
-def row_parts(blocks: Tensor) -> list[slice]:
-    """Cut the rows of blocks `(N1, N2 // 2 + 1, C_out, C_in)` so that complex spectra of a part stay in the cache."""
-    n1, n_half, *channels = blocks.shape
-    return parts_of(n1, n_half * max(channels), blocks.device)
-
-
-class BandReader:
-    """Reads the bands of groups with the same channels off one spectrum."""
-
-    def __init__(self, groups: Sequence[BandGroup]) -> None:
-        self.groups = groups
-        self.down = torch.cat([group.down for group in groups])
-        self.across = torch.cat([group.across_weighted for group in groups])
-
-
 def read_bands(
-    readers: Sequence[BandReader],
-    spectra: Iterable[tuple[slice, Sequence[Tensor]]],
-    *,
-    rows: bool = True,
-    columns: bool = True,
+    groups: Sequence[BandGroup], spectra: Iterable[tuple[slice, Sequence[Tensor]]], *, rows: bool, columns: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Read bands off spectra, one for each reader, that come some rows at a time, while these are in the cache.
+    """Read the bands of groups off spectra, one for each, that come some rows at a time, while these are in the cache.
 
     Gives the rows and the columns of each group; a band that is not wanted gives an empty list.
     """
-    down: list[Tensor] = []
-    across: list[list[Tensor]] = [[] for _ in readers]
+    down: list[list[Tensor]] = [[] for _ in groups]
+    across: list[list[Tensor]] = [[] for _ in groups]
     for part, values in spectra:
-        pairs = list(zip(readers, values, strict=True))
-        if rows:
-            sums = [reader.down[:, part] @ value for reader, value in pairs]
-            down = [a.add_(b) for a, b in zip(down, sums, strict=True)] if down else sums
-        if columns:
-            for lines, (reader, value) in zip(across, pairs, strict=True):
-                lines.append(reader.across @ value.mT)
-    read_rows, read_columns = [], []
-    for number, reader in enumerate(readers):
-        if rows:
-            each = down[number].split([group.rows.width for group in reader.groups], dim=-2)
-            read_rows += [group.to_rows(lines) for group, lines in zip(reader.groups, each, strict=True)]
-        if columns:
-            whole = torch.cat(across[number], dim=-1)
-            each = whole.split([group.columns.width for group in reader.groups], dim=-2)
-            read_columns += [group.to_columns(lines) for group, lines in zip(reader.groups, each, strict=True)]
-    return read_rows, read_columns
+        for group, value, sums, lines in zip(groups, values, down, across, strict=True):
+            if rows:
+                sums[:] = [sum(sums, group.down[:, part] @ value)]
+            if columns:
+                lines.append(group.across_weighted @ value.mT)
+    return (
+        [group.to_rows(sums[0]) for group, sums in zip(groups, down, strict=True) if rows],
+        [group.to_columns(torch.cat(lines, dim=-1)) for group, lines in zip(groups, across, strict=True) if columns],
+    )
 
 
 def outside(

@@ -19,7 +19,7 @@ on Image Processing 14, 2005) for a single channel and an unknown border; the re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,17 +28,16 @@ from torch import Tensor
 
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
+from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.solvers.bands import (
     Band,
     BandGroup,
-    BandReader,
     Spectrum,
     coupling,
     invert_lines,
     outside,
     read_bands,
-    row_parts,
     solve_lines,
 )
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
@@ -47,6 +46,8 @@ from deconv_cli.solvers.problem import TikhonovProblem
 
 Part = list[Tensor]
 """The rows, or the columns, of every kind of unknowns, in the order of `BorderSystem.kinds`."""
+Spectra = tuple[Spectrum | None, Spectrum | None]
+"""What is added to the outputs and to the inputs; `None` for nothing."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,9 @@ class BorderSystem:
         self, places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
     ) -> None:
         self.kinds = _list_unknowns(places, blocks, boundary, penalty, weight)
-        of_outputs = [kind.group for kind in self.kinds if kind.kind == "outputs"]
-        of_inputs = [kind.group for kind in self.kinds if kind.kind != "outputs"]  # in the order of the kinds
-        self._readers = [BandReader(groups) for groups in (of_outputs, of_inputs) if groups]
-        self._parts = [RowBlocks(blocks, part) for part in row_parts(blocks.estimate)]
+        n1, n_half, *channels = blocks.estimate.shape
+        parts = parts_of(n1, n_half * max(channels), blocks.estimate.device)
+        self._parts = [RowBlocks(blocks, part) for part in parts]
 
     @property
     def groups(self) -> list[BandGroup]:
@@ -93,23 +93,17 @@ class BorderSystem:
         """Whether conjugate gradients can solve it: pixels are not tied, or nothing else is unknown."""
         return not self.has_ties or len(self.kinds) == 1
 
-    def spectra(
-        self,
-        rows: Part | None,
-        columns: Part | None,
-        outputs: Spectrum | None = None,
-        inputs: Spectrum | None = None,
-    ) -> tuple[Spectrum | None, Spectrum | None]:
+    def spectra(self, rows: Part | None, columns: Part | None, given: Spectra = (None, None)) -> Spectra:
         """Transform unknowns to u, which is added to the outputs, and √μ Σ l̄_j q_j − Wν, which is added to the inputs.
 
         Returns:
-            Their sums with whole spectra of `outputs` and `inputs`.
+            Their sums with `given`, which are whole.
         """
         nothing: list[Tensor | None] = [None] * len(self.kinds)
-        to_outputs, to_inputs = outputs, []
+        (to_outputs, inputs), to_inputs = given, []
         for kind, *bands in zip(self.kinds, rows or nothing, columns or nothing, strict=True):
             if kind.kind == "outputs":
-                to_outputs = Spectrum(None if outputs is None else outputs.whole, *kind.group.factors(*bands))
+                to_outputs = Spectrum(None if to_outputs is None else to_outputs.whole, *kind.group.factors(*bands))
             else:
                 to_inputs.append(kind.group.factors(*(None if band is None else -band for band in bands)))
         if not to_inputs:
@@ -118,55 +112,35 @@ class BorderSystem:
         whole = None if inputs is None else inputs.whole
         return to_outputs, Spectrum(whole, torch.cat(left, dim=-1), torch.cat(right, dim=-2))
 
-    def image(self, outputs: Spectrum | None, inputs: Spectrum | None) -> Tensor:
+    def image(self, spectra: Spectra) -> Tensor:
         """Compute the spectrum of z = P·outputs + N·inputs."""
-        return self._collect(lambda rows: rows.image(*rows.at(outputs, inputs)))
+        return torch.cat([rows.image(*rows.at(spectra)) for rows in self._parts], dim=-2)
 
-    def defect(self, outputs: Spectrum | None, inputs: Spectrum | None) -> Tensor:
+    def defect(self, spectra: Spectra) -> Tensor:
         """Compute the spectrum of M·outputs − Pᴴ·inputs."""
-        return self._collect(lambda rows: rows.defect(*rows.at(outputs, inputs)))
+        return torch.cat([rows.defect(*rows.at(spectra)) for rows in self._parts], dim=-2)
 
-    def _collect(self, evaluate: Callable[[RowBlocks], Tensor]) -> Tensor:
-        result: Tensor | None = None
-        for rows in self._parts:
-            values = evaluate(rows)
-            if result is None:
-                result = values.new_empty(*values.shape[:-2], self._parts[-1].part.stop, values.shape[-1])
-            result[..., rows.part, :] = values
-        assert result is not None
-        return result
+    def read(
+        self, spectra: Spectra, own: Part | None = None, *, rows: bool = True, columns: bool = True
+    ) -> tuple[Part, Part]:
+        """Evaluate the system's left-hand side in the wanted bands, for spectra of right-hand sides or unknowns.
 
-    def read(self, outputs: Spectrum | None, inputs: Spectrum | None) -> tuple[Part, Part]:
-        """Evaluate the system's left-hand side in both bands, for spectra of right-hand sides."""
-        return read_bands(self._readers, self._left_sides(outputs, inputs))
-
-    def read_rows(self, outputs: Spectrum | None, inputs: Spectrum | None) -> Part:
-        """Evaluate the system's left-hand side in the band of rows, for spectra of unknowns outside that band."""
-        return read_bands(self._readers, self._left_sides(outputs, inputs), columns=False)[0]
-
-    def read_columns(self, outputs: Spectrum | None, inputs: Spectrum | None, own: Part | None = None) -> Part:
-        """Evaluate the system's left-hand side in the rest of the band of columns.
-
-        Args:
-            outputs: spectrum that is added to the outputs.
-            inputs: spectrum that is added to the inputs.
-            own: the unknowns in this band; `None` for zero.
+        `own` are the unknowns in the columns, by default zero; those in the rows are zero where rows are wanted. A band
+        that is not wanted gives an empty list.
         """
-        columns = read_bands(self._readers, self._left_sides(outputs, inputs), rows=False)[1]
-        if own is not None:
-            for kind, values, added in zip(self.kinds, columns, own, strict=True):
-                if kind.kind == "differences":
-                    values += added
-        return columns
+        found = read_bands(self.groups, self._left_sides(spectra), rows=rows, columns=columns)
+        for kind, values, added in zip(self.kinds, found[1], own or [], strict=False):
+            if kind.kind == "differences":
+                values += added
+        return found
 
-    def _left_sides(self, outputs: Spectrum | None, inputs: Spectrum | None) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Compute the spectra that outputs, and that the other kinds are read from, some rows at a time."""
+    def _left_sides(self, spectra: Spectra) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Compute the spectrum that each kind is read from, some rows at a time."""
+        of_outputs = [kind.kind == "outputs" for kind in self.kinds]
         for rows in self._parts:
-            given = rows.at(outputs, inputs)
-            sides = [rows.defect(*given)] if self.kinds[0].kind == "outputs" else []
-            if len(sides) < len(self._readers):
-                sides.append(rows.image(*given))
-            yield rows.part, sides
+            given = rows.at(spectra)
+            sides = {is_one: (rows.defect if is_one else rows.image)(*given) for is_one in set(of_outputs)}
+            yield rows.part, [sides[is_one] for is_one in of_outputs]
 
 
 class RowBlocks:
@@ -178,9 +152,9 @@ class RowBlocks:
         self._outputs = FrequencyBlocks(as_real(blocks.outputs[part]))
         self._inputs = FrequencyBlocks(as_real(blocks.inputs[part]))
 
-    def at(self, outputs: Spectrum | None, inputs: Spectrum | None) -> tuple[Tensor | None, Tensor | None]:
+    def at(self, spectra: Spectra) -> tuple[Tensor | None, Tensor | None]:
         """Evaluate spectra in these rows."""
-        u, v = (None if spectrum is None else spectrum.at(self.part) for spectrum in (outputs, inputs))
+        u, v = (None if spectrum is None else spectrum.at(self.part) for spectrum in spectra)
         return u, v
 
     def image(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:

@@ -25,7 +25,7 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.bands import Spectrum
-from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, as_real, count_indefinite_unknowns
+from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, Spectra, as_real, count_indefinite_unknowns
 from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
@@ -110,9 +110,8 @@ class StripSystem:
         outputs = None if residual is None else Spectrum(self._transform(residual))
         residual = None
         inputs = None if gradient is None else Spectrum(self._transform(gradient / self._sigma))
-        if self._system.kinds:  # else the torus is all there is
-            outputs, inputs = self._complete(outputs, inputs, given.shape[:-3], log)
-        image = self._to_image(self._system.image(outputs, inputs))
+        spectra = self._complete((outputs, inputs), given.shape[:-3], log)
+        image = self._to_image(self._system.image(spectra))
         return image.to(given.dtype).reshape(*given.shape[:-3], *self._input_shape)
 
     def solve_transposed(self, g: Tensor, log: GradientLog) -> Tensor:
@@ -122,11 +121,8 @@ class StripSystem:
             g: shape `(*batch, C_in, H, W)`.
             log: when to stop.
         """
-        outputs: Spectrum | None = None
-        inputs: Spectrum | None = Spectrum(self._transform(g))
-        if self._system.kinds:
-            outputs, inputs = self._complete(outputs, inputs, g.shape[:-3], log)
-        field = torch.fft.irfft2(self._system.defect(outputs, inputs), s=self._torus) / -self._sigma
+        spectra = self._complete((None, Spectrum(self._transform(g))), g.shape[:-3], log)
+        field = torch.fft.irfft2(self._system.defect(spectra), s=self._torus) / -self._sigma
         height, width = self._places.output_size
         return field[..., :height, :width].to(g.dtype).reshape(*g.shape[:-3], field.shape[-3], height, width)
 
@@ -134,10 +130,10 @@ class StripSystem:
         """Solve (AᴴA + μLᴴL) x = gradient to about a hundredth, by two FFTs and a small image; see `solve`."""
         if self._crossing is None or not self._system.kinds or self._lam < ROUGH_LAMBDA:
             return self.solve(None, gradient, log)
-        inputs = Spectrum(self._transform(gradient / self._sigma))
-        rows, columns = ([-values for values in part] for part in self._system.read(None, inputs))
+        given = None, Spectrum(self._transform(gradient / self._sigma))
+        rows, columns = ([-values for values in part] for part in self._system.read(given))
         solved = self._solve_bands(rows, columns, self._crossing)
-        image = self._to_image(self._system.image(*self._system.spectra(*solved, None, inputs)))
+        image = self._to_image(self._system.image(self._system.spectra(*solved, given)))
         return image.to(gradient.dtype).reshape(gradient.shape)
 
     def _solve_bands(self, rows: Part, columns: Part, small: StripSystem) -> tuple[Part, Part]:
@@ -153,10 +149,10 @@ class StripSystem:
     def _close_bands(self, rows: Part, columns: Part) -> tuple[Part, Part]:
         return self._rows.solve(rows), self._unpack(self._sign * self._close(self._pack(columns)))
 
-    def _complete(
-        self, outputs: Spectrum | None, inputs: Spectrum | None, batch: tuple[int, ...], log: GradientLog
-    ) -> tuple[Spectrum | None, Spectrum | None]:
-        right_rows, right_columns = ([-values for values in part] for part in self._system.read(outputs, inputs))
+    def _complete(self, given: Spectra, batch: tuple[int, ...], log: GradientLog) -> Spectra:
+        if not self._system.kinds:  # the torus is all there is
+            return given
+        right_rows, right_columns = ([-values for values in part] for part in self._system.read(given))
 
         def goes_on(remaining: Tensor) -> bool:
             remaining = (self._sigma * remaining).reshape(batch)
@@ -164,15 +160,15 @@ class StripSystem:
             return not log.is_spent and not synchronize.holds_everywhere(remaining <= log.goal)
 
         solved = self._solve_border(right_rows, right_columns, None if log.is_spent else goes_on)
-        return self._system.spectra(*solved, outputs, inputs)
+        return self._system.spectra(*solved, given)
 
     def _solve_border(self, right_rows: Part, right_columns: Part, watch: Watch | None) -> tuple[Part, Part]:
         """Solve the system for right-hand sides in both bands; `None` leaves the columns at zero."""
         first_rows = self._rows.solve(right_rows)
-        from_rows = self._system.read_columns(*self._system.spectra(first_rows, None))
+        _, from_rows = self._system.read(self._system.spectra(first_rows, None), rows=False)
         right = self._pack(right_columns) - self._pack(from_rows)
         columns = self._unpack(torch.zeros_like(right) if watch is None else self._iterate(right, watch))
-        coupled = self._rows.solve(self._system.read_rows(*self._system.spectra(None, columns)))
+        coupled = self._rows.solve(self._system.read(self._system.spectra(None, columns), columns=False)[0])
         return [first - second for first, second in zip(first_rows, coupled, strict=True)], columns
 
     def _iterate(self, right: Tensor, watch: Watch) -> Tensor:
@@ -190,9 +186,9 @@ class StripSystem:
 
     def _apply(self, vector: Tensor) -> Tensor:
         system, columns = self._system, self._unpack(vector)
-        rows = self._rows.solve(system.read_rows(*system.spectra(None, columns)))
+        rows = self._rows.solve(system.read(system.spectra(None, columns), columns=False)[0])
         spectra = system.spectra([-values for values in rows], columns)
-        return self._sign * self._pack(system.read_columns(*spectra, columns))
+        return self._sign * self._pack(system.read(spectra, columns, rows=False)[1])
 
     def _precondition(self, vector: Tensor) -> Tensor:
         """Solve the closed band, and add what the crossing changes in a small image: it hardly depends on the size."""
