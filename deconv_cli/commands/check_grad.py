@@ -290,7 +290,7 @@ def _print_findings(report: GradientReport, record: dict[str, Any], *, verbose: 
         (fault, name_some(fault.parameters), next((details[n] for n in fault.parameters if n in details), ""))
         for fault in (*report.faults(), *report.remarks())
     ]
-    faulty = {fault.verdict for fault in report.faults()}
+    faulty = {fault.verdict for fault in report.faults()} - {"WRONG"}
     printed += [(found, "the model", found.detail) for found in report.general if found.verdict not in faulty]
     for found, names, detail in printed:
         console.print()

@@ -239,6 +239,7 @@ _OF_ALL = {
     "FAILS": "the script ends with an error",
     "BATCH-LEAK": "samples leak into one another",
     "DETACHED": "a random draw passes no gradient on",
+    "WRONG": "a hand-written backward is wrong",
 }
 """Faults of the model as a whole, in plain words."""
 _SLOWING = ("LOSS INPUT", "ACCUMULATED")

@@ -64,7 +64,7 @@ MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
     "model rule",
     _places(
         ("usage", "nothing-trains unregistered loss-input"),
-        ("finite_difference_verdict", "noisy-model"),
+        ("finite_difference_verdict", "noisy-model wrong-function-in-model"),
         ("detached", "detached-on-purpose"),
         ("usage", "batch-leak"),
     ),

@@ -130,6 +130,15 @@ def find_wrong_function(evidence: Evidence, name: str) -> Finding | None:
     return Finding(Verdict.WRONG, unique_causes(_of_input(item) for item in wrong), detail)
 
 
+def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
+    """Find wrong backwards with no parameter behind them, one finding for each line."""
+    known = {item.location for item in evidence.double.wrong_inputs if item.parameters or item.is_on_purpose}
+    causes = {
+        item.location: _of_input(item) for item in reversed(evidence.double.wrong_inputs) if item.location not in known
+    }
+    return [Finding(Verdict.WRONG, (cause,), "no parameter reaches this input") for cause in causes.values()]
+
+
 def _of_input(item: WrongInput) -> Cause:
     operation, found = f"{item.function}.backward", item.comparison
     what = f"the gradient for '{item.name}'"
