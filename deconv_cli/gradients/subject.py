@@ -33,7 +33,8 @@ class Subject:
         is_axis_given: the user named that axis; otherwise it may be time.
         parameters: by name, each once.
         written: parameters that forward itself writes to; every run restores them.
-        moving: ids of buffers that forward writes to. Every run gives forward a copy, which backward may read later.
+        moving: ids of buffers that forward writes to. Every run gives forward a copy, which backward may read later,
+            unless `has_aliases`: forward also reaches a buffer by another name, so it would not meet the copy.
         is_starting: runs keep all that forward writes, as in the first passes of a training.
     """
 
@@ -48,6 +49,7 @@ class Subject:
     parameters: dict[str, nn.Parameter] = field(init=False)
     written: frozenset[str] = field(default=frozenset(), init=False)
     moving: set[int] = field(default_factory=set, init=False)
+    has_aliases: bool = field(default=False, init=False)
     _held: DetachedConstants | None = field(default=None, init=False)
     _is_in_double: bool = field(default=False, init=False)
     is_starting: bool = field(default=False, init=False)
@@ -102,7 +104,8 @@ class Subject:
             ]
             data = [(self.parameters[name], self.parameters[name].data) for name in self.written]
             copies = [values.clone() for _, values in data]
-            own = {id(buffer): buffer.detach().clone() for *_, buffer, _ in kept if id(buffer) in self.moving}
+            moving = set() if self.has_aliases else self.moving
+            own = {id(buffer): buffer.detach().clone() for *_, buffer, _ in kept if id(buffer) in moving}
         for module, name, buffer, _ in kept:
             module._buffers[name] = own.get(id(buffer), buffer)
         try:

@@ -119,6 +119,24 @@ def test_what_is_written_past_autograd_mixes_no_samples_by_itself():
     assert (cause.operation, cause.location.source) == ("mean(...)", "center = h.mean(0)")
 
 
+def test_a_buffer_that_forward_writes_to_by_another_name():
+    """A copy of the buffer would stay at zero, and forward divides by it."""
+
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("size", torch.zeros(()))
+            self.sizes = [self.size]
+
+        def forward(self, x):
+            h = super().forward(x)
+            with torch.no_grad():
+                self.sizes[0].copy_(h.square().mean())
+            return torch.tanh(h / self.size.sqrt())
+
+    assert set(verdicts(checked(Scaled(), 5, 4)).values()) == {"OK"}
+
+
 def test_a_narrow_type_inside_is_lifted_to_float64():
     found = checked(unusual.NarrowConstants(), 5, 4)
     assert (set(verdicts(found).values()), found.dtype, found.notes) == ({"OK"}, "float64", ())
