@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
+from torch.utils.hooks import BackwardHook
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
+from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.torch_modes import HiddenCall, observing_hidden_calls, replaced
 from deconv_cli.gradients.tracing.code_location import (
@@ -109,6 +111,7 @@ class TrainingWatch:
             torch, "from_numpy", lambda make: lambda array: self._tape.record(make, "from_numpy", (array,), {})
         )
         self._replace(torch.amp.GradScaler, "step", self.optimizers.watched_scaler)
+        self._replace(BackwardHook, "__init__", self._watched_hooks)
         for handle in (
             module_hooks.register_module_forward_pre_hook(self._enter_module),
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
@@ -165,13 +168,25 @@ class TrainingWatch:
         finally:
             self._tape.suspended -= 1
 
-    def _note_hooks(self) -> None:
-        """Note the backward hooks of modules, since a recorded pass runs no module."""
-        for part in (part for module in self._called.values() for part in module.modules()):
-            for hook in (*part._backward_hooks.values(), *part._backward_pre_hooks.values()):
-                where = location_of_function(hook) or f"a {type(part).__name__}"
-                sentence = f"the backward hook at {where}: the verdicts hold without it"
-                self.unchecked += [] if sentence in self.unchecked else [sentence]
+    def _watched_hooks(self, make: Callable[..., None]) -> Callable[..., None]:
+        """Note hooks of modules that change gradients, since a recorded pass runs no module."""
+
+        def noting(hook: Callable[..., Any]) -> Callable[..., Any]:
+            def observed(module: nn.Module, given: Any, *more: Any) -> Any:  # noqa: ANN401  torch's own signature
+                result = hook(module, given, *more)
+                tensors = zip(tensors_in(result), tensors_in(given), strict=False)
+                if not all(torch.equal(new, old) for new, old in tensors):
+                    where = location_of_function(hook) or f"a {type(module).__name__}"
+                    sentence = f"the backward hook at {where}, which changes gradients: the verdicts hold without it"
+                    self.unchecked += [] if sentence in self.unchecked else [sentence]
+                return result
+
+            return observed
+
+        def watched(wrapper: BackwardHook, module: nn.Module, *several: Any) -> None:  # noqa: ANN401
+            make(wrapper, module, *(list(map(noting, hooks)) for hooks in several))
+
+        return watched
 
     def _watched_backward(self, backward: Callable[..., None]) -> Callable[..., None]:
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **keywords: Any) -> None:  # noqa: ANN401
@@ -212,7 +227,6 @@ class TrainingWatch:
                 subject = subject_of_pass(list(self._called.values()), self._tape, loss)
                 budget = self._budget * (_LATER_SHARE if self.passes else 1.0)
                 report = check_subject(subject, budget=budget, on_progress=self._on_progress)
-                self._note_hooks()
             except UsageError as error:
                 if not self.passes:
                     raise
