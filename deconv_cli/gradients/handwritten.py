@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.finite_differences import Comparison
+from deconv_cli.gradients.finite_differences import Comparison, is_one_factor
 from deconv_cli.gradients.function_trial import FunctionTrial, compare_input, differentiate
 from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.tracing.backward_lines import BackwardSource
@@ -25,7 +25,7 @@ _CALLS_PER_FUNCTION = 3
 
 
 class Mistake(Enum):
-    """A write of a backward to tensors of others: why it is wrong, with a place for a name, and what to write."""
+    """A frequent mistake of a backward: why the gradient is wrong and what to write, with places for names."""
 
     WRITES_TO_SAVED = (
         "{function} overwrites its input tensors, so a second call and all other readers get wrong values.",
@@ -34,6 +34,15 @@ class Mistake(Enum):
     WRITES_TO_INCOMING = (
         "{function} overwrites the incoming gradient, which other operations may still read.",
         "work on a copy: grad = grad.clone()",
+    )
+    NOT_LINEAR = (
+        "the gradient for {name} is not linear in the incoming gradient, as the chain rule requires; {function} "
+        "ignores, clips or thresholds the incoming gradient, or adds to it.",
+        "only multiply and sum the incoming gradient; clip with torch.nn.utils.clip_grad_norm_ afterwards",
+    )
+    MEAN_FOR_SUM = (
+        "the gradient for {name} is the mean over {n} samples, but the chain rule requires their sum.",
+        "sum over the samples; the loss already divides by their number",
     )
 
 
@@ -47,7 +56,7 @@ class WrongInput:
         place: of this input among the tensors of a call.
         comparison: of its gradient with the `reference`; None where its values are right.
         surrogate: why the gradient may replace a derivative of zero on purpose; empty if forward makes no step.
-        mistake: a write of backward, which spoils gradients.
+        mistake: the mistake of backward, if it is known, with a number of samples.
         is_unchanged: forward returns this input unchanged, so the Function exists for its backward.
     """
 
@@ -60,6 +69,7 @@ class WrongInput:
     reference: str = ""
     surrogate: str = ""
     mistake: Mistake | None = None
+    number: int = 0
     is_missing: bool = False
     is_unchanged: bool = False
 
@@ -144,6 +154,7 @@ class _CheckedCall:
         first = self._first_mistake(errors, meant) if errors.keys() - meant else None
         found = []
         for index, (comparison, reference) in errors.items():
+            mistake, number = _find_mistake(trial, index, comparison) or (None, 0)
             location = None if index in meant else first
             item = self._item(
                 index,
@@ -151,6 +162,8 @@ class _CheckedCall:
                 comparison=comparison,
                 reference=reference,
                 surrogate=surrogates[index],
+                mistake=mistake,
+                number=number,
                 is_missing=trial.given[index] is None,
                 is_unchanged=trial.returns(index),
             )
@@ -186,6 +199,19 @@ def _input_names(function: type[torch.autograd.Function], n_inputs: int) -> list
     if function.setup_context is torch.autograd.Function.setup_context:
         names = names[1:]
     return [names[n] if n < len(names) else f"input {n + 1}" for n in range(n_inputs)]
+
+
+def _find_mistake(trial: FunctionTrial, index: int, found: Comparison) -> tuple[Mistake, int] | None:
+    """Name the mistake in the gradient of one input, with a number of samples."""
+    hand = trial.given[index]
+    if hand is None or not bool(hand.any()):
+        return None
+    twice = trial.gradients([2 * weight for weight in trial.weights])[index]
+    if twice is not None and not _agree([twice], [2 * hand], 1e-4):
+        return Mistake.NOT_LINEAR, 0
+    n_samples = round(1 / found.ratio) if found.ratio and is_one_factor(found.ratio, found.ratio_range) else 0
+    sizes = {leaf.shape[0] for leaf in trial.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim}
+    return (Mistake.MEAN_FOR_SUM, n_samples) if n_samples > 1 and n_samples in sizes else None
 
 
 def _find_write(trial: FunctionTrial) -> Mistake | None:

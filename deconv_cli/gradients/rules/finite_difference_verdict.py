@@ -146,7 +146,8 @@ def _of_input(item: WrongInput) -> Cause:
         why = f"{operation} returns None for '{item.name}', which has a gradient."
         suggestion = f"return {what}"
     elif item.mistake is not None:
-        why, suggestion = (text.format(function=operation) for text in item.mistake.value)
+        names = {"function": operation, "name": f"'{item.name}'", "n": item.number}
+        why, suggestion = (text.format(**names) for text in item.mistake.value)
     elif found is None:
         raise LookupError(f"nothing is wrong with {operation}")
     else:
