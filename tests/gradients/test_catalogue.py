@@ -13,6 +13,7 @@ from deconv_cli.gradients.checker import collect_evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.losses import projection
 from deconv_cli.gradients.rules import GRADIENT_RULES, find_for_parameter
+from deconv_cli.gradients.rules.detached import LEAVE_OUT, line_with_gradient
 from deconv_cli.gradients.subject import Subject
 
 catalogue = load_fixture("catalogue")
@@ -38,14 +39,14 @@ def test_the_safe_branch_that_is_suggested_trains():
 
 
 TOLD = {
-    "detach": ("DETACHED", ".detach() cuts", "leave .detach() out"),
-    "data": ("DETACHED", ".data bypasses", "leave .data out"),
+    "detach": ("DETACHED", ".detach() cuts", "return h"),
+    "data": ("DETACHED", ".data bypasses", "return h"),
     "no_grad": ("DETACHED", "switched off", "torch.no_grad()"),
     "argmax": ("DETACHED", "whole numbers", "torch.softmax"),
     "cast_to_int": ("DETACHED", "to int64", "floating-point"),
     "comparison": ("DETACHED", "the comparison >", "torch.minimum(x - low, high - x)"),
-    "value_of_a_parameter": ("DETACHED", ".item() turns", "keep the tensor"),
-    "made_of_a_tensor": ("DETACHED", "makes a new tensor", "leave torch.tensor(...) out"),
+    "value_of_a_parameter": ("DETACHED", ".item() turns", "return self.head(given * self.scale)"),
+    "made_of_a_tensor": ("DETACHED", "makes a new tensor", "return h"),
     "wrapped_as_parameter": ("DETACHED", "makes a new tensor", "use the tensor itself"),
     "loss_in_numpy": ("DETACHED", ".detach() cuts", "compute with torch functions"),
     "computed_and_dropped": ("NOT-LOSS", "does not reach the loss", ""),
@@ -54,7 +55,7 @@ TOLD = {
     "saturated_softmax": ("ZERO", "saturated", ""),
     "square_root_of_zero": ("NON-FINITE", "enters sqrt and leaves it as NaN", "1e-12"),
     "division_by_zero": ("NON-FINITE", "div is the first operation that gives NaN", "divide by"),
-    "in_place_on_what_is_needed": ("IN-PLACE", "of shape (5, 6)", "x = x + y"),
+    "in_place_on_what_is_needed": ("IN-PLACE", "of shape (5, 6)", "h = h + 1"),
     "softmax_over_the_batch": ("BATCH-LEAK", "mixes the samples", "dim=-1"),
     "WithoutIncoming": ("WRONG", "is not linear in the incoming gradient", ""),
     "MeanForSum": ("WRONG", "the mean over 5 samples", ""),
@@ -104,6 +105,42 @@ def test_a_sound_model_is_not_accused(name):
     found = check_case(catalogue.SOUND[name]())
     assert faults(found) == []
     assert "NOT CHECKED" not in verdicts(found).values()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("y = x.detach()", "y = x.data", "y = 2 * x.data + 1", "y = x[0].item()", "y = float(x[0])", "y = x.tolist()"),
+        *("y = x + torch.sin(3 * x).detach()", "y = torch.as_tensor([v.item() for v in x])"),
+        *("y = Variable(x * 2, requires_grad=True)", "y = torch.tensor(float(x[0]), requires_grad=True)"),
+        *("y = Variable(x.data, requires_grad=True)", "y = x.detach_()"),
+    ],
+)
+def test_a_suggested_line_runs_and_trains(source):
+    x = torch.randn(3, requires_grad=True)
+    space = {"x": x, "torch": torch}
+    line = line_with_gradient(source)
+    exec(line, space)
+    value = torch.stack(space["y"]) if isinstance(space["y"], list) else space["y"]
+    assert torch.autograd.grad(value.sum(), x)[0].any()
+
+
+@pytest.mark.parametrize(
+    "source", ["y = x.detach().numpy()", "y = x.detach() + z.detach()", "for v in x.tolist():", "h.data,"]
+)
+def test_no_line_is_suggested_that_may_fail(source):
+    assert line_with_gradient(source) is None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("h = h.detach()", "self.h = self.h.data", "h.detach_()", "loss = Variable(loss.data, requires_grad=True)"),
+        "loss = torch.tensor(loss.item(), requires_grad=True)",
+    ],
+)
+def test_a_line_that_only_detaches_is_left_out(source):
+    assert line_with_gradient(source) == LEAVE_OUT
 
 
 detached, dying = load_fixture("detached"), load_fixture("dying")

@@ -31,7 +31,7 @@ def wide(model):
 
 
 FAULTS = {
-    ("lenet", "wrapped"): (digits, "wrapped_loss", "conv1.weight", "DETACHED", ["leave Variable(...) out"]),
+    ("lenet", "wrapped"): (digits, "wrapped_loss", "conv1.weight", "DETACHED", ["Variable(", "leave this line out"]),
     ("range_loss", "counted"): (ranged, "counted_loss", "hidden.weight", "DETACHED", ["comparison", PENALTY]),
     ("range_loss", "listed"): (ranged, "listed_loss", "hidden.weight", "DETACHED", [PENALTY, "value of the loss"]),
     ("detached", "part"): (small, detached.PartDetach, "body.weight", "DETACHED", ["one of several paths"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterable, Sequence
 
 from deconv_cli.gradients.evidence import Evidence, loss_changes_with
@@ -136,8 +138,6 @@ _WITHOUT_RSAMPLE = (
 _SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / width)"
 
 
-_STAY_IN_TORCH = "keep the tensor, and compute with torch functions"
-
 _IN_LOSS = (
     "replace the count by a penalty with a slope, such as torch.where((x > low) & (x < high), torch.minimum(x - low, "
     "high - x), 0.0).mean(); the value of the loss changes"
@@ -153,13 +153,13 @@ def explain_detachment(found: Detachment) -> Cause:
     suggestion = "replace it by an operation that torch can differentiate"
     if name in DETACHING:
         why = ".detach() cuts the tensor off from the operations that made it, so no gradient passes this line."
-        suggestion = _without_detachment(found)
+        suggestion = _without_detachment(found.location.code)
     elif name == "data":
         why = ".data bypasses autograd, so no gradient passes this line."
-        suggestion = _without_detachment(found)
+        suggestion = _without_detachment(found.location.code)
     elif name in OUTSIDE_USES:
         why = f"{label} turns the tensor into a plain value, which carries no gradient."
-        suggestion = _STAY_IN_TORCH
+        suggestion = line_with_gradient(found.location.code) or _STAY_IN_TORCH
     elif name == "grad":
         why = f"{label} without create_graph=True gives plain values, so no gradient passes this line."
         suggestion = "pass create_graph=True"
@@ -209,9 +209,10 @@ def _instead_of_index(name: str, code: str) -> str:
 def _switching_on(found: Detachment) -> str:
     line = found.switch.code if found.switch is not None else ""
     if ".sample(" in found.location.code:
+        line = found.location.code.replace(".sample(", ".rsample(")
         return (
-            "draw with .rsample(), which carries gradients; if the distribution has none, multiply its log_prob by the "
-            "reward of the draw, or use F.gumbel_softmax for classes"
+            f"draw with .rsample(), which carries gradients: {line}; if the distribution has none, multiply its "
+            "log_prob by the reward of the draw, or use F.gumbel_softmax for classes"
         )
     if found.by_library:
         return "the called library switches gradients off; use another of its functions"
@@ -232,15 +233,74 @@ def _wrapping(found: Detachment) -> Cause:
         f"{found.label} makes a new tensor that has only the value of {'the loss' if is_loss else 'the old one'}: "
         "backward() stops there, and no parameter before it gets a gradient."
     )
-    suggestion = f"leave {found.label} out and use the tensor itself; torch.stack(...) joins a list of tensors"
-    return Cause(found.label, found.location, why, suggestion)
+    return Cause(found.label, found.location, why, line_with_gradient(found.location.code) or "use the tensor itself")
 
 
-def _without_detachment(found: Detachment) -> str:
-    """Write what to use instead of a detachment."""
-    code = found.location.code
+def _without_detachment(code: str) -> str:
+    """Write a line without its detachment, or say what to use instead."""
     if "copy(" in code:
         return "use the original: a copy has its own weights, which nothing trains"
     if "state_dict(" in code:
         return "use the parameters, dict(self.named_parameters()): a state_dict holds detached tensors"
-    return _STAY_IN_TORCH if ".numpy()" in code else f"leave {found.label} out and use the tensor itself"
+    return line_with_gradient(code) or (_STAY_IN_TORCH if ".numpy()" in code else "use the tensor itself")
+
+
+LEAVE_OUT = "leave this line out"
+"""The suggestion for a line that only detaches."""
+
+_STAY_IN_TORCH = "keep the tensor, and compute with torch functions"
+_DETACHING = ("detach", "detach_", "item", "tolist")
+_NUMPY = re.compile(r"\b(np|numpy|from_numpy)\b")
+_WRAPPERS = ("float", "tensor", "as_tensor", "Variable", "Parameter")
+"""Functions that make a new tensor or number of their argument."""
+
+
+def line_with_gradient(source: str) -> str | None:
+    """Write a line without its one `.detach()`, `.data`, `.item()`, `float(x)`, `torch.tensor(x)` or `Variable(x)`.
+
+    Returns:
+        A line that carries gradients, `LEAVE_OUT` for a line that only detaches, or None where that is not certain.
+    """
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return None
+    remover = _Remover()
+    lines = [ast.unparse(remover.visit(statement)) for statement in body]
+    if len(lines) != 1 or remover.n_removed != 1 or _NUMPY.search(source):
+        return None
+    if isinstance(body[0], ast.Expr):  # or a part of a longer statement
+        return LEAVE_OUT if source.endswith(".detach_()") else None
+    target, _, value = lines[0].partition(" = ")
+    return LEAVE_OUT if target == value else lines[0]
+
+
+class _Remover(ast.NodeTransformer):
+    """Removes detachments and wrappers, and counts them; those inside of one another count as one."""
+
+    def __init__(self) -> None:
+        self.n_removed = 0
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Replace `x.detach()` and `float(x)` by `x`, and a wrapped list of tensors by their stack."""
+        before = self.n_removed
+        self.generic_visit(node)
+        function, name = node.func, ast.unparse(node.func).rpartition(".")[2]
+        if isinstance(function, ast.Attribute) and name in _DETACHING and not node.args:
+            self.n_removed = before + 1
+            return function.value
+        inside = node.args[0] if node.args and name in _WRAPPERS else None
+        if inside is None or not any(isinstance(part, ast.Name) for part in ast.walk(inside)):
+            return node
+        self.n_removed = before + 1
+        is_list = isinstance(inside, ast.List | ast.ListComp | ast.Tuple)
+        return ast.Call(ast.Name("torch.stack", ast.Load()), [inside], []) if is_list else inside
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """Replace `x.data` by `x`."""
+        before = self.n_removed
+        self.generic_visit(node)
+        if node.attr != "data":
+            return node
+        self.n_removed = before + 1
+        return node.value

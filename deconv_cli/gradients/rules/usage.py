@@ -212,9 +212,7 @@ def find_batch_leak(evidence: Evidence) -> list[Finding]:
 _NOT_IN_FORWARD = (
     "write to weights before forward and not in it; to share a weight, use one Parameter: b.weight = a.weight"
 )
-_OUT_OF_PLACE = (
-    "make a new tensor: x = x + y for x += y, x.add(y) for x.add_(y), torch.where or x = x.clone() before x[i] = y"
-)
+_TO_A_COPY = "write to a copy: x = x.clone() before this line, or use torch.where"
 
 
 def find_in_place(evidence: Evidence, name: str) -> Finding | None:
@@ -233,11 +231,12 @@ def find_in_place(evidence: Evidence, name: str) -> Finding | None:
 def _cause_of_write(evidence: Evidence, write: InPlaceWrite) -> Cause:
     label, location = write.operation.label, write.operation.location
     why = f"{label} overwrites a tensor of shape {write.shape} that backward still needs."
-    suggestion = _OUT_OF_PLACE
     if not location.file:
         suggestion = "make the layer with inplace=False"
     elif location in evidence.forward.parameter_writes.values():
         suggestion = _NOT_IN_FORWARD
+    else:
+        suggestion = _line_out_of_place(location.code) or _TO_A_COPY
     return Cause(label, location, why, suggestion)
 
 
@@ -257,6 +256,17 @@ def _writes_at_fault(error: Exception | None, writes: Sequence[InPlaceWrite]) ->
     fitting = [write for write in writes if write.shape == shape and expected < write.version <= actual]
     exact = [write for write in fitting if node is None or write.node == node]
     return exact or fitting or list(writes)
+
+
+def _line_out_of_place(source: str) -> str | None:
+    """Write a line that makes a new tensor instead; None where that is not certain."""
+    augmented = re.fullmatch(r"([\w.\[\]]+)\s*([-+*/@])=\s*(.+)", source)
+    if augmented and "[" not in augmented[1]:
+        return f"{augmented[1]} = {augmented[1]} {augmented[2]} {augmented[3]}"
+    method = re.fullmatch(r"(?:([\w.]+)\s*=\s*)?([\w.]+)\.(\w+)_\((.*)\)", source)
+    if method:
+        return f"{method[1] or method[2]} = {method[2]}.{method[3]}({method[4]})"
+    return None
 
 
 def find_failing_backward(evidence: Evidence, name: str) -> Finding | None:
