@@ -84,16 +84,16 @@ def solve_clipped(
         last, here = here.certificate, objective.at(_descend(objective, here, steps, log).x, exact)
         if not here.certificate < last / 2:
             break
-    certificate = here.certificate
     status = Status.CONVERGED
-    if not certificate <= rule.tolerance:
+    if not here.certificate <= rule.tolerance:
         status = Status.STAGNATED
         if log.is_spent:
             status = Status.TIME_LIMIT if rule.is_overdue else Status.MAX_ITERATIONS
-    x = here.x.to(y.dtype)
-    if x.dtype != here.x.dtype:  # rounding is a part of what is given
-        certificate = objective.at(x, exact).certificate
-    return Solution(x, status, log.n_iterations, certificate, tuple(log.history), OBJECTIVE)
+    if here.x.dtype != y.dtype:  # rounding is a part of what is given
+        here = objective.at(here.x.to(y.dtype), exact)
+    x, residual = here.x.to(y.dtype), here.residual.to(y.dtype)
+    n, history = log.n_iterations, tuple(log.history)
+    return Solution(x, status, n, here.certificate, history, OBJECTIVE, left_over=(x, residual))
 
 
 class _Steps:
@@ -317,7 +317,9 @@ class _Filling(_Bounds):
 
     def _image(self, pulled: Tensor) -> Tensor:
         """Compute KP·data at these samples from the spectrum Kᴴ·data."""
-        return self.at_bounds(self._steps.field(self._steps.symbol.blocks.multiply(self._steps.precondition(pulled))))
+        return self.at_bounds(
+            self._steps.field(self._steps.symbol.blocks.multiply_once(self._steps.precondition(pulled)))
+        )
 
 
 @dataclass(frozen=True, eq=False)
