@@ -45,8 +45,10 @@ CLOSE_TOLERANCE = 3e-8
 """The same for parts of a picture, which have to agree."""
 RING = 0.75
 """Kernels beyond the frame that are filled in. A wider ring takes more steps, a narrower one leaves more to others."""
-LEAST_TOLERANCE_OF_FILLING, FILLING_SHARE = 5e-6, 0.9
-"""Filling in leaves a certificate of some 1e-6 for the border, and ends at this part of the tolerance."""
+FILLING_SHARE = 0.9
+"""Filling in ends at this part of the tolerance."""
+MAX_LAMBDA_OF_FILLING, LEAST_TOLERANCE_OF_FILLING = 0.02, 5e-6
+"""From there on the penalties that a torus has beyond the frame leave a larger gradient than the tolerance."""
 
 
 def solve_clipped(
@@ -75,7 +77,7 @@ def solve_clipped(
     is_on_torus = problem.operator.boundary.is_unknown and not any(problem.operator.wraps) and problem.n_dims <= 3
     steps = _TorusSteps(problem.operator, preconditioner) if is_on_torus else on_images
     objective = _Objective(problem, y.to(exact.operator.kernel.dtype), is_clipped)
-    if isinstance(steps, _TorusSteps) and rule.tolerance >= LEAST_TOLERANCE_OF_FILLING:
+    if isinstance(steps, _TorusSteps) and _fills(problem, rule):
         narrow = y.to(steps.operator.kernel.dtype)
         start = _Filling(problem, narrow, is_clipped, steps, start).solve(objective.scale, log)
     here = objective.at(preconditioner.estimate(y) if start is None else start, exact)
@@ -94,6 +96,11 @@ def solve_clipped(
     x, residual = here.x.to(y.dtype), here.residual.to(y.dtype)
     n, history = log.n_iterations, tuple(log.history)
     return Solution(x, status, n, here.certificate, history, OBJECTIVE, left_over=(x, residual))
+
+
+def _fills(problem: TikhonovProblem, rule: StoppingRule) -> bool:
+    """Return whether the penalties that a torus adds change less than the tolerance."""
+    return problem.lam <= MAX_LAMBDA_OF_FILLING and rule.tolerance >= LEAST_TOLERANCE_OF_FILLING
 
 
 class _Steps:
