@@ -45,10 +45,9 @@ _MIN_GAP, _MIN_GAP_IN_SPACE = 16, 4
 class PeriodicExtension:
     """Continues data onto a torus: observed in the frame, predicted from an estimate beyond it.
 
-    It takes a piece of at most 768 × 768 samples (less if channels mix) from the middle of the data, as a part of a
-    larger scene of which nothing is known outside; periodic data of that size stay as they are. It keeps the inverse of
-    the latest λ. All that counts of the boundary is whether it is circular. `max_memory` is how many bytes an estimate
-    may take.
+    It takes a piece of at most 768 × 768 samples (less if channels mix) from the middle of the data, and assumes
+    nothing about the scene outside it; periodic data of that size stay as they are. It keeps the inverse of the latest
+    λ. Of the boundary, it uses only whether it is circular. `max_memory` is how many bytes an estimate may take.
 
     Attributes:
         sigma_max: the largest singular value on the torus of the whole data, which λ is measured by.
@@ -56,7 +55,7 @@ class PeriodicExtension:
         window: size of the piece.
         torus: size of the torus.
         modes: singular vectors and values on that torus.
-        filled: the window with the noise of the data, and clipped samples as `continued` predicted them last.
+        filled: the window, with clipped samples as `continued` predicted them last.
     """
 
     filled: Tensor
@@ -89,10 +88,10 @@ class PeriodicExtension:
         return self._transformed(close_smoothly(self._piece(y), self.torus))
 
     def improved(self, y: Tensor, lam: float, estimate: Tensor | None) -> Tensor:
-        """Take an estimate nearer to the solution with λ = `lam`; without one, begin with that of closed data.
+        """Improve an estimate towards the solution with λ = `lam`; without one, begin with that of closed data.
 
-        Each call leaves a fifth of the gradient. λ then settles together with the estimate, within 1 % of the λ of
-        exact estimates for the four stacks that tuned this part. One solve to `_TOLERANCE` takes as many iterations.
+        Each call leaves a fifth of the gradient, so λ and the estimate settle together. For the four stacks that tuned
+        this part, λ came within 1 % of the λ of exact estimates, in as many iterations as one solve to `_TOLERANCE`.
         """
         piece, problem = self._piece(y), self._problem(lam)
         if estimate is None:
@@ -104,7 +103,7 @@ class PeriodicExtension:
     def continued(
         self, y: Tensor, lam: float, is_clipped: Tensor | None = None, estimate: Tensor | None = None
     ) -> SpectralData:
-        """Continue the data, and clipped samples upwards, by the prediction of an estimate.
+        """Continue the data beyond the frame, and raise clipped samples, by the prediction of an estimate.
 
         `is_clipped` marks samples that are only lower bounds; it is ignored for periodic data. The estimate is one of
         `improved`; by default the solution with λ = `lam`.
@@ -119,11 +118,11 @@ class PeriodicExtension:
             frame.copy_(piece)
             return self._transformed(data, math.prod(self.window) / math.prod(self.torus), share)
         is_free = self._piece(is_clipped) & (frame > piece)
+        self.filled = torch.where(is_free, frame, piece)
         # The predicted part may be large. Without noise in it, λ would become smaller from round to round.
         left = torch.where(is_free, 0, piece - frame).square().sum() / (~is_free).sum().clamp_min(1)
         data += left.sqrt() * draw_noise(self.noise or NoiseModel(), data, 0, len(self.window))
-        self.filled = torch.where(is_free, frame, piece)
-        frame.copy_(self.filled)
+        frame.copy_(torch.where(is_free, frame, piece))
         return self._transformed(data, detailed_share=share)
 
     def fill(self, y: Tensor) -> tuple[Tensor, float]:

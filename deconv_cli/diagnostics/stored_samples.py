@@ -26,7 +26,7 @@ from deconv_cli.vocabulary import Size
 
 NEARLY_FULL = 0.96
 LEAST_SHARE = 1e-4
-"""Full samples are bounds from this share of all samples on; fewer are hot pixels."""
+"""Full samples count as bounds if they are at least this share of all samples; fewer are hot pixels."""
 _REACH = 2
 
 BLOCK = 8
@@ -67,7 +67,7 @@ def find_clipped(y: Tensor, ceiling: float, size: Sequence[int], least_share: fl
 
 
 def _is_any_around(mask: Tensor, reach: Sequence[int]) -> Tensor:
-    """Find the samples that have a set one within `reach` along every axis of space."""
+    """Find the samples with a marked one within `reach` along every axis of space."""
     for axis, n_away in zip(space_axes(len(reach)), reach, strict=True):
         n, done = mask.shape[axis], 0
         while done < min(n_away, n - 1):  # each pass doubles the distance, also at an end
