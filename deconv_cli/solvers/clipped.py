@@ -5,9 +5,9 @@ it by Huber's function times `EXCESS_WEIGHT`: a square at first, and a line from
 convex, quadratic in pieces, and differentiable (Huber, "Robust estimation of a location parameter", Annals of
 Mathematical Statistics 35, 1964). Nonlinear conjugate gradients minimize it, preconditioned by the inverse on a torus
 (Polak and Ribière, 1969; Nocedal and Wright, Numerical Optimization, 2006, equation 5.45). A step takes three pairs of
-FFTs, or two under an unknown border: the line search knows A times the direction, and looks at the saturated samples
-alone. If a certificate needs more digits than the data have, the estimate and its residual are kept in double
-precision; the steps keep that of the data.
+FFTs. Under an unknown border it takes two, or one while `_Filling` finds a start. The line search knows A times the
+direction, and looks at the saturated samples alone. If a certificate needs more digits than the data have, the estimate
+and its residual are kept in double precision; the steps keep that of the data.
 """
 
 from __future__ import annotations
