@@ -104,13 +104,15 @@ def choose_lambda(
     rule: LambdaRule | None = LambdaRule.GCV,
     sigma: float | None = None,
     least_sigma: float = 0.0,
+    accuracy: float = CONVERGED,
 ) -> LambdaChoice:
     """Choose λ from a piece of data `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
 
     `is_clipped` marks samples that are only lower bounds. Without a rule, `gcv` chooses, or `whiteness` if its λ is far
     larger: cross-validation mistakes noise that is not white for detail (Altman, "Kernel smoothing of data with
     correlated errors", Journal of the American Statistical Association 85, 1990). By default the noise is estimated,
-    and is at least `least_sigma`, such as the noise of rounding. The cross-check is by `gcv`, or by `ml` for `gcv`.
+    and is at least `least_sigma`, such as the noise of rounding. λ is final once it changes by at most `accuracy`,
+    relatively. The cross-check is by `gcv`, or by `ml` for `gcv`.
     """
     is_open, rule = rule is None and not extension.is_periodic, rule or LambdaRule.GCV
     lam = math.nan if extension.is_periodic else choose_by_rule(LambdaRule.ML, extension.initial(y), 0.0).chosen
@@ -127,7 +129,7 @@ def choose_lambda(
             whitest = choose_by_rule(LambdaRule.WHITENESS, data, 0.0)
             if whitest.chosen > DISAGREEMENT * curve.chosen and not whitest.is_at_end:
                 curve, rule = whitest, LambdaRule.WHITENESS
-        is_converged = extension.is_periodic or abs(math.log(curve.chosen / lam)) <= CONVERGED
+        is_converged = extension.is_periodic or abs(math.log(curve.chosen / lam)) <= accuracy
         lam = curve.chosen
     return LambdaChoice(
         lam=lam,

@@ -55,7 +55,10 @@ class PeriodicExtension:
         window: size of the piece.
         torus: size of the torus.
         modes: singular vectors and values on that torus.
+        filled: the window, with clipped samples as `continued` predicted them last.
     """
+
+    filled: Tensor
 
     def __init__(
         self,
@@ -114,29 +117,24 @@ class PeriodicExtension:
         if is_clipped is None:
             frame.copy_(piece)
             return self._transformed(data, math.prod(self.window) / math.prod(self.torus), share)
-        is_free = self._is_free(is_clipped, piece, frame)
+        is_free = self._piece(is_clipped) & (frame > piece)
+        self.filled = torch.where(is_free, frame, piece)
         # The predicted part may be large. Without noise in it, λ would become smaller from round to round.
         left = torch.where(is_free, 0, piece - frame).square().sum() / (~is_free).sum().clamp_min(1)
         data += left.sqrt() * draw_noise(self.noise or NoiseModel(), data, 0, len(self.window))
         frame.copy_(torch.where(is_free, frame, piece))
         return self._transformed(data, detailed_share=share)
 
-    def fill(self, y: Tensor, lam: float, is_clipped: Tensor) -> tuple[Tensor, float]:
-        """Fill clipped samples of the window by the prediction of an estimate with λ = `lam` where that exceeds them.
+    def fill(self, y: Tensor) -> tuple[Tensor, float]:
+        """Fill samples of the window as `continued` did last.
 
         Gives data of the shape of `y`, and the part of the window's samples that did not change.
         """
-        piece = self._piece(y)
-        predicted = crop(self._predicted(piece, lam, is_clipped), (0,) * len(self.window), self.window)
-        is_free = self._is_free(is_clipped, piece, predicted)
         filled = y.clone()
         window = self._middle(filled)
-        window.copy_(torch.where(is_free, predicted, piece).reshape(window.shape))
-        return filled, 1 - synchronize.as_number(is_free.double().mean())
-
-    def _is_free(self, is_clipped: Tensor, piece: Tensor, predicted: Tensor) -> Tensor:
-        """Find the clipped samples of a piece for which a larger value was predicted."""
-        return self._piece(is_clipped) & (predicted > piece)
+        share = synchronize.as_number((self.filled == self._piece(y)).double().mean())
+        window.copy_(self.filled.reshape(window.shape))
+        return filled, share
 
     def _predicted(
         self, piece: Tensor, lam: float, is_clipped: Tensor | None, estimate: Tensor | None = None

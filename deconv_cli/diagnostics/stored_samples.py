@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deconv_cli.kernels.blind.blurred_picture import LUMA
 from deconv_cli.operators import synchronize
@@ -68,15 +67,15 @@ def find_clipped(y: Tensor, ceiling: float, size: Sequence[int], least_share: fl
 
 
 def _is_any_around(mask: Tensor, reach: Sequence[int]) -> Tensor:
-    """Find the samples with a marked one within `reach` along every axis of space, channel by channel."""
-    if mask.ndim > len(reach):
-        return torch.stack([_is_any_around(part, reach) for part in mask])
+    """Find the samples with a marked one within `reach` along every axis of space."""
     for axis, n_away in zip(space_axes(len(reach)), reach, strict=True):
-        # The time of cumulative counts does not depend on the kernel.
-        n_set = functional.pad(mask.movedim(axis, -1).cumsum(-1, dtype=torch.int32), (1, 0))
-        n, place = mask.shape[axis], torch.arange(mask.shape[axis], device=mask.device)
-        before, after = (place - n_away).clamp_min(0), (place + n_away + 1).clamp_max(n)
-        mask = (n_set[..., after] > n_set[..., before]).movedim(-1, axis)
+        n, done = mask.shape[axis], 0
+        while done < min(n_away, n - 1):  # each pass doubles the distance, also at an end
+            step = min(done + 1, n_away - done, n - 1)
+            wider = mask.clone()
+            wider.narrow(axis, step, n - step).logical_or_(mask.narrow(axis, 0, n - step))
+            wider.narrow(axis, 0, n - step).logical_or_(mask.narrow(axis, step, n - step))
+            mask, done = wider, done + step
     return mask
 
 

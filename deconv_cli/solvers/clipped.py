@@ -5,9 +5,9 @@ it by Huber's function times `EXCESS_WEIGHT`: a square at first, and a line from
 convex, quadratic in pieces, and differentiable (Huber, "Robust estimation of a location parameter", Annals of
 Mathematical Statistics 35, 1964). Nonlinear conjugate gradients minimize it, preconditioned by the inverse on a torus
 (Polak and Ribière, 1969; Nocedal and Wright, Numerical Optimization, 2006, equation 5.45). A step takes three pairs of
-FFTs, or two under an unknown border: the line search knows A times the direction, and looks at the saturated samples
-alone. If a certificate needs more digits than the data have, the estimate and its residual are kept in double
-precision; the steps keep that of the data.
+FFTs. Under an unknown border it takes two, or one while `_Filling` finds a start. The line search knows A times the
+direction, and looks at the saturated samples alone. If a certificate needs more digits than the data have, the estimate
+and its residual are kept in double precision; the steps keep that of the data.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import as_factor, crop, inner, norm, relative, safe_ratio, space_axes
 from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.solvers.iterative import TorusPreconditioner
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
@@ -42,6 +43,12 @@ DEFAULT_TOLERANCE = 1e-5
 """The certificate at which it ends by default; a closer solution shows no visible change."""
 CLOSE_TOLERANCE = 3e-8
 """The same for parts of a picture, which have to agree."""
+RING = 0.75
+"""Kernels beyond the frame that are filled in. A wider ring takes more steps, a narrower one leaves more to others."""
+FILLING_SHARE = 0.9
+"""Filling in ends at this part of the tolerance."""
+MAX_LAMBDA_OF_FILLING, LEAST_TOLERANCE_OF_FILLING = 0.02, 5e-6
+"""From there on the penalties that a torus has beyond the frame leave a larger gradient than the tolerance."""
 
 
 def solve_clipped(
@@ -50,6 +57,7 @@ def solve_clipped(
     is_clipped: Tensor,
     rule: StoppingRule,
     progress: Progress | None = None,
+    start: Tensor | None = None,
 ) -> Solution:
     """Solve with saturated samples as lower bounds; the certificate is the norm of the gradient over ‖Aᴴy‖.
 
@@ -59,6 +67,7 @@ def solve_clipped(
         is_clipped: which samples are bounds, of the same shape.
         rule: when to stop.
         progress: called after every iteration.
+        start: an estimate that takes saturated samples for measurements, shape `(*batch, C_in, *size)`.
     """
     preconditioner, log = TorusPreconditioner(problem), IterationLog(rule, progress)
     is_narrow = problem.runs_in_own_precision and rule.tolerance >= LEAST_TOLERANCE_IN_FLOAT32
@@ -68,25 +77,30 @@ def solve_clipped(
     is_on_torus = problem.operator.boundary.is_unknown and not any(problem.operator.wraps) and problem.n_dims <= 3
     steps = _TorusSteps(problem.operator, preconditioner) if is_on_torus else on_images
     objective = _Objective(problem, y.to(exact.operator.kernel.dtype), is_clipped)
-    here = objective.at(preconditioner.estimate(y), on_images)
-    certificate = here.certificate
-    while True:
-        if certificate > rule.tolerance and not log.is_spent:
-            here = _descend(objective, here, steps, log)
+    if isinstance(steps, _TorusSteps) and _fills(problem, rule):
+        narrow = y.to(steps.operator.kernel.dtype)
+        start = _Filling(problem, narrow, is_clipped, steps, start).solve(objective.scale, log)
+    here = objective.at(preconditioner.estimate(y) if start is None else start, exact)
+    while not here.certificate <= rule.tolerance and not log.is_spent:
         # Recurrences drift: a round is judged by its estimate alone.
-        last, here = certificate, objective.at(here.x, exact)
-        certificate = here.certificate
-        if certificate <= rule.tolerance or log.is_spent or not certificate < last / 2:
+        last, here = here.certificate, objective.at(_descend(objective, here, steps, log).x, exact)
+        if not here.certificate < last / 2:
             break
     status = Status.CONVERGED
-    if not certificate <= rule.tolerance:
+    if not here.certificate <= rule.tolerance:
         status = Status.STAGNATED
         if log.is_spent:
             status = Status.TIME_LIMIT if rule.is_overdue else Status.MAX_ITERATIONS
-    x = here.x.to(y.dtype)
-    if x.dtype != here.x.dtype:  # rounding is a part of what is given
-        certificate = objective.at(x, exact).certificate
-    return Solution(x, status, log.n_iterations, certificate, tuple(log.history), OBJECTIVE)
+    if here.x.dtype != y.dtype:  # rounding is a part of what is given
+        here = objective.at(here.x.to(y.dtype), exact)
+    x, residual = here.x.to(y.dtype), here.residual.to(y.dtype)
+    n, history = log.n_iterations, tuple(log.history)
+    return Solution(x, status, n, here.certificate, history, OBJECTIVE, left_over=(x, residual))
+
+
+def _fills(problem: TikhonovProblem, rule: StoppingRule) -> bool:
+    """Return whether the penalties that a torus adds change less than the tolerance."""
+    return problem.lam <= MAX_LAMBDA_OF_FILLING and rule.tolerance >= LEAST_TOLERANCE_OF_FILLING
 
 
 class _Steps:
@@ -124,49 +138,110 @@ class _TorusSteps(_Steps):
     is zero there, and a direction may be anything.
     """
 
+    def __init__(self, operator: Convolution, preconditioner: TorusPreconditioner) -> None:
+        super().__init__(operator, preconditioner)
+        self.symbol, self.torus = preconditioner.symbol, preconditioner.symbol.torus
+
     def start(self, gradient: Tensor) -> Tensor:
-        torus = self._preconditioner.symbol.torus
-        return torch.fft.rfftn(super().start(gradient), s=torus, dim=space_axes(len(torus)))
+        return torch.fft.rfftn(super().start(gradient), s=self.torus, dim=space_axes(len(self.torus)))
+
+    def pull(self, data: Tensor) -> Tensor:
+        """Compute Kᴴ·data, for data on the torus or zero beyond their end."""
+        return self.symbol.blocks.multiply_once(self.start(data), adjoint=True)
 
     def gradient(self, counted: Tensor, rough: Tensor) -> Tensor:
-        pulled = self._preconditioner.symbol.blocks.multiply_once(self.start(counted), adjoint=True)
-        return pulled.sub_(self.start(rough))
+        return self.pull(counted).sub_(self.start(rough))
 
     def precondition(self, gradient: Tensor) -> Tensor:
         return self._preconditioner.gram_inverse.blocks.multiply(gradient)
 
+    def field(self, spectrum: Tensor) -> Tensor:
+        """Transform a spectrum back."""
+        return torch.fft.irfftn(spectrum, s=self.torus, dim=space_axes(len(self.torus)))
+
     def images(self, direction: Tensor) -> tuple[Tensor, Tensor]:
-        symbol, fields = self._preconditioner.symbol, []
-        for spectrum, shape in (
-            (symbol.blocks.multiply(direction), self.operator.output_shape),
-            (direction, self.operator.input_shape),
-        ):
-            field = torch.fft.irfftn(spectrum, s=symbol.torus, dim=space_axes(len(symbol.torus)))
-            fields.append(crop(field, (0,) * len(symbol.torus), shape[1:]))
-        return fields[1], fields[0]
+        corner, sizes = (0,) * len(self.torus), (self.operator.input_shape[1:], self.operator.output_shape[1:])
+        image = crop(self.field(self.symbol.blocks.multiply(direction)), corner, sizes[1])
+        return crop(self.field(direction), corner, sizes[0]), image
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         """Add up half the spectrum twice, but the columns that have no mirror image once (Parseval)."""
-        torus = self._preconditioner.symbol.torus
         a, b = (torch.view_as_real(spectrum).flatten(-2) for spectrum in (a, b))
         once = inner(a[..., :2], b[..., :2], self._n_dims)
-        if torus[-1] % 2 == 0:
+        if self.torus[-1] % 2 == 0:
             once += inner(a[..., -2:], b[..., -2:], self._n_dims)
-        return (2 * inner(a, b, self._n_dims) - once) / math.prod(torus)
+        return (2 * inner(a, b, self._n_dims) - once) / math.prod(self.torus)
 
 
-class _Objective:
-    """The objective for data with saturated samples.
+class _Bounds:
+    """Samples of a field `(*batch, C, *size)` that are lower bounds, or were not observed at all.
 
-    `places` are those of the saturated samples in the flattened data, and `owner` is the image of each.
+    `places` are theirs in the flattened field, and `owner` is the image of each. A residual counts `above` times where
+    it is positive, and as Huber's function says, `below` times, where it is not.
     """
 
+    above: Tensor | float = 1.0
+    below: Tensor | float = EXCESS_WEIGHT
+
+    def __init__(self, field: Tensor, is_bound: Tensor, n_dims: int) -> None:
+        self.n_dims = n_dims
+        self.places = is_bound.flatten().nonzero()[:, 0]
+        self.owner = self.places // field[(0,) * (field.ndim - n_dims)].numel()
+        self._least = -HUBER_THRESHOLD * self.at_bounds(field).abs()
+
+    def at_bounds(self, samples: Tensor) -> Tensor:
+        """Take these samples alone, shape `(n_bounds,)`."""
+        return samples.flatten().index_select(0, self.places)
+
+    def counted(self, residual: Tensor) -> Tensor:
+        """Compute how much of the residuals of these samples pulls at the estimate."""
+        return self.above * residual.clamp_min(0) + self.below * residual.maximum(self._least).clamp_max(0)
+
+    def step_length(self, residual: Tensor, gain: Tensor, slope: Tensor, whole: Tensor) -> Tensor:
+        """Find where the slope along a direction ends, for each image of the batch.
+
+        Args:
+            residual: of these samples.
+            gain: A times the direction, at these samples.
+            slope: of the objective along the direction, downwards.
+            whole: the curvature along the direction as if every sample were measured.
+        """
+        base = slope - self.sum_up((self.counted(residual) - residual) * gain, slope)
+        length, low, high = torch.zeros_like(slope), torch.zeros_like(slope), torch.full_like(slope, torch.inf)
+        left = slope
+        for _ in range(MAX_TRIALS):
+            missed = residual - self.each(length, gain) * gain
+            is_above = missed > 0
+            weights = self.above * is_above + self.below * (is_above ^ (missed >= self._least))
+            curvature = whole - self.sum_up((1 - weights) * gain.square(), slope)
+            newton = length + safe_ratio(left, curvature)
+            length = torch.where((newton > low) & (newton < high), newton, (low + high.clamp_max(1e30)) / 2)
+            missed = residual - self.each(length, gain) * gain
+            left = base - length * whole + self.sum_up((self.counted(missed) - missed) * gain, slope)
+            if synchronize.holds_everywhere(left.abs() <= LINE_ACCURACY * slope.abs()):
+                break
+            low, high = torch.where(left > 0, length, low), torch.where(left < 0, length, high)
+        return torch.where(slope > 0, length, 0)
+
+    def each(self, numbers: Tensor, like: Tensor) -> Tensor:
+        """Give each sample the number of its image, in the precision of `like`."""
+        numbers = numbers.flatten().to(like.dtype)
+        return numbers if numbers.numel() == 1 else numbers[self.owner]
+
+    def sum_up(self, values: Tensor, like: Tensor) -> Tensor:
+        """Add up numbers of these samples for each image, in the shape and precision of `like`."""
+        if like.numel() == 1:
+            return values.sum(dtype=like.dtype).reshape(like.shape)
+        return torch.zeros_like(like).view(-1).index_add_(0, self.owner, values.to(like.dtype)).view(like.shape)
+
+
+class _Objective(_Bounds):
+    """The objective for data with saturated samples."""
+
     def __init__(self, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor) -> None:
-        self.problem, self.y, self.n_dims = problem, y, problem.n_dims
-        self.places = is_clipped.flatten().nonzero()[:, 0]
-        self.owner = self.places // y[(0,) * (y.ndim - self.n_dims)].numel()
-        self._least = -HUBER_THRESHOLD * self.at_bounds(y).abs()
-        self._scale = norm(problem.operator.adjoint(y.to(problem.operator.kernel.dtype)), self.n_dims)
+        super().__init__(y, is_clipped, problem.n_dims)
+        self.problem, self.y = problem, y
+        self.scale = norm(problem.operator.adjoint(y.to(problem.operator.kernel.dtype)), self.n_dims)
 
     def at(self, x: Tensor, steps: _Steps) -> _Point:
         """Compute residual, penalty and gradient at an estimate by the operator in some precision."""
@@ -179,52 +254,79 @@ class _Objective:
         counted = residual.clone()
         counted.view(-1)[self.places] = self.counted(self.at_bounds(residual))
         gradient = steps.gradient(counted, rough)
-        certificate = synchronize.as_number(relative(steps.inner(gradient, gradient).sqrt(), self._scale).max())
+        certificate = synchronize.as_number(relative(steps.inner(gradient, gradient).sqrt(), self.scale).max())
         return _Point(x, residual, rough, gradient, certificate)
 
-    def at_bounds(self, samples: Tensor) -> Tensor:
-        """Take the saturated samples alone, shape `(n_bounds,)`."""
-        return samples.flatten().index_select(0, self.places)
 
-    def counted(self, residual: Tensor) -> Tensor:
-        """Compute how much of the residuals of saturated samples pulls at the estimate."""
-        return torch.where(residual > 0, residual, EXCESS_WEIGHT * torch.maximum(residual, self._least))
+class _Filling(_Bounds):
+    """The same steps by two FFTs each, if penalties go around the preconditioner's torus and beyond the frame.
 
-    def step_length(self, here: _Point, image: Tensor, slope: Tensor, bend: Tensor) -> Tensor:
-        """Find where the slope along a direction ends, for each image of the batch.
+    There an estimate is P·data, of data on all of the torus: observed, filled in at saturated samples and in a ring
+    around the frame, and those of a start beyond it. Its gradient is Kᴴe, where e is what residuals count less what
+    they are, which is zero but at samples that are filled in. So the steps need P and K at these alone.
+    """
 
-        Args:
-            here: the estimate.
-            image: A times the direction.
-            slope: of the objective along the direction, downwards.
-            bend: the curvature along the direction that the penalty has.
-        """
-        residual, gain = self.at_bounds(here.residual), self.at_bounds(image).to(slope.dtype)
-        whole = inner(image, image, self.n_dims) + bend  # as if no sample were saturated
-        base = slope - self._sum((self.counted(residual) - residual) * gain, slope)
-        length, low, high = torch.zeros_like(slope), torch.zeros_like(slope), torch.full_like(slope, torch.inf)
-        left = slope
-        for _ in range(MAX_TRIALS):
-            missed = residual - self._each(length) * gain
-            weights = torch.where(missed > 0, 1, EXCESS_WEIGHT * (missed >= self._least))
-            curvature = whole - self._sum((1 - weights) * gain.square(), slope)
-            newton = length + safe_ratio(left, curvature)
-            length = torch.where((newton > low) & (newton < high), newton, (low + high.clamp_max(1e30)) / 2)
-            missed = residual - self._each(length) * gain
-            left = base - length * whole + self._sum((self.counted(missed) - missed) * gain, slope)
-            if synchronize.holds_everywhere(left.abs() <= LINE_ACCURACY * slope.abs()):
+    def __init__(
+        self, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor, steps: _TorusSteps, x: Tensor | None
+    ) -> None:
+        n_axes, self._size = problem.n_dims - 1, problem.operator.input_shape[1:]
+        self._steps, self._symbol = steps, steps.symbol
+        torus, corner, size = self._symbol.torus, (0,) * n_axes, y.shape[-n_axes:]
+        self._data = close_smoothly(y, torus)
+        if x is not None:
+            self._data = self._symbol.forward(close_smoothly(x, torus))
+            crop(self._data, corner, size).copy_(y)
+        is_near, is_inside = torch.ones(2, *torus, dtype=torch.bool, device=y.device)
+        for axis, length, n, k in zip(
+            space_axes(n_axes), torus, size, problem.operator.geometry.kernel_size, strict=True
+        ):
+            place = torch.arange(length, device=y.device).reshape(-1, *[1] * (-1 - axis))
+            is_inside &= place < n
+            is_near &= (place < n + RING * k) | (place >= length - RING * k)
+        is_free = (is_near & ~is_inside).expand_as(self._data).clone()
+        crop(is_free, corner, size).copy_(is_clipped)
+        super().__init__(self._data, is_free, problem.n_dims)
+        self.above = self.at_bounds(is_inside.expand_as(self._data)).to(y.dtype)
+        self.below = EXCESS_WEIGHT * self.above
+
+    def solve(self, scale: Tensor, log: IterationLog) -> Tensor:
+        """Take steps until the certificate is reached, and give the estimate; `scale` is ‖Aᴴy‖."""
+        steps, field, zero = self._steps, torch.zeros_like(self._data), torch.zeros_like(scale)
+        given = self.at_bounds(self._data)
+        image, values = self._image(steps.pull(self._data)), given.clone()
+        direction, gain, last, gamma = torch.zeros_like(given), torch.zeros_like(given), given, zero
+        least, n_since, is_begun = math.inf, 0, False
+        while True:
+            residual = given - image
+            error = self.counted(residual) - (values - image)
+            pulled = steps.pull(field.view(-1).index_copy_(0, self.places, error).view_as(field))
+            certificate = synchronize.as_number(relative(steps.inner(pulled, pulled).sqrt(), scale).max())
+            if is_begun:
+                log.record(certificate)
+            least, n_since, is_begun = (certificate, 0, True) if certificate < least else (least, n_since + 1, True)
+            if certificate <= FILLING_SHARE * log.rule.tolerance or log.is_spent or n_since > PATIENCE:
                 break
-            low, high = torch.where(left > 0, length, low), torch.where(left < 0, length, high)
-        return torch.where(slope > 0, length, 0)
+            z = self._image(pulled)
+            before, gamma = gamma, self.sum_up(error * z, zero)
+            beta = safe_ratio(gamma - self.sum_up(last * z, zero), before).clamp_min(0)
+            along = self.sum_up(error * gain, zero)
+            beta = torch.where(gamma + beta * along > 0, beta, 0)
+            factor, last = self.each(beta, error), error
+            direction.mul_(factor).add_(error)
+            gain.mul_(factor).add_(z)
+            whole = self.sum_up(gain * direction, zero)
+            length = self.each(self.step_length(residual, gain, gamma + beta * along, whole), error)
+            values.addcmul_(length, direction)
+            image.addcmul_(length, gain)
+        self._data.view(-1)[self.places] = values
+        found = steps.field(steps.precondition(steps.pull(self._data)))
+        return crop(found, (0,) * len(self._size), self._size)
 
-    def _each(self, numbers: Tensor) -> Tensor:
-        return numbers.flatten() if numbers.numel() == 1 else numbers.flatten()[self.owner]
-
-    def _sum(self, values: Tensor, like: Tensor) -> Tensor:
-        """Add up numbers of the saturated samples of each image."""
-        if like.numel() == 1:
-            return values.sum(dtype=like.dtype).reshape(like.shape)
-        return torch.zeros_like(like).view(-1).index_add_(0, self.owner, values.to(like.dtype)).view(like.shape)
+    def _image(self, pulled: Tensor) -> Tensor:
+        """Compute KP·data at these samples from the spectrum Kᴴ·data."""
+        return self.at_bounds(
+            self._steps.field(self._steps.symbol.blocks.multiply_once(self._steps.precondition(pulled)))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +369,10 @@ def _descend(objective: _Objective, here: _Point, steps: _Steps, log: IterationL
         last, (step, image) = gradient, steps.images(direction)
         bent = problem.penalty_gram(step)
         bend = inner(step, bent, n_dims)
-        length = as_factor(objective.step_length(here, image, slope, bend), here.x, n_dims)
+        residual, at_bounds = (objective.at_bounds(samples) for samples in (here.residual, image))
+        whole = inner(image, image, n_dims) + bend
+        length = objective.step_length(residual, at_bounds.to(slope.dtype), slope, whole)
+        length = as_factor(length, here.x, n_dims)
         # In place, and without what is done with: at the size of photographs these fields are the peak of memory.
         here.x.addcmul_(length, step)
         here.residual.addcmul_(length, image, value=-1)

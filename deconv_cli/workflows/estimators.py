@@ -253,7 +253,9 @@ def solve(
         return estimator.solve(data, listener), tolerance, None
     assert isinstance(estimator, PseudoInverse)
     rule = StoppingRule(tolerance, settings.max_iterations)
-    return solve_clipped(estimator.problem, estimator.arrange(data), bounds, rule, listener), tolerance, bounds
+    start = estimator.approximate(data) if estimator.choice.method == "strip" else None
+    arranged = estimator.arrange(data)
+    return solve_clipped(estimator.problem, arranged, bounds, rule, listener, start), tolerance, bounds
 
 
 def _settled_noise(

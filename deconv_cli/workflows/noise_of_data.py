@@ -178,6 +178,8 @@ def _middle(y: Tensor, kernel: Kernel) -> Tensor:
     return crop(outputs, start, window)
 
 
+FILLING_ACCURACY = 0.1
+"""Change of λ between two rounds that may remain while samples are filled in before the noise is measured."""
 TILE = 256
 """Samples along each axis that are filled at once."""
 N_KERNELS = 2
@@ -233,8 +235,8 @@ def fill_clipped(
         penalty=spaced_penalty(settings.penalty, settings.spacing),
         max_memory=settings.max_memory,
     )
-    lam = choose_lambda(extension, y, is_clipped).lam
-    return extension.fill(y, lam, is_clipped)
+    choose_lambda(extension, y, is_clipped, accuracy=FILLING_ACCURACY)
+    return extension.fill(y)
 
 
 def fill_tiles(y: Tensor, kernel: Kernel, is_clipped: Tensor, origin: Size = ()) -> Tensor:

@@ -26,10 +26,10 @@ KERNEL = make_kernel("disk:2.5")
 BOUND = 0.8
 
 
-def problem_of(boundary="unknown", penalty="gradient", size=(14, 12)):
+def problem_of(boundary="unknown", penalty="gradient", size=(14, 12), lam=1e-2):
     taps = KERNEL.double()[None, None]
     operator = Convolution.of_geometry(taps, Geometry.of_image(size, tuple(taps.shape[2:]), "same"), boundary)
-    return TikhonovProblem(operator, 1e-2, penalty=penalty)
+    return TikhonovProblem(operator, lam, penalty=penalty)
 
 
 def clipped_data(problem, n_images=2):
@@ -80,6 +80,22 @@ def test_the_certificates_of_the_steps_are_those_of_the_estimate(columns):
     y = clipped_data(problem)
     solution = solve_clipped(problem, y, y >= BOUND, StoppingRule(1e-9, 3))
     assert solution.residual_norms[-1] == pytest.approx(solution.certificate, rel=1e-6)
+
+
+@pytest.mark.parametrize(("size", "penalty"), [((61, 50), "gradient"), ((40, 57), "identity")])
+def test_filling_in_samples_and_a_ring_solves_the_problem(size, penalty):
+    """The last certificate is still that of the torus: no step on the images was left to do."""
+    problem = problem_of(penalty=penalty, size=size, lam=1e-3)
+    y = clipped_data(problem)
+    start = deconv_cli.solve(problem.operator, y, penalty=penalty, lam=problem.lam).value
+    solution = solve_clipped(problem, y, y >= BOUND, StoppingRule(DEFAULT_TOLERANCE, 200), start=start)
+    assert solution.residual_norms[-1] < 0.9 * DEFAULT_TOLERANCE
+    assert solution.certificate < DEFAULT_TOLERANCE
+    assert abs(solution.residual_norms[-1] / solution.certificate - 1) > 1e-6
+    exact = solve_clipped(problem, y, y >= BOUND, StoppingRule(1e-9, 2000)).value
+    change = problem.operator.forward(solution.value - exact)[y < BOUND]
+    assert float(change.norm()) < 1e-4 * float(y.norm())
+    assert torch.allclose(solution.residual, y - problem.operator.forward(solution.value))
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +181,15 @@ def test_full_samples_among_none_but_full_ones_are_measurements():
     expected = y == 255.0
     expected[0, 8 + reach[0] : 32 - reach[0], 10 + reach[1] : 40 - reach[1]] = False
     assert torch.equal(find_clipped(y, 255.0, KERNEL.shape), expected)
+
+
+def test_a_sample_at_an_end_is_seen_from_everywhere_within_half_the_kernel():
+    y = torch.full((1, 40, 50), 255.0)
+    y[0, 0, 49] = 90.0
+    expected = torch.zeros(1, 40, 50, dtype=torch.bool)
+    expected[0, :8, -11:] = True
+    expected[0, 0, 49] = False
+    assert torch.equal(find_clipped(y, 255.0, (15, 21)), expected)
 
 
 def test_a_picture_without_full_samples_has_none():
