@@ -29,7 +29,7 @@ from torch import Tensor
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import Band, BandGroup, coupling, invert_lines, multiply_narrow, outside, solve_lines
+from deconv_cli.solvers.bands import Band, BandGroup, coupling, invert_lines, outside, solve_lines
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -99,7 +99,7 @@ class BorderSystem:
         if not to_inputs:
             return to_outputs, None
         left, right = zip(*to_inputs, strict=True)
-        return to_outputs, multiply_narrow(torch.cat(left, dim=-1), torch.cat(right, dim=-2))
+        return to_outputs, torch.cat(left, dim=-1) @ torch.cat(right, dim=-2)
 
     def image(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
         """Compute the spectrum of z = P·outputs + N·inputs."""
