@@ -141,7 +141,7 @@ class BorderInverse(IteratedInverse):
         self._system = make_system(problem)
         # Differences penalize smooth images by less than their norm, which matters for small λ.
         is_estimate = find_penalty(problem.penalty).takes_differences and problem.lam < MIN_LAMBDA_IN_FLOAT32
-        usual = min(problem.weight, problem.least_constant_gain**2) / (SMOOTH_SAFETY if is_estimate else 1)
+        usual = problem.least_eigenvalue / (SMOOTH_SAFETY if is_estimate else 1)
         self._least = usual if least is None else least
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:

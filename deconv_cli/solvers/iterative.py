@@ -199,7 +199,7 @@ class IterativeInverse(IteratedInverse):
         if problem.weight > 0 or is_layer:
             ritz = RitzValues(
                 preconditioner,
-                least=None if is_layer else lambda: problem.weight / problem.lam / problem.condition,
+                least=None if is_layer else lambda: problem.least_eigenvalue,
                 determined=(lambda x: problem.split_null_space(x)[0])
                 if 0 < problem.lam < MIN_LAMBDA_IN_FLOAT32
                 else None,
