@@ -94,7 +94,7 @@ def pages(results: dict[str, Any]) -> str:
     """Write all that was kept as one page of Markdown."""
     parts = [
         "# Results",
-        "Written by `python -m benchmarks`; what is compared and how is told in [README.md](README.md).",
+        "Written by `python -m benchmarks`. [README.md](README.md) says what is compared, and how.",
     ]
     for name, kept in results.items():
         machine = ", ".join(f"{what} {value}" for what, value in kept["machine"].items())

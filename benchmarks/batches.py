@@ -156,7 +156,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
     ]
     title = (
         "Frames of 512 × 512 in 16-bit TIFF, seen through a Gaussian of σ 1.5 with noise: the solver on frames in "
-        "memory (what it takes to choose λ, build and solve), tests and files by themselves, and the whole command."
+        "memory (choosing λ, building and solving), the tests alone, the files alone, and the whole command."
     )
     return Report("Many files", targets, [table(title, "settings", outcomes, columns)])
 

@@ -97,7 +97,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
     )
     if known:
         title += (
-            f" The median is {statistics.median(values['ratio']):.2f}; of the pictures as they came "
+            f" The median is {statistics.median(values['ratio']):.2f}; of the unrestored pictures "
             f"{statistics.median(values['as it came']):.2f}, with {100 * statistics.fmean(shares['as it came']):.0f} % "
             f"below {MOST_RATIO:g}."
         )

@@ -147,14 +147,14 @@ def report(outcomes: dict[str, Figures]) -> Report:
     tables = [
         Table(
             f"{len(losses)} files. Losses to the best λ and to the best weight of the total variation, median / at "
-            "worst, where the noise is found out from the data and where it is taken for white; and the predicted "
+            "worst, with the noise estimated from the data and with the noise assumed white; and the predicted "
             "error over the real one: how many bands are within a quarter, and the median and the range of all.",
-            ["files", "λ, found out", "λ, white", "tv, found out", "tv, white", "predicted / real"],
+            ["files", "λ, estimated", "λ, white", "tv, estimated", "tv, white", "predicted / real"],
             rows,
         ),
         Table(
             "Each photograph and kernel: losses to the best λ; the predicted error over the real one in three bands.",
-            ["photograph, kernel", "λ, found out", "λ, white", "predicted / real"],
+            ["photograph, kernel", "λ, estimated", "λ, white", "predicted / real"],
             each + failed,
         ),
     ]

@@ -196,7 +196,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
         table(
             "The sample photograph `camera`, out of focus by a disk of 15 pixels, cropped to 242 × 242 so that the "
             "light from outside the frame is in the data and nothing else is known of it; noise σ = 0.5 gray levels; "
-            "float32. Each method has the λ that gives it the best PSNR, and its other settings as they come.",
+            "float32. Each method has the λ that gives it the best PSNR, and otherwise its default settings.",
             "method",
             camera,
             quality,

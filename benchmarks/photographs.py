@@ -5,7 +5,8 @@ own. Each is shrunk until its pixels are clean, cropped, and blurred in light by
 scene. JPEG files have noise of 1 to 3 gray levels before they are compressed at a quality of 80 to 95, in turns; linear
 files have white noise of 0.4 % or 2 %. Two kernels of each photograph also compare the expected error with the real
 one, in three bands of distance from the edge. The constants of the prior and of its expected error were set on
-photographs of scikit-image and scikit-learn.
+photographs of scikit-image and scikit-learn. scikit-image's `wiener` and `richardson_lucy` get the picture mirrored by
+hand, in stored values or in light, and the number that gives the best PSNR against the truth.
 """
 
 from __future__ import annotations
@@ -59,12 +60,17 @@ WAYS: dict[str, dict[str, Any]] = {
     "Richardson–Lucy": {"method": "richardson-lucy"},
     "total variation": {"prior": "tv"},
 }
+PEERS = {
+    "scikit-image wiener": ("wiener", tuple(10 ** (k / 2) for k in range(-8, 3))),
+    "scikit-image richardson_lucy": ("richardson_lucy", (5, 10, 20, 40)),
+}
+"""Functions of scikit-image, with the balances, or numbers of iterations, of which each picture gets the best."""
 
 
 def cases(scale: Scale) -> list[Case]:
     """List what is measured: every photograph, as JPEG and as a linear file."""
     names = scale.pick(PHOTOGRAPHS, PHOTOGRAPHS[:1])
-    size = scale.pick(SIZE, (80, 96))
+    size = scale.pick(SIZE, (96, 136))
     found = []
     for kind, function in (("JPEG", of_jpeg), ("linear", of_linear)):
         for number, name in enumerate(names):
@@ -127,7 +133,27 @@ def _restored(
         result = deconv_cli.invert(y, taps, defaults="picture", **WAYS[way], **options)
         figures[f"{formula}: {way}"] = _psnr(result.image, truth)
         figures[f"{formula}: {way}, processor_s"] = time.process_time() - began
+    for peer in PEERS:
+        figures[f"{formula}: {peer}"] = _best_of_peer(peer, y, taps, truth, options.get("tone_curve"))
     return figures
+
+
+def _best_of_peer(peer: str, y: Tensor, taps: Tensor, truth: Tensor, curve: ToneCurve | None) -> float:
+    """Return the best PSNR of a function of scikit-image, over its numbers, in stored values and in light."""
+    from skimage import restoration
+
+    function, numbers = PEERS[peer]
+    restore, psf, reach = getattr(restoration, function), taps.flip(0, 1).double().numpy(), max(taps.shape)
+    found = []
+    for as_light in (False,) if curve is None else (False, True):
+        samples = curve.to_light(y) if as_light and curve is not None else y
+        padded = np.pad(samples.double().numpy() / 255, ((0, 0), (reach, reach), (reach, reach)), mode="reflect")
+        for number in numbers:
+            restored = np.stack([restore(channel.clip(0, None), psf, number, clip=False) for channel in padded])
+            image = 255 * torch.from_numpy(restored[:, reach:-reach, reach:-reach])
+            stored = curve.to_stored(image.clamp(min=0)) if as_light and curve is not None else image
+            found.append(_psnr(stored, truth))
+    return max(found)
 
 
 def _expected(formula: str, y: Tensor, taps: Tensor, truth: Tensor, options: dict[str, Any]) -> Figures:
@@ -145,6 +171,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
     """Compare."""
     tables: list[Table] = []
     targets: list[Target] = []
+    columns = [*WAYS, *PEERS]
     for kind, over_quadratic, over_best, least, mark in (
         ("JPEG", 1.5, 1.0, -0.2, ""),
         ("JPEG", 1.5, 1.0, -0.2, ESTIMATED),
@@ -157,15 +184,15 @@ def report(outcomes: dict[str, Figures]) -> Report:
             if not case.startswith(kind):
                 continue
             if "failed" in figures:
-                rows.append([case, str(figures["failed"]), *[""] * len(WAYS)])
+                rows.append([case, str(figures["failed"]), *[""] * len(columns)])
             for formula in (f"{kernel}{mark}" for kernel in KERNELS):
                 if f"{formula}: photo" not in figures:
                     continue
-                found = {way: float(figures[f"{formula}: {way}"]) for way in WAYS if f"{formula}: {way}" in figures}
+                found = {way: float(figures[f"{formula}: {way}"]) for way in columns if f"{formula}: {way}" in figures}
                 others = max(value for way, value in found.items() if way != "photo")
                 gains.append(found["photo"] - found["quadratic"])
                 margins.append(found["photo"] - others)
-                cells = [f"{found[way]:.2f}" if way in found else "–" for way in WAYS]
+                cells = [f"{found[way]:.2f}" if way in found else "–" for way in columns]
                 rows.append([f"{case}, {formula}", f"{float(figures[f'{formula}: blurred']):.2f}", *cells])
         what = f"{kind}, kernels {'found in the file' if mark else 'known'}"
         targets += [
@@ -174,7 +201,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
             Target(f"{what}: dB over the best of the others, least", least, min(margins, default=None), is_floor=True),
         ]
         unit = "stored values" if kind == "JPEG" else "light"
-        tables.append(Table(f"{what}: PSNR of {unit} in dB.", ["file", "blurred", *WAYS], rows))
+        tables.append(Table(f"{what}: PSNR of {unit} in dB.", ["file", "blurred", *columns], rows))
     ratios = [
         float(value) for figures in outcomes.values() for name, value in figures.items() if "expected / real" in name
     ]

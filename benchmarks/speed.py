@@ -276,9 +276,9 @@ def _stack(**options: Any) -> Callable[[bool], Work]:  # noqa: ANN401
 
 
 def _richardson_lucy_steps(is_quick: bool) -> Work:
-    """A number of steps under an unknown border; the floor are those of RedLionfish, which repeats the stack.
+    """A number of steps under an unknown border; the floor is RedLionfish, which repeats the stack.
 
-    A step of it is two pairs of SciPy's FFTs of the data's own size, two products, a quotient and a product.
+    Each of its steps takes two pairs of SciPy's FFTs of the data's own size, two products, a quotient and a product.
     """
     import scipy.fft
 

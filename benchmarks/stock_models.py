@@ -265,11 +265,11 @@ def report(outcomes: dict[str, Figures]) -> Report:
         word("at the start", "at_start"),
         word(f"after {N_STEPS} steps", "after"),
         column("parameters", "n_parameters", count),
-        column("left open, of both", "n_open", count),
+        column("not checked, of both", "n_open", count),
         column("processor", "processor_s", seconds),
     ]
     title = (
-        "Architectures of torchvision and transformers as they come, healthy, so that what is found wrong is a false "
+        "Unchanged architectures of torchvision and transformers, all healthy, so that every fault found is a false "
         f"alarm; {BUDGET_S:g} s for finite differences."
     )
     return Report("Stock architectures", targets, [table(title, "model", outcomes, columns)])

@@ -7,38 +7,18 @@ The library in a few names::
     P = deconv_cli.pseudo_inverse(kernel, input_size=(128, 128), padding="same", boundary="zero")
     x_hat = P(y)
 
-torch is imported with the first of them, not with the package.
+A module, and torch with it, is imported with the first use of one of its names, not with the package.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.allocator import keep_freed_memory as keep_freed_memory
-from deconv_cli.errors import DeconvError as DeconvError
-from deconv_cli.errors import FileAccessError as FileAccessError
-from deconv_cli.errors import GradientFaultError as GradientFaultError
-from deconv_cli.errors import InputRefusedError as InputRefusedError
-from deconv_cli.errors import MalformedInputError as MalformedInputError
-from deconv_cli.errors import ShapeError as ShapeError
-from deconv_cli.errors import TooLargeError as TooLargeError
-from deconv_cli.errors import UnsafeInputError as UnsafeInputError
-from deconv_cli.errors import UntrustworthyResultError as UntrustworthyResultError
-from deconv_cli.errors import UsageError as UsageError
-from deconv_cli.errors import WorkerError as WorkerError
-from deconv_cli.gradients.rules import GRADIENT_RULES as GRADIENT_RULES
-from deconv_cli.parts import BOUNDARIES as BOUNDARIES
-from deconv_cli.parts import CODECS as CODECS
-from deconv_cli.parts import KERNEL_SOURCES as KERNEL_SOURCES
-from deconv_cli.parts import LOSSES as LOSSES
-from deconv_cli.parts import PENALTIES as PENALTIES
-from deconv_cli.parts import PRIORS as PRIORS
-from deconv_cli.parts import SCHEDULERS as SCHEDULERS
-from deconv_cli.parts import SOLVERS as SOLVERS
-from deconv_cli.parts import TAPS as TAPS
-from deconv_cli.parts import Registry as Registry
-
 if TYPE_CHECKING:
+    from deconv_cli.allocator import keep_freed_memory as keep_freed_memory
     from deconv_cli.blocks.block_extras import ExtraFiles as ExtraFiles
     from deconv_cli.blocks.block_plan import BlockOptions as BlockOptions
     from deconv_cli.blocks.block_task import BlockReconstruction as BlockReconstruction
@@ -46,11 +26,23 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.invert_blocks import invert_blocks as invert_blocks
     from deconv_cli.chains.chain_inversion import ChainInversion as ChainInversion
     from deconv_cli.chains.chain_inversion import invert_chain as invert_chain
+    from deconv_cli.errors import DeconvError as DeconvError
+    from deconv_cli.errors import FileAccessError as FileAccessError
+    from deconv_cli.errors import GradientFaultError as GradientFaultError
+    from deconv_cli.errors import InputRefusedError as InputRefusedError
+    from deconv_cli.errors import MalformedInputError as MalformedInputError
+    from deconv_cli.errors import ShapeError as ShapeError
+    from deconv_cli.errors import TooLargeError as TooLargeError
+    from deconv_cli.errors import UnsafeInputError as UnsafeInputError
+    from deconv_cli.errors import UntrustworthyResultError as UntrustworthyResultError
+    from deconv_cli.errors import UsageError as UsageError
+    from deconv_cli.errors import WorkerError as WorkerError
     from deconv_cli.gradients.checker import check_gradients as check_gradients
     from deconv_cli.gradients.findings import Cause as Cause
     from deconv_cli.gradients.findings import Finding as Finding
     from deconv_cli.gradients.findings import GradientReport as GradientReport
     from deconv_cli.gradients.findings import Verdict as Verdict
+    from deconv_cli.gradients.rules import GRADIENT_RULES as GRADIENT_RULES
     from deconv_cli.gradients.training.script import watch_gradients as watch_gradients
     from deconv_cli.kernels.bead_psf import BeadPsf as BeadPsf
     from deconv_cli.kernels.bead_psf import psf_from_beads as psf_from_beads
@@ -73,6 +65,16 @@ if TYPE_CHECKING:
     from deconv_cli.operators.linear_operator import Linearization as Linearization
     from deconv_cli.operators.linear_operator import LinearOperator as LinearOperator
     from deconv_cli.operators.varying_convolution import VaryingConvolution as VaryingConvolution
+    from deconv_cli.parts import BOUNDARIES as BOUNDARIES
+    from deconv_cli.parts import CODECS as CODECS
+    from deconv_cli.parts import KERNEL_SOURCES as KERNEL_SOURCES
+    from deconv_cli.parts import LOSSES as LOSSES
+    from deconv_cli.parts import PENALTIES as PENALTIES
+    from deconv_cli.parts import PRIORS as PRIORS
+    from deconv_cli.parts import SCHEDULERS as SCHEDULERS
+    from deconv_cli.parts import SOLVERS as SOLVERS
+    from deconv_cli.parts import TAPS as TAPS
+    from deconv_cli.parts import Registry as Registry
     from deconv_cli.saved_files import ModelLayer as ModelLayer
     from deconv_cli.saved_files import list_layers as list_layers
     from deconv_cli.saved_files import load_kernel_field as load_kernel_field
@@ -96,61 +98,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_NAMES = {
-    "blocks.block_extras": ("ExtraFiles",),
-    "blocks.block_plan": ("BlockOptions",),
-    "blocks.block_task": ("BlockReconstruction",),
-    "blocks.invert_blocks": ("LargeFileOptions", "invert_blocks"),
-    "gradients.checker": ("check_gradients",),
-    "gradients.findings": ("Cause", "Finding", "GradientReport", "Verdict"),
-    "gradients.training.script": ("watch_gradients",),
-    "kernels.kernel": ("Kernel",),
-    "kernels.kernel_field": ("KernelField",),
-    "kernels.microscope": ("Microscope", "microscope_psf"),
-    "kernels.receptive_field": ("ReceptiveFieldConv2d",),
-    "kernels.sources.formula": ("make_kernel",),
-    "operators.convolution": ("Convolution",),
-    "operators.differences": ("Gradient", "Laplacian"),
-    "operators.linear_operator": ("Identity", "Linearization", "LinearOperator"),
-    "operators.varying_convolution": ("VaryingConvolution",),
-    "saved_files": (
-        "ModelLayer",
-        "list_layers",
-        "load_kernel_field",
-        "load_layer",
-        "save_kernel_field",
-        "save_layer",
-    ),
-    "settings": ("ReconstructionSettings", "ResolvedSettings"),
-    "solvers.pseudo_inverse": ("PseudoInverse",),
-    "solvers.solution": ("Solution", "Status"),
-    "solvers.solve": ("solve",),
-    "tone_curve": ("ToneCurve",),
-    "workflows.apply_kernel": ("forward", "forward_taps"),
-    "kernels.bead_psf": ("BeadPsf", "psf_from_beads"),
-    "kernels.blind.blurred_picture": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
-    "kernels.blind.blur_map": ("map_blur",),
-    "chains.chain_inversion": ("ChainInversion", "invert_chain"),
-    "kernels.fit_kernel": ("KernelFit", "fit_kernel"),
-    "workflows.library": ("invert", "pseudo_inverse"),
-    "workflows.progress_listener": ("ProgressListener",),
-    "workflows.reconstruction": ("Reconstruction",),
-    "workflows.resolve_settings": ("InputMetadata",),
+_HOMES = {
+    name.name: str(statement.module)
+    for statement in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    if isinstance(statement, ast.ImportFrom) and str(statement.module).startswith("deconv_cli.")
+    for name in statement.names
 }
-"""What is imported at its first use, most of it with torch, by its module."""
-_HOMES = {name: f"deconv_cli.{module}" for module, names in _NAMES.items() for name in names}
+"""The module of each name above."""
 
-__all__ = sorted(  # type checkers read the names above, which are imported as themselves
-    {name for name, found in globals().items() if getattr(found, "__module__", "").startswith("deconv_cli.")}
-    | {"__version__", *_HOMES}
-)
+__all__ = sorted({"__version__", *_HOMES})
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name not in _HOMES:
         raise AttributeError(f"module 'deconv_cli' has no attribute '{name}'")
-    import importlib
-
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

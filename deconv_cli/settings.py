@@ -212,7 +212,7 @@ class ReconstructionSettings(ShownInNotebook):
 
     @property
     def stops_at_noise(self) -> bool:
-        """Whether an estimate without λ follows the data down to their noise, and nobody said how far."""
+        """Whether an iteration without λ stops by itself at the noise, since neither steps nor a weight are given."""
         return self.objective in ("richardson-lucy", "tv") and self.iterations is None and self.weight in (None, "auto")
 
     @property
@@ -231,7 +231,7 @@ class ReconstructionSettings(ShownInNotebook):
         object.__setattr__(self, name, value)
 
     def _check(self) -> None:
-        """Refuse, by `UsageError`, what a setting does not take, and bring the others into one form."""
+        """Refuse bad values of settings by `UsageError`, and bring the others into one form."""
         self._check_words()
         self._check_layer()
         self._check_numbers()

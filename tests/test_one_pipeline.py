@@ -146,12 +146,6 @@ def test_every_setting_is_tried_both_ways():
     assert {name for settings in REFUSED for name in settings} >= names - {"max_iterations", "max_memory"}
 
 
-def test_little_memory_is_refused(files):
-    _, y, kernel = files
-    with pytest.raises(deconv_cli.TooLargeError, match="more than the 1000 bytes that max_memory allows for images"):
-        deconv_cli.invert(y, kernel, max_memory=1000)
-
-
 @pytest.mark.parametrize("settings", ACCEPTED, ids=named)
 def test_the_same_bytes_and_reasons(files, settings):
     folder, y, kernel = files

@@ -122,6 +122,12 @@ def text_of(name):
     return (DOCS / f"{name}.md").read_text(encoding="utf-8")
 
 
+def test_the_architecture_page_names_files_that_exist():
+    named = sorted(set(re.findall(r"`([\w/]+\.(?:py|yaml))`", text_of("architecture"))))
+    assert len(named) > 20
+    assert [name for name in named if not any((ROOT / "deconv_cli").rglob(name)) and not (ROOT / name).is_file()] == []
+
+
 def test_tables_of_the_reference_are_complete():
     assert all(f"| `{name}` |" in text_of("reference/boundaries") for name in deconv_cli.BOUNDARIES)
     assert all(f"| {int(code)} |" in text_of("reference/exit_codes") for code in ExitCode)

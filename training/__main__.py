@@ -1,7 +1,7 @@
 """Train the denoiser of the prior for photographs: `python -m training --folder FOLDER`.
 
-First the denoiser alone, then within the restoration. Goes on from the last checkpoint in the folder. The weights in
-the package are what this makes with its defaults.
+It trains the denoiser alone first, then within the restoration. It continues from the last checkpoint in the folder.
+With its defaults it makes the weights in the package.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def _noise(shape: torch.Size, rng: np.random.Generator, *, is_gray: bool) -> Ten
         blur = blur_gain(shape, rng)
         mu = math.exp(rng.uniform(math.log(3e-4), math.log(0.3)))
         inverse = blur / (blur.square() + mu)
-        # What the inverse makes of the data's noise, and what is left of the last estimate's error.
+        # The noise of the data after the inverse, and the rest of the last estimate's error.
         gain = (inverse.square() + rng.uniform(0, 1) * (mu / (blur.square() + mu) / math.sqrt(mu)).square()).sqrt()
     colored = torch.fft.irfft2(torch.fft.rfft2(noise) * gain, s=shape[-2:])
     return colored / colored.square().mean().sqrt()

@@ -1,8 +1,8 @@
-"""The second stage: the denoiser inside the restoration, trained for what comes out of its last step.
+"""The second stage: the denoiser inside the restoration, trained for the result of its last step.
 
 A whole restoration of a small patch is one training sample: the patch is blurred in light on a torus, stored with noise
 and compressed as a camera does, and restored by the steps of `photo_prior`, whose levels and weights are trained as
-well. The noise level that the steps are told is as wrong as estimates are, and the kernel now and then too.
+well. The noise level given to the steps has the error of an estimate, and sometimes the kernel is wrong too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARGIN = 10
 """Pixels at the edge of a patch that do not count: the torus joins what does not belong together there."""
 START, TRUST = 20.0, 0.1
 EVEN = 0.55
-"""Part of the noise that the steps are told where it is white; `deconv_cli.workflows.estimators` tells 0.45."""
+"""Part of white noise that the steps get as their level; `deconv_cli.workflows.estimators` gives 0.45."""
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,12 @@ class ErrorSample:
 
     @property
     def trusted_depth(self) -> int | None:
-        """Distance from the edge from which on every channel is trusted; `None` if some channel is nowhere."""
+        """Distance from the edge from which on every channel is trusted; `None` if a channel is trusted nowhere."""
         depths = [profile.trusted_depth for profile in self.profiles]
         return None if None in depths else max(depth or 0 for depth in depths)
 
     def expected(self, image: Tensor, at: Sequence[Interval], size: Size) -> tuple[Tensor, Tensor]:
-        """Return the squared error to be expected of each pixel, of the shape of the image, and which pixels to trust.
+        """Return the expected squared error of each pixel, of the shape of the image, and which pixels to trust.
 
         The image is a part of the estimate, in light if light is restored, shape `(B, C, *part)`; it lies `at` a place
         of the whole. A pixel is trusted if it lies deep enough, and if its error is less than the contrast around it in
@@ -100,7 +100,7 @@ class ErrorSample:
 
         noise = mean([(band.noise or 0.0) ** 2 for band in bands])
         missing = mean([band.predicted**2 - (band.noise or 0.0) ** 2 for band in bands])
-        # The whole has more detail than the tiles, or less.
+        # The whole may have more or less detail than the tiles.
         share = math.sqrt(max(mean_square - noise, 0.0) / missing) if missing > 0 else 1.0
         pieces = f"{counted(self.n_pieces, 'piece')} of {format_size(self.sides)} samples, and the detail of all blocks"
         of_whole = {
@@ -111,7 +111,7 @@ class ErrorSample:
 
 
 def sample_error(problem: BlockProblem, sides: Size) -> ErrorSample:
-    """Predict the error of tiles of these sides, as if the frame of the picture were theirs."""
+    """Predict the error of tiles of these sides, as if each tile had the frame of the whole picture."""
     pipeline, found = problem.pipeline(), list[PredictedError]()
     tiles = covering_tiles(problem, find_tiles(problem, sides), sides, N_PIECES)
     for number, tile in enumerate(tiles):

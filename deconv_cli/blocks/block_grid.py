@@ -95,7 +95,7 @@ class BlockGrid:
         cuts: how each axis of space is cut.
         core: samples of a block along each axis of the result; the last block may be smaller.
         halo: image pixels around the core that are restored too, along each axis of space.
-        halo_at_frame: the same of blocks that reach the frame along an axis that is cut; no narrower.
+        halo_at_frame: the halo of blocks that reach the frame along an axis that is cut; at least as wide.
     """
 
     layout: Layout

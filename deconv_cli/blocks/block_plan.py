@@ -1,4 +1,4 @@
-"""The plan of a run over blocks: all that is decided before the first block, so that every process decides the same."""
+"""The plan of a run over blocks: every decision that is made before the first block, once for all processes."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class BlockPlan:
 def plan_blocks(
     problem: BlockProblem, target: RegionTarget, options: BlockOptions, fingerprint: str, progress: ProgressListener
 ) -> tuple[BlockPlan, BlockProblem]:
-    """Decide all that is decided before the first block: the plan, and the problem with all choices made.
+    """Make every decision before the first block; return the plan, and the problem with all choices made.
 
     Raises:
         UsageError: blocks would differ from the whole by more than seams may.
@@ -233,7 +233,7 @@ def _advise(problem: BlockProblem, options: BlockOptions) -> str:
 
 
 def _shorten(largest: list[int], grid: BlockGrid, unit: Size) -> bool:
-    """Take a unit from the axis of space along which blocks have most units; return whether one was left."""
+    """Shorten blocks by one unit along the axis of space with the most units; return whether that was possible."""
     cores, units = grid.along_space(grid.core), grid.along_space(unit)
     longest = max(range(len(cores)), key=lambda axis: cores[axis] / units[axis])
     left = cores[longest] - units[longest]
@@ -243,16 +243,16 @@ def _shorten(largest: list[int], grid: BlockGrid, unit: Size) -> bool:
 
 
 def _largest_core(problem: BlockProblem, max_samples: int, halo: Size, options: BlockOptions) -> Sequence[int]:
-    """Return the image pixels of a block, at most: without its halo, and without what is read for a fast FFT."""
+    """Return the largest size of a block in image pixels, without its halo and without the data that make FFTs fast."""
     if options.block_size is not None:
         return options.block_size
-    size, core = problem.data_size, []
-    sides = cube_sides(tuple(min(n, MAX_SIDES[len(size)]) for n in size), max_samples)
-    for side, h, cut in zip(sides, halo, problem.cuts, strict=True):
-        reach, fast = cut.n_taps - 1, side
-        while fast > 1 and next_fast_size(fast + reach) > side + reach:
-            fast -= 1
-        core.append(cut.n_image if side >= cut.n_data else max(fast - 2 * h, 1))
+    most, core = MAX_SIDES[len(problem.data_size)], []
+    sides = cube_sides(tuple(min(n, most) for n in problem.data_size), max_samples)
+    for side, margin, cut in zip(sides, halo, problem.cuts, strict=True):
+        reach, n_data = cut.n_taps - 1, side
+        while n_data > 1 and next_fast_size(n_data + reach) > side + reach:
+            n_data -= 1
+        core.append(cut.n_image if side >= cut.n_data else max(n_data - 2 * margin, 1))
     return core
 
 
@@ -301,7 +301,7 @@ def corner_of(block: Block, image_size: Sequence[int]) -> tuple[int | None, ...]
 
 
 def time_restoring(problem: BlockProblem, tile: PreviewTile, sides: Size) -> float:
-    """Measure the seconds a sample takes; not those of building an inverse, which few blocks do."""
+    """Measure the seconds per sample of restoring, without building the inverse, which few blocks do."""
     settings = problem.resolved
     is_linear, n_steps = settings.is_linear, settings.iterations or 1
     n_timed = min(n_steps, TIMED_STEPS)

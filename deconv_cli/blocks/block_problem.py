@@ -232,7 +232,7 @@ N_COPIES_TESTED = 28
 N_COPIES_OF_BOUNDS = {1: 32, 2: 32, 3: 72}
 """Further arrays of an iteration with saturated samples as bounds, most in double precision, by the axes of space."""
 SHARE = 0.9
-"""Part of the allowed memory that is planned with. Blocks of 1000² and 80 × 120² took 0.5 to 0.86 of the estimate."""
+"""The part of the allowed memory that a plan uses. Blocks of 1000² and 80 × 120² took 0.5 to 0.86 of the estimate."""
 FREE_SHARE = 0.5
 """Part of the free memory that blocks take by default."""
 MAX_BYTES_A_SAMPLE = 2**10

@@ -104,7 +104,7 @@ class BlockTask:
     def check_data(self, done: BlockResult) -> None:
         """Refuse, by `UsageError`, an input whose samples have changed since a block was restored.
 
-        A file can be replaced by one of the same size and time, so only its samples tell.
+        A file can be replaced by one of the same size and time, so only its samples show a change.
         """
         block = self.grid.block(done.number)
         if _digest_of(self.problem.read(block.batch, block.data)) != done.data_digest:
@@ -331,7 +331,7 @@ class BlockReconstruction:
 
     @property
     def prior_sentence(self) -> str | None:
-        """Which prior filled in what the data do not show; `None` for one that learned nothing."""
+        """A sentence on the learned prior, which filled in what the data do not show; `None` for other priors."""
         return describe_prior(self.plan.choices.finest) if self.settings.objective == "photo" else None
 
     @property

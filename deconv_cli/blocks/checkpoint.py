@@ -205,7 +205,7 @@ def find_earlier(
         )
     records = [record_of(path, fingerprint) for path in paths]
     if known is None and records[-1] is not None and None not in records:
-        checkpoint.remove()  # a run that was killed as it removed it may have left a part
+        checkpoint.remove()  # a run that was killed during the removal may have left a part
         raise BlocksCompleteError(targets[-1], records[-1])
     for target, record in zip(targets, records, strict=True):
         if record is None:

@@ -1,7 +1,7 @@
 """How wide a halo must be, measured on preview tiles.
 
-A tile is restored twice: with generous surroundings, and cut. The difference, by the distance from the cut, is what a
-block's estimate will differ from that of the whole picture, whatever the objective: nothing is assumed about its decay.
+Each tile is restored twice: with wide surroundings, and cut. The difference at each distance from the cut is the error
+that a block will have there, under any objective. Nothing is assumed about how fast it decays.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from deconv_cli.workflows.progress_listener import ProgressListener
 SEAM_TOLERANCE = 1e-3
 """The largest planned difference from the whole picture, as a part of the range of the samples."""
 SAFETY = 5.0
-"""A picture of many blocks has worse places than the tiles: the factor from the measured to the planned difference."""
+"""Factor from the measured to the planned difference: a picture of many blocks has worse places than the tiles."""
 N_INSIDE = 6
 """Tiles that choose the halo inside the frame, at most."""
 N_AT_FRAME = 4
@@ -49,9 +49,10 @@ FLAT = 0.01
 class HaloChoice:
     """A halo, and the error at the seams that it leaves.
 
-    Image pixels around a block inside the frame along each axis of space; those of a block that reaches the frame,
-    since a cut reaches further along an edge; the largest difference on any tile, and the range of all, in units of the
-    samples.
+    Attributes:
+        halo: image pixels around a block inside the frame, along each axis of space.
+        at_frame: the same for a block that reaches the frame: the effect of a cut reaches further along an edge.
+        worst, range: the largest difference on any tile, and the range of all tiles, in units of the samples.
     """
 
     halo: Size
@@ -82,7 +83,7 @@ def choose_halo(
     progress: ProgressListener,
     advice: str = "use a larger max_memory",
 ) -> HaloChoice:
-    """Find the smallest halo with which blocks agree, on tiles of which those with the most contrast come first.
+    """Find the smallest halo with which blocks agree, on tiles sorted by contrast, the largest first.
 
     All choices of the problem are made. `is_cut` says whether blocks are cut along each axis of space; a tile with its
     surroundings has at most `max_samples`. If no halo is wide enough for edge pixels of the frame, its prediction
@@ -162,7 +163,7 @@ def _halo_within(
     def measure(tile: PreviewTile, progress: ProgressListener) -> CutInfluence:
         return measure_cut(problem, tile, depth, pipeline, progress)
 
-    # Flat tiles show nothing: a pixel is seen by data as far away as the kernel reaches, and a penalty ties neighbors.
+    # Flat tiles show no effect, yet data depend on pixels within the kernel's reach, and a penalty ties neighbors.
     least = tuple(min(max(cut.n_taps // 2, 1), d) for cut, d in zip(problem.cuts, depth, strict=True))
     # The first tile shows whether this depth is enough; the others are restored only if it is.
     what = f"measuring the effect of a cut, up to {max(depth)} pixels"
@@ -171,14 +172,14 @@ def _halo_within(
         return None, False
     others = [*inside[1:], *_at_frame(problem, tiles, depth)]
     influences += map_tiles(measure, others, what, progress)
-    within, beside = influences[: len(inside)], influences[len(inside) :]
-    if (halo := smallest_halo(within, depth, allowed, halo)) is None:
+    of_inside, of_frame = influences[: len(inside)], influences[len(inside) :]
+    if (halo := smallest_halo(of_inside, depth, allowed, halo)) is None:
         return None, False
     if problem.resolution.has_bounds:
-        halo = _as_many_kernels(problem, halo, depth)
-    enough = smallest_halo(beside, depth, allowed, halo)
-    at_frame = enough or _no_worse(beside, depth, halo)
-    worst = max(_worst(within, halo), _worst(beside, at_frame))
+        halo = _widen_to_kernels(problem, halo, depth)
+    enough = smallest_halo(of_frame, depth, allowed, halo)
+    at_frame = enough or _hardly_worse(of_frame, depth, halo)
+    worst = max(_worst(of_inside, halo), _worst(of_frame, at_frame))
     return HaloChoice(halo, at_frame, worst, samples_range), enough is not None
 
 
@@ -199,8 +200,8 @@ def _at_frame(problem: BlockProblem, tiles: Sequence[PreviewTile], depth: Size) 
     return moved
 
 
-def _as_many_kernels(problem: BlockProblem, halo: Size, depth: Size) -> Size:
-    """Widen a halo to as many kernels along all axes: saturated samples are not compared, so few may seem enough."""
+def _widen_to_kernels(problem: BlockProblem, halo: Size, depth: Size) -> Size:
+    """Widen a halo to as many kernels along all axes: it may be too narrow, as saturated samples are not compared."""
     sizes = [cut.n_taps for cut in problem.cuts]
     n_kernels = max(h / size for h, size in zip(halo, sizes, strict=True))
     return tuple(min(math.ceil(n_kernels * size), d) for size, d in zip(sizes, depth, strict=True))
@@ -221,7 +222,7 @@ def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:
     return worst
 
 
-def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -> Size:
+def _hardly_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -> Size:
     """Find a narrower halo than `depth` with almost the same error: a wider one may not help the pixels on an edge."""
     goal = HARDLY_MORE * _worst(influences, depth)
     for n in range(N_PARTS):
@@ -232,9 +233,9 @@ def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -
 
 
 def smallest_halo(influences: Sequence[CutInfluence], depth: Size, allowed: float, at_least: Size) -> Size | None:
-    """Find the smallest halo along each axis, then widen all axes alike until together they leave what is allowed.
+    """Find the smallest halo along each axis, then widen all axes alike until the error is allowed.
 
-    `None` if the whole depth leaves more.
+    `None` if even the whole depth leaves a larger error.
     """
     n_cut = sum(d > 0 for d in depth)
     halo = []

@@ -50,7 +50,7 @@ CLOSER = 0.1
 """Factor on the tolerance of linear estimates under an unknown boundary; see `_solved_closely`."""
 CLOSE_STEPS = 1e-5
 """Tolerance of the inverse in the steps of prior photo: at 1e-3 blocks differ by 3e-4 to 9e-4 of the range far from a
-cut, at 1e-5 hardly more than at none at all."""
+cut, at 1e-5 hardly more than with exact steps."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,9 @@ def lay_out_problem(
 def _solved_closely(problem: BlockProblem) -> BlockProblem:
     """Lower the tolerance of linear estimates under an unknown boundary, and of prior photo.
 
-    Few data determine the pixels on an edge of the frame. At the usual tolerance they differ between blocks by more
-    than a cut leaves elsewhere, and by the more the larger a block is. The six steps of prior photo are solved closely
-    under every boundary: at their usual tolerance two blocks differ by as much as seams may.
+    Few data determine the pixels on an edge of the frame. At the usual tolerance two blocks differ there by more than
+    the effect of a cut elsewhere, and larger blocks differ by more. The steps of prior photo are solved closely under
+    every boundary: at their usual tolerance two blocks differ by as much as is allowed at seams.
     """
     settings = problem.resolved
     if settings.objective == "photo":
@@ -212,7 +212,7 @@ class BlockRun:
     replaced: str | None = None
 
     def expected_seconds(self, n_workers: int) -> float:
-        """Predict how long a run takes that this many workers share: planning, all blocks, and those across seams."""
+        """Predict the seconds of a run with this many workers: for planning, all blocks, and those across seams."""
         grid = self.task.grid
         n_samples = math.prod(grid.largest_data) * self.task.problem.layout.n_channels * grid.block(0).n_batch
         n_restored = grid.n_blocks + len(self.task.plan.seams)
@@ -266,8 +266,8 @@ class BlockRun:
     ) -> BlockReconstruction:
         """Restore the remaining blocks, and put the result in its place once all blocks are done.
 
-        `describe` makes the record that goes with the result; `progress` hears the number of blocks that are done, and
-        of all. Of several jobs with a share each the last one to end puts the result in its place. `conclude` is called
+        `describe` makes the record that goes with the result; `progress` gets the number of blocks that are done, and
+        of all. If several jobs share the blocks, the last one to end puts the result in its place. `conclude` is called
         once it is there, also by a run that resumes one that was killed before.
         """
         if not self.is_resumed and share is None:
@@ -300,7 +300,7 @@ class BlockRun:
                 f"another run, with another input, kernel or settings, is writing '{self.task.target.path}'; choose "
                 "another name, or end that run and give force=True."
             )
-        # Other machines round otherwise and have other memory, so the choices of the first one hold for all.
+        # Machines differ in rounding and memory, so the choices of the first one hold for all.
         problem = plan.choices.settle(self.task.problem.with_settings(max_memory=plan.max_memory))
         return replace(self.task, problem=problem, plan=plan)
 

@@ -85,27 +85,27 @@ def covering_tiles(problem: BlockProblem, tiles: Sequence[PreviewTile], sides: S
 def contrast_of(values: Tensor, white: float | None) -> float:
     """Return the variance of samples; those that are nearly saturated count as the mean.
 
-    Cuts are compared at unsaturated samples only, and the edge of a white background has almost none.
+    Cuts are compared at unsaturated samples only, and a tile on the edge of a white background has almost none.
     """
     counted = values if white is None else values[values < NEARLY_FULL * white]
     return float((counted - counted.mean()).square().sum()) / values.numel() if counted.numel() else 0.0
 
 
 Found = TypeVar("Found")
-LookAt = Callable[[PreviewTile, ProgressListener], Found]
+TileTask = Callable[[PreviewTile, ProgressListener], Found]
 """Restores a tile and returns what it found."""
 
 
 def map_tiles(
-    look_at: LookAt[Found], tiles: Sequence[PreviewTile], what: str, progress: ProgressListener
+    task: TileTask[Found], tiles: Sequence[PreviewTile], what: str, progress: ProgressListener
 ) -> list[Found]:
     """Apply a function to tiles; the progress shows `what`, the number of the tile, and the iterations."""
     names = [f"{what}: piece {number} of {len(tiles)}" for number in range(1, len(tiles) + 1)]
-    return [look_at(tile, StepOf(name, progress)) for tile, name in zip(tiles, names, strict=True)]
+    return [task(tile, StepOf(name, progress)) for tile, name in zip(tiles, names, strict=True)]
 
 
 def tile_sides(problem: BlockProblem, max_memory: int, n_batch: int = 1, *, is_predicted: bool = False) -> Size:
-    """Return the sides of the tiles that choose, or whose error is predicted, in a memory of `max_memory` bytes."""
+    """Return the sides of the tiles on which settings are chosen, or errors predicted, within `max_memory` bytes."""
     largest = MAX_SAMPLES_OF_SIGNALS if is_predicted and len(problem.data_size) == 1 else MAX_SAMPLES
     # Choosing λ and predicting take more memory than restoring, and a solver for the whole of a tile more than for a
     # part.
@@ -158,9 +158,9 @@ def restore_preview(problem: BlockProblem, max_memory: int, n_threads: int = 1) 
 
 
 SMALL = 2**14
-"""Samples of the one tile that is restored to see which solver runs, if nothing has to be chosen."""
+"""Samples of a tile, if nothing has to be chosen: it is restored only to see which solver runs."""
 N_PIECES = 5
-"""Tiles that choose: those with the most contrast."""
+"""Number of tiles on which settings are chosen: those with the most contrast."""
 OF_PIECES = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.LAMBDA, DoubtReason.NOISE)
 """Reasons that hold for a picture if they hold for its tiles; solver and samples are checked in every block."""
 
@@ -211,15 +211,15 @@ def fix_choices(
 ) -> tuple[FixedChoices, tuple[Doubt, ...]]:
     """Restore some tiles as if each were a picture of its own, and take the median of what they choose.
 
-    Each tile counts by its contrast, as in a criterion that sums over the whole picture: empty background has no say in
-    how much detail is kept. Gives the choices, and why the tiles are doubted, as `doubt_pieces` says it.
+    Each tile counts by its contrast, as in a criterion that sums over the whole picture: empty background does not
+    influence how much detail is kept. Gives the choices, and the doubts of `doubt_pieces`.
     """
     is_open, size = _is_open(problem), problem.data_size
     pipeline = problem.pipeline()
     # If nothing is chosen and no residual is tested, one small tile shows which solver runs.
-    is_looked_at = is_open or problem.resolved.is_linear
-    chosen = covering_tiles(problem, tiles, sides, N_PIECES if is_looked_at else 1)
-    if not is_looked_at:
+    shows_solver_only = not is_open and not problem.resolved.is_linear
+    chosen = covering_tiles(problem, tiles, sides, 1 if shows_solver_only else N_PIECES)
+    if shows_solver_only:
         sides = cube_sides(sides, SMALL)
 
     def restore(tile: PreviewTile, progress: ProgressListener) -> Reconstruction:

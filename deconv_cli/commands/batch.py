@@ -166,7 +166,7 @@ class Batch:
         self._failures: list[tuple[Job, str, ExitCode]] = []
         self._skipped: list[Path] = []
         self._left_out: list[str] = []
-        self._told: dict[tuple[int, str], tuple[Callable[[str], None], str, dict[str, bool]]] = {}
+        self._sentences: dict[tuple[int, str], tuple[Callable[[str], None], str, dict[str, bool]]] = {}
         self._n_done = self._n_doubted = 0
         self._meets_existing = False
 
@@ -205,7 +205,7 @@ class Batch:
                 print_note(f"{done}; run the same command with {option} to continue with the others.")
             raise
         finally:
-            self._print_told()
+            self._print_sentences()
             if self._manifest is not None:
                 self._manifest.close()
         self._failures.sort(key=lambda failure: failure[0].number)
@@ -339,15 +339,15 @@ class Batch:
         else:
             name = "" if is_only else str(job.source)
             for doubt in done.doubts:
-                self._tell(name, doubt, print_warning, N_NAMED)
+                self._keep_sentence(name, doubt, print_warning, N_NAMED)
             for warning in () if printed.quiet else record.get("warnings", ()):
-                self._tell(name, warning, print_warning)
+                self._keep_sentence(name, warning, print_warning)
             notes, codec = list(record.get("notes", ())), codec_named(job.source)
             if record.get("light_reason") and not is_only and codec is not None and codec.is_picture:
                 verb = "blurred" if record["command"] == "forward" else "restored"
                 notes.insert(0, f"{verb} {record['light_reason']}")
             for note in () if printed.quiet else notes:
-                self._tell(name, note, print_note)
+                self._keep_sentence(name, note, print_note)
         if printed.as_json:
             self._records[job.number] = record
         elif not done.is_partial:
@@ -355,15 +355,15 @@ class Batch:
         self._n_done += 1
         self._n_doubted += bool(done.doubts)
 
-    def _tell(self, name: str, sentence: str, show: Callable[[str], None], n_named: int = 1) -> None:
+    def _keep_sentence(self, name: str, sentence: str, show: Callable[[str], None], n_named: int = 1) -> None:
         """Keep a sentence and its input for the end; sentences that differ only in their numbers count as one."""
         kind = NUMBER.sub(lambda n: n[0] if sentence[: n.start()].endswith("channel ") else "", sentence)
-        _, first, names = self._told.setdefault((n_named, kind), (show, sentence, {}))
+        _, first, names = self._sentences.setdefault((n_named, kind), (show, sentence, {}))
         names.setdefault(name, sentence == first)
 
-    def _print_told(self) -> None:
+    def _print_sentences(self) -> None:
         """Print each sentence once, as it is for the first of its inputs, and name that or several of them."""
-        for (n_named, _), (show, sentence, is_same) in self._told.items():
+        for (n_named, _), (show, sentence, is_same) in self._sentences.items():
             names = list(is_same)
             n_more = len(names[n_named:])
             where = ", ".join(names[:n_named]) + (f" and {counted(n_more, 'more file')}" if n_more else "")

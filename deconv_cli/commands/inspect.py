@@ -225,7 +225,7 @@ def _kernel_rows(kernel: dict[str, Any]) -> list[tuple[str, str]]:
         ("taps", f"{kernel['convention']}, {total}{', with a bias' if kernel['has_bias'] else ''}"),
         (
             "center",
-            f"tap {tuple(kernel['origin'])}; the weight lies {offset} of it"
+            f"tap {tuple(kernel['origin'])}; the center of mass is {offset} from it"
             + (", symmetric" if kernel["is_symmetric"] else ""),
         ),
         (

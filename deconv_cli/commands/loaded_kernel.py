@@ -165,7 +165,7 @@ def load_kernels(
     """
     of_signals = 1 if named == 1 and any(map(is_formula, paths)) else None
     loaded = [load_kernel(path, options, dimensions or of_signals) for path in paths]
-    if dimensions is None and any(one.kernel.n_axes == 1 for one in loaded):  # formulas beside it are of signals too
+    if dimensions is None and any(one.kernel.n_axes == 1 for one in loaded):  # then the formulas are of signals too
         loaded = [load_kernel(p, options, 1) if is_formula(p) else one for p, one in zip(paths, loaded, strict=True)]
     if named in (1, 3) and any(one.is_ambiguous for one in loaded):
         found = load_kernels(paths, options, named)

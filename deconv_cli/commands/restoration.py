@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 NOTABLE_NOISE = 1e-3
 """Noise in standard deviations of an array from which on it spoils estimates under the λ of tensors."""
 SHORT, NOTABLE_IN_SHORT = 1024, 0.03
-"""Samples of a signal that may be too short for its noise to be told from detail, and the noise that counts there."""
+"""In a signal of at most this many samples, noise may look like detail; the noise from which on it counts there."""
 N_ALIGNED = 3
 """The alignment of the kernel is tested on this many first inputs of a run: a test takes longer than restoring."""
 
@@ -137,14 +137,16 @@ def _options(work: InvertOptions, result: Reconstruction, image: ImageFile) -> O
     options = settings.as_options()
     is_kept = bool(work.extra.kept_options) or "predict" in given
     looks_at_noise = is_kept or (settings.objective == "tv" and settings.weight in (None, "auto"))
-    dropped = {"--dimensions", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
-    dropped |= {"--defaults"} if (settings.defaults is InputKind.PICTURE) is image.is_picture else set()
-    dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
-    dropped |= set() if looks_at_noise else {"--noise-sigma"}
-    dropped |= set() if is_kept else {"--seed"}
-    if "defaults" not in given and options.get("--noise") == default_noise(settings.defaults):
-        dropped.add("--noise")
-    options = {name: value for name, value in options.items() if name not in dropped}
+    set_elsewhere = {"--dimensions", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
+    is_needless = {
+        "--defaults": (settings.defaults is InputKind.PICTURE) is image.is_picture,
+        "--lambda": not settings.has_lambda,
+        "--penalty": not settings.has_lambda,
+        "--noise-sigma": not looks_at_noise,
+        "--seed": not is_kept,
+        "--noise": "defaults" not in given and options.get("--noise") == default_noise(settings.defaults),
+    }
+    options = {name: v for name, v in options.items() if name not in set_elsewhere and not is_needless.get(name)}
     if settings.has_lambda:
         # Channels that were restored one by one keep a λ for each, even if all are equal.
         is_of_each = result.lambda_choice is not None or isinstance(given.get("lam"), tuple)

@@ -144,8 +144,8 @@ def _count_along(group: Tensor, axis: int, angles: Tensor, pads: Size, length: i
 
     Returns:
         Five counts for each block and line, shape `(5, n · lines)`: the excess of zeros over conditions at the start of
-        the axis, modes in the null space, outputs that no image reaches, the smaller of both, and how many of these are
-        lost. `None` if the channels depend on one another.
+        the axis, modes in the null space, outputs that no image reaches, the smaller of the last two counts, and the
+        lost ones among these. `None` if the channels depend on one another.
     """
     along = torch.stack([move_ahead(block, axis) for block in group])
     largest = along.abs().amax((0, 1, 2, 4))

@@ -161,7 +161,7 @@ class DeterminedShare:
     """The part of the `n_dimensions` of an input that the outputs determine, from 0 to 1.
 
     It is exact if it is the rank of the derivative. If not, it is the part of white noise that conjugate gradients
-    or the inverse recover, which leaves out what the outputs hardly show.
+    or the inverse recover, which leaves out directions that hardly change the outputs.
     """
 
     share: float
@@ -189,7 +189,7 @@ def determined_share(jacobian: LinearOperator, like: Tensor) -> DeterminedShare:
 def recovered_share(inverse: PseudoInverse) -> DeterminedShare | None:
     """Measure the part of white noise that an inverse with λ = 0 recovers from its outputs, by one solve.
 
-    `None` if it is all but rounding. Solvers without singular values do not show directions below rounding otherwise.
+    `None` if it recovers everything up to rounding. Other measures of lost directions need singular values.
     """
     operator, taps = inverse.operator, inverse.operator.kernel
     generator = torch.Generator().manual_seed(0)

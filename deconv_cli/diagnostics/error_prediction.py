@@ -35,16 +35,16 @@ _MAX_PROBES_OF_SIGNALS = 256
 """A signal has only two samples at each distance from its ends."""
 _LEAST_CONTRAST = 0.01
 _LEAST_DETAIL = 0.1
-"""Of drawn estimates at one distance from the edge, relative to the mean."""
+"""Least detail of drawn estimates at any distance from the edge, relative to their mean."""
 _MIN_DEPTH = 16
 _KERNEL_WIDTHS = 4
 _MAX_PIXELS = 2**21
 _SIDE, _SIDE_OF_SIGNALS = 1024, 64
-"""A frame with the pixels of a square of this side contains each band of a larger one often enough."""
+"""A frame with as many pixels as a square of this side has enough pixels in each band of a larger frame."""
 _LEAST_INSIDE = 32
 """Pixels between bands of opposite edges."""
 _WORTHWHILE = 0.5
-"""Part of the pixels of the whole frame above which a smaller one saves too little to be built."""
+"""A smaller frame with more than this part of the pixels of the whole saves too little to be built."""
 
 
 class ErrorPredictor:
@@ -110,8 +110,8 @@ class ErrorPredictor:
     def _probe(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor, Tensor]:
         """Restore drawn images and, the first time, noise with σ = 1.
 
-        Gives the squared error of images without noise in each band, where estimates have their mean detail, and that
-        of the noise, shape `(depth,)` each, and the mean squared gradient that the noise leaves.
+        Gives three results: in each band, shape `(depth,)`, the squared error of images without noise, where estimates
+        have their mean detail; in each band that of the noise; and the mean squared gradient that the noise leaves.
         """
         operator = self._probed.problem.operator
         images, seen = self._drawn(estimate, model)
@@ -139,7 +139,7 @@ class ErrorPredictor:
         is_periodic = operator.boundary.is_periodic
         torus = tuple(n if is_periodic else next_fast_size(n + n // 4) for n in size)
         images = model.draw(self.n_probes, torus, self.seed, self._probed.kernel.taps.dtype)
-        seen = without_lost(images, model, self._probed.kernel.taps) if model.is_lossy else images
+        seen = apply_compression(images, model, self._probed.kernel.taps) if model.is_lossy else images
         cut, kept = (crop(drawn, (0,) * len(size), tuple(size)) + estimate.mean() for drawn in (images, seen))
         return cut, kept
 
@@ -150,7 +150,7 @@ class ErrorPredictor:
         return torch.cat([self._probed.solve(part).value.reshape(-1, *shape) for part in outputs.split(step)])
 
 
-def without_lost(images: Tensor, model: ImageModel, taps: Tensor) -> Tensor:
+def apply_compression(images: Tensor, model: ImageModel, taps: Tensor) -> Tensor:
     """Compute what compression leaves of images `(B, 1, *torus)`."""
     size = tuple(images.shape[2:])
     axes, left = space_axes(len(size)), model.share_left(taps, size).to(images.dtype)

@@ -36,7 +36,7 @@ _N_STEPS = 60
 _N_HALVINGS = 12
 _CONVERGED = 1e-7
 _SLOPES, _SLOPE_SPREADS = {1: -0.7, 2: -1.2, 3: -1.4}, {1: 0.5, 2: 0.15, 3: 0.15}
-"""Prior of the slope, by the number of axes. Most photographs have amplitudes near 1 / θ, a line through one half a
+"""Prior of the slope, by the number of axes. Most photographs have amplitudes near 1 / θ, and a line of one has half a
 power less; in a stack solids have a power of 2, sheets of 1, threads of 0.5."""
 _SLOPE_OF_LOSSY = {2: -1.3}
 """The same if compression removed weak detail, so that the data do not show the slope: the predicted errors of 53
@@ -87,7 +87,7 @@ class ImageModel:
 
     @property
     def is_lossy(self) -> bool:
-        """Whether the noise removed weak detail, as far as is known: not if channels are mixed."""
+        """Whether compression is known to have removed weak detail; false if the kernel mixes channels."""
         return not self.noise.is_white and self.channels.shape[0] == 1
 
     def share_left(self, taps: Tensor, torus: Size) -> Tensor:
@@ -118,11 +118,11 @@ def fit_image_model(
     channels = _common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1], kernel.n_axes)
     data = extension.continued(y, lam)
     components = _Components.of(data, channels, lam)
-    share = data.observed_share  # the noise is only there
+    share = data.observed_share  # only this part has noise
     coefficients, noise = components.fit(components.weight, None if sigma is None else share * sigma**2)
     weight = _TEMPER * components.weight * components.transition
     if data.noise is not None and channels.shape[0] == 1:
-        coefficients = _fit_to_what_is_left(components, data, data.noise, weight, noise)
+        coefficients = _fit_lossy(components, data, data.noise, weight, noise)
     else:
         coefficients, noise = components.fit(weight, noise, coefficients)
     # The continued part has less detail, so the power of the whole torus is smaller than that of the frame.
@@ -233,9 +233,7 @@ def _kept(data: SpectralData) -> Tensor:
     return torch.arange(1, data.power.shape[0], step, device=data.power.device)
 
 
-def _fit_to_what_is_left(
-    components: _Components, data: SpectralData, spectrum: Tensor, weight: Tensor, noise: float
-) -> Tensor:
+def _fit_lossy(components: _Components, data: SpectralData, spectrum: Tensor, weight: Tensor, noise: float) -> Tensor:
     """Fit the coefficients of an image of one channel that lost weak detail.
 
     `noise` is its power in the components, and the spectrum the error of strong coefficients relative to the lowest.

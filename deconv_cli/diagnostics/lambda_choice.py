@@ -107,11 +107,10 @@ def choose_lambda(
 ) -> LambdaChoice:
     """Choose λ from a piece of data `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
 
-    `is_clipped` marks samples that are only lower bounds. Without a rule it is cross-validation, or the whitest
-    residual where that asks for a far larger λ: noise that is not white looks like a part of the picture to
-    cross-validation (Altman, "Kernel smoothing of data with correlated errors", Journal of the American Statistical
-    Association 85, 1990). The noise is estimated by default, and at least `least_sigma`, such as the noise of rounding.
-    The cross-check is by `gcv`, or by `ml` for `gcv` itself.
+    `is_clipped` marks samples that are only lower bounds. Without a rule, `gcv` chooses, or `whiteness` if its λ is far
+    larger: cross-validation mistakes noise that is not white for detail (Altman, "Kernel smoothing of data with
+    correlated errors", Journal of the American Statistical Association 85, 1990). By default the noise is estimated,
+    and is at least `least_sigma`, such as the noise of rounding. The cross-check is by `gcv`, or by `ml` for `gcv`.
     """
     is_open, rule = rule is None and not extension.is_periodic, rule or LambdaRule.GCV
     lam = math.nan if extension.is_periodic else choose_by_rule(LambdaRule.ML, extension.initial(y), 0.0).chosen

@@ -48,8 +48,8 @@ _N_GROUPS = (_DECADES[1] - _DECADES[0]) * _GROUPS_PER_DECADE
 def group_by_gain(gain: Tensor, *amounts: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Sum amounts of about the same gain, which bounds the time of a rule.
 
-    Zero and infinity are groups of their own. Gives for each of the amounts `(n,)` the gains of the groups, by the mean
-    logarithm, and their sums; the input itself if it has no more gains than groups.
+    Zero and infinity are groups of their own. For each of the amounts `(n,)` it gives the gains of the groups, as means
+    of the logarithm, and their sums; the input itself if it has no more gains than groups.
     """
     if len(gain) <= _N_GROUPS:
         return [(gain, amount) for amount in amounts]
@@ -145,9 +145,9 @@ class SpectralData:
 
     @cached_property
     def by_gain(self) -> list[tuple[Tensor, Tensor]]:
-        """Gains of groups, infinite where the penalty is zero, with the sums of the squares of the data at them.
+        """Two pairs: gains of groups with the sums of the squares of the data, and gains with the numbers of values.
 
-        Then gains with the numbers of values of the data that have them: means in a group are weighted by the amounts.
+        Gains are infinite where the penalty is zero. The mean gain of a group is weighted by the amounts of the pair.
         """
         multiplicity = self.multiplicity[:, None].expand_as(self.power)
         amounts = (multiplicity * self.power).flatten(), self.n_images * multiplicity.flatten()

@@ -41,7 +41,7 @@ _MIN_COEFFICIENTS = {1: 48, 2: 48, 3: 200}
 _FINEST = 8
 # Cells of white noise alone have standard deviations that differ by less than this factor.
 _AGREEMENT = 1.2
-# Which part of the cells must agree on the lowest level.
+# The part of the cells that must agree on the lowest level.
 _MIN_PART = 0.06
 # A level above this part of the standard deviation of the data is the picture itself.
 _MAX_LEVEL = 0.35

@@ -126,7 +126,7 @@ def _mean_power(levels: Sequence[float], y: Tensor) -> float:
 
 
 def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor) -> Tensor:
-    """Evaluate powers that are given at `FREQUENCIES` at those of `torch.fft.rfftn` on a torus.
+    """Interpolate powers at `FREQUENCIES` to the frequencies of `torch.fft.rfftn` on a torus.
 
     The logarithm is linear between them, and constant beyond. The result has the dtype and the device of `like`.
     """

@@ -45,10 +45,9 @@ _MIN_GAP, _MIN_GAP_IN_SPACE = 16, 4
 class PeriodicExtension:
     """Continues data onto a torus: observed in the frame, predicted from an estimate beyond it.
 
-    It takes a piece of at most 768 × 768 samples (less if channels mix) from the middle of the data, as a part of a
-    larger scene of which nothing is known outside; periodic data of that size stay as they are. It keeps the inverse of
-    the latest λ. All that counts of the boundary is whether it is circular. `max_memory` is how many bytes an estimate
-    may take.
+    It takes a piece of at most 768 × 768 samples (less if channels mix) from the middle of the data, and assumes
+    nothing about the scene outside it; periodic data of that size stay as they are. It keeps the inverse of the latest
+    λ. Of the boundary, it uses only whether it is circular. `max_memory` is how many bytes an estimate may take.
 
     Attributes:
         sigma_max: the largest singular value on the torus of the whole data, which λ is measured by.
@@ -86,10 +85,10 @@ class PeriodicExtension:
         return self._transformed(close_smoothly(self._piece(y), self.torus))
 
     def improved(self, y: Tensor, lam: float, estimate: Tensor | None) -> Tensor:
-        """Take an estimate nearer to the solution with λ = `lam`; without one, begin with that of closed data.
+        """Improve an estimate towards the solution with λ = `lam`; without one, begin with that of closed data.
 
-        Each call leaves a fifth of the gradient. λ then settles together with the estimate, within 1 % of the λ of
-        exact estimates for the four stacks that tuned this part. One solve to `_TOLERANCE` takes as many iterations.
+        Each call leaves a fifth of the gradient, so λ and the estimate settle together. For the four stacks that tuned
+        this part, λ came within 1 % of the λ of exact estimates, in as many iterations as one solve to `_TOLERANCE`.
         """
         piece, problem = self._piece(y), self._problem(lam)
         if estimate is None:
@@ -101,7 +100,7 @@ class PeriodicExtension:
     def continued(
         self, y: Tensor, lam: float, is_clipped: Tensor | None = None, estimate: Tensor | None = None
     ) -> SpectralData:
-        """Continue the data, and clipped samples upwards, by the prediction of an estimate.
+        """Continue the data beyond the frame, and raise clipped samples, by the prediction of an estimate.
 
         `is_clipped` marks samples that are only lower bounds; it is ignored for periodic data. The estimate is one of
         `improved`; by default the solution with λ = `lam`.

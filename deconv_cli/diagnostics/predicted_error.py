@@ -55,7 +55,7 @@ class ErrorProfile:
         """The part of `missing` that comes from outside of the frame: its excess over the innermost band."""
         found = []
         for value in self.missing:
-            # Further inwards than its first zero it is the scatter of the probes.
+            # Deeper than its first zero it is only the scatter of the probes.
             if value <= self.missing[-1]:
                 break
             found.append(value - self.missing[-1])
@@ -99,7 +99,7 @@ class ErrorProfile:
         }
 
     def outweighs(self, images: Tensor, squared: Tensor, n_axes: int) -> Tensor:
-        """Find the pixels whose error exceeds the contrast around them, or a part of the contrast of the whole.
+        """Find the pixels whose error exceeds both the contrast around them and a small part of that of the whole.
 
         Images and their expected squared error have the shape `(*batch, C, *size)`, the result `(*batch, *size)`.
         """
@@ -126,7 +126,7 @@ def pool_profiles(parts: Sequence[ErrorProfile]) -> ErrorProfile:
 
     return ErrorProfile(
         noise=tuple(map(mean, zip(*(part.noise for part in parts), strict=True))),
-        # The pooled energy scales it: what is missing at a place depends on its detail, not on that of its piece.
+        # Not weighted by the detail of each piece: the pooled energy scales what is missing at each place.
         missing=tuple(map(mean, zip(*(part.missing for part in parts), strict=True))),
         noise_detail=mean([part.noise_detail for part in parts]),
         energy=mean([part.energy for part in parts]),

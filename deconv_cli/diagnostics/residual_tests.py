@@ -29,9 +29,9 @@ AMPLIFIED = 3.0
 EXCESS = 1.25
 # The boundary is wrong if the residual at the edge exceeds this multiple of that inside.
 EDGE_EXCESS = 2.0
-# A residual above this multiple of the part of the noise that stays in it shows a wrong kernel too, if more than the
-# next number of the excess is implausible. Right kernels stay below 1.26; wrong ones reach 1.3 to 25 if the picture has
-# detail where they are zero (ten pictures of 16 bits; judged on eight others).
+# A part of the noise stays in the residual. A residual of more than the first number times this part shows a wrong
+# kernel too, if more than the second number of the excess is implausible. Right kernels stay below 1.26; wrong ones
+# reach 1.3 to 25 if the picture has detail where they are zero (ten pictures of 16 bits; judged on eight others).
 MORE_THAN_LEFT, CLEARLY_IMPLAUSIBLE = 1.4, 0.5
 # No plausible image is this many times stronger in the modes of the residual than in the modes that the data decide.
 IMPLAUSIBLE = 2.0
@@ -209,9 +209,9 @@ def check_residual(
 def measure_noise_ratio(
     residual: Tensor, data: FadedImages, bands: ModeBands, estimate: Tensor, noise: NoiseModel
 ) -> tuple[float | None, bool]:
-    """Divide the noise in a linear estimate by the contrast of the data; `None` below 1, or if it shows the picture.
+    """Divide the noise in a linear estimate by the contrast of the data; `None` if it is less than the contrast.
 
-    The second value says whether the noise drowns bright points too.
+    It is also `None` if the estimate shows the picture. The second value is whether the noise drowns bright points too.
 
     The noise is measured twice: in the weakest frequencies of the data, and in the residual, which contains a known
     part of it. Exact data may look noisy in one of the two, but not in both. The contrast is that of most samples: a
@@ -261,9 +261,9 @@ def _implausible_share(
 ) -> float:
     """Compute the part of the residual's excess over the noise that no plausible image explains.
 
-    Along a mode the residual is (1 − f)(σx + n). If x is several times as strong in a band of like σ as in the modes
-    that the data decide, it is not a picture that was smoothed. `by_mode` is the power of the noise along each mode
-    relative to white noise of its size, shape `(*F, m)`; `level` is its standard deviation, if it is known.
+    Along a mode the residual is (1 − f)(σx + n). No plausible image x is several times as strong in a band of like σ as
+    in the modes that the data decide. `by_mode` is the power of the noise along each mode relative to white noise of
+    its size, shape `(*F, m)`; `level` is its standard deviation, if it is known.
     """
     modes, noise, left = bands.modes, ((level or 0.0) ** 2 * by_mode).flatten(), FadedImages.of(residual, data.n_axes)
     of_residual, of_data = (modes.power_of_outputs(images).flatten() for images in (left, data))

@@ -27,7 +27,7 @@ from deconv_cli.vocabulary import Size
 
 NEARLY_FULL = 0.96
 LEAST_SHARE = 1e-4
-"""Full samples are bounds from this share of all samples on; fewer are hot pixels."""
+"""Full samples count as bounds if they are at least this share of all samples; fewer are hot pixels."""
 _REACH = 2
 
 BLOCK = 8
@@ -68,7 +68,7 @@ def find_clipped(y: Tensor, ceiling: float, size: Sequence[int], least_share: fl
 
 
 def _is_any_around(mask: Tensor, reach: Sequence[int]) -> Tensor:
-    """Find the samples that have a set one within `reach` along every axis of space, channel by channel."""
+    """Find the samples with a marked one within `reach` along every axis of space, channel by channel."""
     if mask.ndim > len(reach):
         return torch.stack([_is_any_around(part, reach) for part in mask])
     for axis, n_away in zip(space_axes(len(reach)), reach, strict=True):

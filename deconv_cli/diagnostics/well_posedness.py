@@ -197,9 +197,9 @@ def inspect_kernel(
 ) -> KernelProperties:
     """Describe a kernel, and the effect of every boundary on images of one size, without a penalty.
 
-    The taps have the shape `(*k)` or `(C_out, C_in, *k)`; `dimensions` are the axes of space, if those of the taps do
-    not tell (see `Kernel.from_tensor`). Taps that do not fit the size are a `ShapeError`, and those that are empty,
-    zero or not finite a `MalformedInputError`.
+    The taps have the shape `(*k)` or `(C_out, C_in, *k)`; `dimensions` counts the axes of space if the shape leaves it
+    open (see `Kernel.from_tensor`). Taps that do not fit the size are a `ShapeError`, and those that are empty, zero or
+    not finite a `MalformedInputError`.
     """
     kernel = Kernel.from_tensor(to_float64(taps), dimensions=dimensions)
     geometry = Geometry.of_image(image_size, kernel.size, padding)

@@ -24,7 +24,7 @@ from deconv_cli.gradients.tracing.interception import trace_forward
 
 _BY_DATA = ("Gather", "Index", "MaskedSelect", "Take", "Topk")
 _CHOOSING = (*_BY_DATA, "Cat", "Select", "Slice", "Split", "Stack", "Unbind")
-"""Nodes of autograd's graph that choose values; the other values get no gradient. In `_BY_DATA` the data choose."""
+"""Nodes of autograd's graph that choose values, those in `_BY_DATA` by the data; the other values get no gradient."""
 
 
 def _reads_nothing(node: Node) -> bool:

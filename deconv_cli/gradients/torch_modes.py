@@ -80,7 +80,7 @@ class DetachedConstants(TorchFunctionMode):
 
     The first run records these values, and every later run returns them. Autograd treats them as constants, so finite
     differences must do so too. A hand-written Function runs without gradients, but its backward passes gradients on, so
-    nothing inside of it is held.
+    no value inside it is held constant.
     """
 
     def __init__(self) -> None:

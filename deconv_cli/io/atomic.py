@@ -80,7 +80,7 @@ def name_new(written: Path, final: Path) -> None:
         try:
             written.rename(final)
         except OSError as error:
-            if error.errno == errno.ENOTEMPTY:  # some systems tell it so
+            if error.errno == errno.ENOTEMPTY:  # as some systems report it
                 raise FileExistsError(*error.args) from error
             raise
         return

@@ -158,12 +158,12 @@ def _entry(opened: TensorFile, name: str, *, is_whole: bool) -> Entry:
 
 
 def as_kernel(entry: Entry) -> Entry:
-    """Declare an array a kernel."""
+    """Mark an array as a kernel."""
     return replace(entry, is_kernel=True, axes=None)
 
 
 def as_image(entry: Entry) -> Entry:
-    """Declare an array an image."""
+    """Mark an array as an image."""
     return replace(entry, is_kernel=False, axes=entry.axes or letters_of_tensor(len(entry.shape)))
 
 

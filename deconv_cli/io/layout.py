@@ -165,7 +165,7 @@ def tensor_axes(path: object, n_axes: int) -> str:
 
 
 def dimensions_of(axes: str) -> int:
-    """Count the axes of space of images without a kernel: planes, else lines."""
+    """Count the axes of space of images whose kernel is unknown: 2 for planes, 1 for lines."""
     return 2 if "Y" in axes or "X" not in axes else 1
 
 

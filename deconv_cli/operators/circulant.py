@@ -30,8 +30,8 @@ MIN_AXES_BY_PARTS = 3
 # Transforms along both axes of planes, averaged over all lengths up to 760: of the next length without a large prime
 # factor 1.25 times as long as of the best one from there on, of the next multiple of four among them 1.02 times.
 MIN_LENGTH_BY_FOURS = 32
-# Inverse transforms of so many rows or more take 1.3 to 2.3 times as long for multiples of 256: 34 ms for 2048 × 3072,
-# 18 ms for 2016 × 3072.
+# Inverse transforms of at least this many rows take 1.3 to 2.3 times as long for multiples of 256: 34 ms for
+# 2048 × 3072, 18 ms for 2016 × 3072.
 MIN_SLOW_LENGTH = 1024
 
 

@@ -122,8 +122,8 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
 
 def _first_numbers(result: ChainInversion) -> list[Row]:
     found, n = result.determined.share, result.determined.n_dimensions
-    others = "" if found > 1 - 1e-6 else "; the others come from the smallest input"
-    size = "as large as the activation needs; far above 1 is amplified noise."
+    others = "" if found > 1 - 1e-6 else "; the others are as small as possible"
+    size = "the size that the activation needs; far above 1 is amplified noise."
     return [
         ("Determined", format_percent(found, 3), f"of the input's {n} numbers follow from the activation{others}."),
         ("Left over", percent(result.relative_residual), "of the activation that this input does not explain."),
@@ -134,7 +134,7 @@ def _first_numbers(result: ChainInversion) -> list[Row]:
 def _shown(name: str, image: Tensor, caption: str, *, is_error: bool = False) -> ScaledImage:
     """Show an image `(C, *size)`: in colors, or the channel with the most contrast; of a stack the middle plane.
 
-    Of an error its size over all channels is shown.
+    An error is shown by its size over all channels.
     """
     channel, n_channels = int(image.flatten(1).double().std(dim=1, correction=0).argmax()), len(image)
     is_color = image.ndim == 3 and n_channels == 3 and not is_error

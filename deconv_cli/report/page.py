@@ -196,7 +196,7 @@ def describe_page(
 def _draw_view(
     view: LambdaView, scale: ScaledImage, run: Run, result: Reconstruction
 ) -> tuple[PagePicture, str | None, bool]:
-    """Draw the detail under a λ or at a strength, with the command that restores everything so."""
+    """Draw the detail under a λ or at a strength, with the command that restores the whole picture with it."""
     is_color = scale.values.ndim > run.kernel.kernel.n_axes
     lams = ", ".join(f"{lam:.2g}" for lam in dict.fromkeys(view.lams))
     name = f"λ = {lams}" if view.strength is None else f"Strength {view.strength:g}"

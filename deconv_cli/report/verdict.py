@@ -98,15 +98,15 @@ def first_numbers(
 def _error(predicted: ExpectedError | None, actual: float | None, scale: ScaledImage) -> list[Row]:
     is_gray_level = scale.unit == GRAY_LEVELS
 
-    def told(error: float) -> str:
+    def shown(error: float) -> str:
         return f"{_digits(error)} of 255" if is_gray_level else percent(error / (scale.high - scale.low))
 
     off = "Root mean square error of the values, in percent of the range of the result."
     meaning = "Root mean square error of the pixels, in gray levels: large errors count more." if is_gray_level else off
     if predicted is None:
-        return [] if actual is None else [("Error", told(actual), f"{meaning} It was measured with the truth.")]
+        return [] if actual is None else [("Error", shown(actual), f"{meaning} It was measured with the truth.")]
     size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
-    real = "" if actual is None else f" Compared with the truth it is {told(actual)}."
+    real = "" if actual is None else f" Compared with the truth it is {shown(actual)}."
     share = predicted.trusted_share
     where = "of the result: the error is smaller than the detail everywhere."
     if share == 0:
@@ -114,7 +114,7 @@ def _error(predicted: ExpectedError | None, actual: float | None, scale: ScaledI
     elif share < 1:
         where = "of the result; elsewhere, where it is hatched, the error is as large as the detail."
     return [
-        ("Expected error", told(size), f"{meaning}{real}"),
+        ("Expected error", shown(size), f"{meaning}{real}"),
         ("Trustworthy", format_percent(share, 3) if share else "0 %", where),
     ]
 

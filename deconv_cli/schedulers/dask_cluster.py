@@ -170,7 +170,7 @@ def _connect(distributed: ModuleType, given: str) -> Any:  # noqa: ANN401  a cli
         # A client takes a minute to end if the scheme of its address is unknown.
         distributed.comm.registry.get_backend(address.partition("://")[0])
         with warnings.catch_warnings():
-            # A worker whose versions matter refuses its pieces.
+            # A worker itself refuses pieces if its version of deconv or torch differs.
             warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
             return distributed.Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -211,7 +211,7 @@ def _explained(finished: Finished[Result]) -> Finished[Result]:
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions that decide a result; builds of torch for other devices are alike."""
+    """Return the versions that decide a result; a build of torch for a CPU and one for a GPU count as the same."""
     return {"deconv": package_version("deconv-cli"), "torch": package_version("torch").partition("+")[0]}
 
 

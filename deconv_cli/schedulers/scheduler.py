@@ -135,7 +135,7 @@ class Scheduler(ABC):
         """Start it as the settings say.
 
         Raises:
-            UsageError: the machine has not what the settings ask for, or a package is missing.
+            UsageError: the machine lacks what the settings ask for, or a package is missing.
             WorkerError: there is no cluster at the address.
         """
 
@@ -216,7 +216,7 @@ def start_scheduler(settings: WorkSettings) -> Scheduler:
     """Start the scheduler that covers the settings; of several, the one that was registered last.
 
     Raises:
-        UsageError: the machine has not what the settings ask for, or a package is missing.
+        UsageError: the machine lacks what the settings ask for, or a package is missing.
         WorkerError: there is no cluster at the address.
     """
     kinds: Iterator[type[Scheduler]] = (SCHEDULERS[name] for name in reversed(SCHEDULERS.names))

@@ -41,8 +41,8 @@ PRECONDITIONER_LAMBDA = 1e-8
 PRECONDITIONER_RULE = StoppingRule(tolerance=1e-10, max_iterations=2000)
 # Iterations that may be needed where the border makes a problem ill-conditioned.
 N_ITERATIONS = 2000
-# Iterations that run out leave an inaccurate solution, so they count as so many times as many where an image has at
-# most so many samples: there a dense matrix is factored in seconds.
+# Iterations that run out leave an inaccurate solution, so they count as the first number of times as many for images of
+# at most the second number of samples: there a dense matrix is factored in seconds.
 COST_OF_RUNNING_OUT, FEW_SAMPLES = 5, 2048
 # The torus leaves this part of the iterations without it: measured for blurs of one channel, and for layers.
 PART_LEFT_OF_BLURS = 1 / 12

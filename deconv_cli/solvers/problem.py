@@ -119,9 +119,9 @@ class TikhonovProblem:
 
     @property
     def taps_to_factor(self) -> Tensor:
-        """The taps in double precision, where float32 would lose the small singular values, except those of a blur.
+        """The taps in the precision to factor them in: double, since float32 loses the small singular values.
 
-        A blur of one channel is divided by a sum of squares, large where the penalty is zero, unless λ is tiny.
+        A blur of one channel keeps its own unless λ is tiny: its divisor is a sum of squares, large where L is zero.
         """
         taps = self.operator.kernel
         return taps if has_one_sign(taps) and self.lam >= MIN_LAMBDA_IN_FLOAT32 else to_float64(taps)

@@ -266,7 +266,7 @@ class HeldOut:
         self.best = used.new_zeros((), dtype=torch.float32)
 
     def __call__(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
-        """Compare with the best prediction so far."""
+        """Return which images should end: those whose best prediction so far was many steps ago."""
         found = per_image(divergence(steps.y[self._held_out], steps.blurred[self._held_out]))
         if self._lowest is None:
             self._lowest, self.best = found, torch.full_like(found, n_steps)

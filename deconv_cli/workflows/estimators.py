@@ -55,7 +55,7 @@ from deconv_cli.workflows.resolve_settings import ResolvedInput
 MAX_PLACES = 3
 """Places at most along each axis of a field."""
 WINDOW = 0.25
-"""Size of a piece of the data, relative to the distance between a place's neighbors, in which its kernel applies."""
+"""Size of the piece of the data in which the kernel of a place applies, relative to the distance of its neighbors."""
 MIN_SIDE, MIN_KERNELS = 32, 3
 """Least size of a piece, in samples, and relative to the kernel."""
 _EDGES_TOLERANCE = 1e-3

@@ -188,20 +188,8 @@ def test_a_worker_continues_no_blocks_of_another_run_and_keeps_them(deconv, fram
 def test_verbose_is_refused_with_workers(refuses, frames, gentle, tmp_path):
     manifest = tmp_path / "log.jsonl"
     manifest.write_text("of an earlier run")
-    words = [
-        "forward",
-        frames,
-        "-k",
-        gentle,
-        "-o",
-        tmp_path / "out",
-        "--jobs",
-        "2",
-        "--verbose",
-        "--manifest",
-        manifest,
-    ]
-    refuses(*words, "--force", code=ExitCode.USAGE, says=["--verbose", "--jobs"])
+    words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out", "--jobs", "2", "--manifest", manifest, "--force"]
+    refuses(*words, "--verbose", code=ExitCode.USAGE, says=["--verbose", "--jobs"])
 
 
 @pytest.mark.exhaustive  # processes load torch

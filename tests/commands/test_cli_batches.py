@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 
 from deconv_cli.commands.exit_codes import ExitCode
@@ -106,22 +105,6 @@ def test_the_default_output_stands_beside_the_input(tmp_path, name, beside):
     assert job.target == tmp_path / beside
 
 
-def test_results_of_an_earlier_run_are_left_out(deconv, gray, gentle, tmp_path):
-    folder, words = tmp_path / "in", ["forward", "-k", gentle, "--json"]
-    folder.mkdir()
-    gray.rename(folder / "gray.png")
-    deconv(*words, folder, "-o", folder / "done")
-    deconv(*words, folder / "gray.png")
-    again = deconv(*words, folder, "-o", folder / "done", "--force")
-    assert again.report["inputs"][0]["path"] == str(folder / "gray.png")
-    assert "2 files have the name of a result and were left out" in again.stderr
-    assert len(again.report["left_out"]) == 2
-    # As a shell writes a pattern.
-    typed = deconv(*words, *sorted(folder.glob("gray*")), "--force")
-    assert typed.report["inputs"][0]["path"] == str(folder / "gray.png")
-    assert "1 file has the name of a result and was left out" in typed.stderr
-
-
 def test_force_replaces_no_named_file_that_deconv_did_not_write(deconv, refuses, gray, gentle):
     own = gray.with_name(f"{gray.stem}_forward.png")
     shutil.copy(gray, own)
@@ -143,17 +126,6 @@ def test_files_of_a_folder_that_are_no_pictures_are_counted_by_kind(gray, tmp_pa
     lay_out([tmp_path / "in"], "y", ending="_x", is_quiet=True)
     lay_out([tmp_path / "in" / "gray.png"], "y", ending="_x")
     assert capsys.readouterr().err == ""
-
-
-def test_the_output_dtype_is_as_asked_and_said(deconv, photograph, gentle, tmp_path):
-    words = ["forward", photograph, "-k", gentle]
-    for kind in ("uint8", "uint16", "float16", "float32", "float64"):
-        output = tmp_path / f"{kind}.tif"
-        report = deconv(*words, "-o", output, "--output-dtype", kind, "--json").report
-        assert str(tifffile.imread(output).dtype) == report["output"]["dtype"] == kind
-    dark = deconv(*words, "-o", tmp_path / "y.png", "--noise", "gaussian:200", "--json").report
-    (note,) = [note for note in dark["notes"] if "rounded to uint8" in note]
-    assert "clipped to 0 to 255" in note
 
 
 def test_a_doubt_is_printed_once_with_its_files(deconv, gray, tmp_path):

@@ -156,15 +156,9 @@ def test_each_channel_by_itself_has_the_rounding_of_its_own_light():
     """A dark channel is rounded more finely in light than a bright one; λ is chosen for each."""
     random = torch.Generator().manual_seed(2)
     scene = torch.rand(2, 40, 44, generator=random) * torch.tensor([12.0, 200.0])[:, None, None] + 5
-    y = deconv_cli.forward(scene, deconv_cli.make_kernel("gaussian:1"), boundary="circular").round().to(torch.uint8)
-    result = deconv_cli.invert(
-        y,
-        deconv_cli.make_kernel("gaussian:1"),
-        defaults="picture",
-        prior="quadratic",
-        boundary="circular",
-        tone_curve=SRGB,
-    )
+    kernel, options = deconv_cli.make_kernel("gaussian:1"), {"defaults": "picture", "prior": "quadratic"}
+    y = deconv_cli.forward(scene, kernel, boundary="circular").round().to(torch.uint8)
+    result = deconv_cli.invert(y, kernel, boundary="circular", tone_curve=SRGB, **options)
     floors = [slope * 12**-0.5 for slope in SRGB.slopes(y)]
     sigmas = [channel.lambda_choice.sigma for channel in result.channels]
     assert floors[0] < 0.2 * floors[1]

@@ -73,12 +73,13 @@ def jobs(inputs, output):
     return [(job.source.as_posix(), job.target.as_posix()) for job in laid]
 
 
-def test_what_an_earlier_run_wrote_is_no_input(scans):
+def test_what_an_earlier_run_wrote_is_no_input(scans, capsys):
     first = jobs(["scans"], "scans/out")
     for _, target in first:
         Path(target).parent.mkdir(exist_ok=True)
         Path(target).touch()
     assert jobs(["scans"], "scans/out") == first
+    assert "3 files have the name of a result and were left out" in capsys.readouterr().err
     beside = jobs(["day2"], None)
     for _, target in beside:
         Path(target).touch()

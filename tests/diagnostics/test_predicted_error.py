@@ -11,7 +11,7 @@ import torch
 
 import deconv_cli
 from deconv_cli.diagnostics import error_prediction
-from deconv_cli.diagnostics.error_prediction import ErrorPredictor, _with_smaller_frame, without_lost
+from deconv_cli.diagnostics.error_prediction import ErrorPredictor, _with_smaller_frame, apply_compression
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.predicted_error import ErrorProfile
 from deconv_cli.errors import ShapeError
@@ -150,7 +150,7 @@ class TestAgainstTheExactPosterior:
         drawn = model.draw(100, (64, 64), 7, torch.float64)
         images, kept = (
             part[..., : operator.input_shape[1], : operator.input_shape[2]]
-            for part in (drawn, without_lost(drawn, model, taps))
+            for part in (drawn, apply_compression(drawn, model, taps))
         )
         estimate, truth = inverse(operator.forward(kept)), operator.crop_to_frame(images)
         found = ErrorPredictor(inverse, n_probes=60).predict(estimate, model, truth=truth)

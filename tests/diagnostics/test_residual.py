@@ -83,9 +83,16 @@ def test_the_noise_of_a_blurred_picture_is_found(noise):
 
 
 @pytest.mark.parametrize(("n_axes", "size"), [(1, (4000,)), (3, (20, 24, 22))])
-def test_the_noise_of_a_smooth_signal_and_stack_is_found(n_axes, size):
+def test_noise_and_gain_of_a_smooth_signal_and_stack_are_found(n_axes, size):
     smooth = 30 * torch.ones(size, dtype=torch.float64).cumsum(0) / size[0]
-    assert noise_of((smooth + 2.5 * random(size))[None], n_axes) == pytest.approx(2.5, rel=0.15)
+    y = (smooth + 2.5 * random(size))[None]
+    assert noise_of(y, n_axes) == pytest.approx(2.5, rel=0.15)
+    assert estimate_noise(y, n_axes) == pytest.approx(2.5, rel=0.1)
+    with pytest.raises(ShapeError, match="at least " + "×".join("3" * n_axes)):
+        estimate_noise(y[..., :2], n_axes)
+    light = torch.linspace(20, 400, smooth.numel(), dtype=torch.float64).reshape(size)
+    counts = torch.poisson(light.expand(4, *size), generator=torch.Generator().manual_seed(1))
+    assert estimate_gain(3.0 * counts, n_axes) == pytest.approx(3.0, rel=0.15)
 
 
 def test_noise_that_cannot_be_told_from_the_picture_is_not_made_up():

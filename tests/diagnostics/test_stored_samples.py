@@ -13,7 +13,7 @@ from cases import random
 from PIL import Image, ImageFilter
 
 import deconv_cli
-from deconv_cli.diagnostics.error_prediction import without_lost
+from deconv_cli.diagnostics.error_prediction import apply_compression
 from deconv_cli.diagnostics.image_model import ImageModel, _basis, fit_image_model
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
@@ -103,7 +103,7 @@ def test_strong_detail_is_left_and_weak_detail_is_lost():
     assert float(share.min()) >= 0
     drawn = MODEL.draw(400, TORUS, 3, torch.float64)
     kept, before = (
-        torch.fft.rfft2(x).abs().square().mean(dim=(0, 1)) for x in (without_lost(drawn, MODEL, TAPS), drawn)
+        torch.fft.rfft2(x).abs().square().mean(dim=(0, 1)) for x in (apply_compression(drawn, MODEL, TAPS), drawn)
     )
     torch.testing.assert_close((kept / before)[1:, 1:], share.square()[1:, 1:])
 

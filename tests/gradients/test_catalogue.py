@@ -65,6 +65,7 @@ TOLD = {
     "LostBetweenSteps": ("WRONG", "elements of the gradient for 'w' are wrong", ""),
     "NothingForWeight": ("DETACHED", "returns None", ""),
     "sampled": ("DETACHED", "", "draw with .rsample()"),
+    "checkpoint_without_gradients": ("DETACHED", "", "pass use_reentrant=False"),
     "branch_not_taken": ("NON-FINITE", "torch.where may not even select", "exp(torch.where(mask, x, 0.5))"),
     "both_factors_zero": ("ZERO", "other factor", "initialize one of the two with random values"),
     "softmax_of_one": ("ZERO", "has a single class", "use sigmoid"),

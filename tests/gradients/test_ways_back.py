@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from gradient_cases import blamed_line, causes, check_case, checked, load_fixture, verdicts
+from gradient_cases import causes, checked, load_fixture, verdicts
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -99,17 +99,10 @@ class Block(nn.Module):
         return self.main(x) + self.side(self, x)
 
 
-class Product(catalogue.Product):
-    @staticmethod
-    def backward(ctx, grad):
-        a, w = ctx.saved_tensors
-        return grad @ w.t(), a.t() @ grad
-
-
 BESIDE = {
     "a hook": lambda block, h: torch.sin(block.aside(h.detach())),
     "a hook, by a norm": lambda block, h: block.aside(h) / block.aside(h).norm(dim=1, keepdim=True).detach(),
-    "a backward": lambda block, h: Product.apply(h, block.aside.weight) + block.aside(h.detach()),
+    "a backward": lambda block, h: catalogue.Right.apply(h, block.aside.weight) + block.aside(h.detach()),
     "a checkpoint": lambda block, h: checkpoint(
         lambda h: block.aside(h) * torch.sigmoid(h.detach()), h, use_reentrant=True
     ),
@@ -226,15 +219,6 @@ class TestDerivativesInTheLoss:
         found = checked(Shifted(), 5, 3, loss=on_forces)
         assert verdicts(found)["shift"] == "DETACHED"
         assert "a backward of plain values" in causes(found, "shift")[0].why
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_a_reentrant_checkpoint_of_inputs_without_a_gradient_detaches():
-    found = check_case(catalogue.BROKEN["checkpoint_without_gradients"]())
-    assert [finding.verdict for finding in found.parameters] == ["DETACHED", "DETACHED", "OK", "OK"]
-    (cause,) = causes(found, "body.weight")
-    assert cause.location.line == blamed_line("catalogue", "checkpoint_without_gradients")
-    assert cause.suggestion == "pass use_reentrant=False"
 
 
 class TestNotFinite:

@@ -57,19 +57,6 @@ def test_tiff_containers(tmp_path, rng, options):
     assert_values(read_image(tmp_path / "a.tif"), stored[None, None])
 
 
-def test_imagej_hyperstack(imagej_file):
-    image = read_image(imagej_file)
-    assert (image.axes, image.shape) == ("TZCYX", (2, 3, 2, 16, 20))
-    assert_values(image, planes(tifffile.imread(imagej_file), "TZCYX"))
-    assert any("6 planes" in note for note in image.notes)
-
-
-def test_ome(ome_file):
-    image = read_image(ome_file)
-    assert image.axes == "TCYX"
-    assert_values(image, tifffile.imread(ome_file))
-
-
 def test_tiff_written_by_pillow(tmp_path, rng):
     frames = rng.integers(0, 255, (3, 12, 15)).astype("uint8")
     first, *others = (Image.fromarray(frame) for frame in frames)

@@ -204,7 +204,7 @@ class TestUnsafePickles:
     ],
 )
 def test_a_program_is_not_opened(tmp_path, refused, entry, says):
-    """These are the entries that torch writes; a real file of each is refused in tests/io and through the command."""
+    """These are the entries that torch writes; tests/io refuses a real TorchScript file."""
     with zipfile.ZipFile(tmp_path / "p.pt", "w") as archive:
         archive.writestr(entry, "text")
         archive.writestr("p/data.pkl", "text")

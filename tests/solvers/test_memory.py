@@ -1,4 +1,4 @@
-"""What the choice of a method goes by: memory, predicted and measured, and the bound on the condition number."""
+"""The numbers that choose a method: memory, predicted and measured, and the bound on the condition number."""
 
 import math
 import subprocess

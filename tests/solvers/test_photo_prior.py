@@ -136,11 +136,12 @@ def test_strength_is_smoother_above_one():
         ({"prior": "photo", "strength": 0.0}, "strength must be a positive number"),
         ({"prior": "photo", "lam": 0.1}, "prior photo has no λ"),
         ({"prior": "photo", "kernel": torch.tensor([[1.0, -1.0]])}, "prior photo undoes blurs"),
+        ({"prior": "photo", "y": torch.rand(1, 6, 8, 8), "kernel": torch.ones(3, 3, 3), "dimensions": 3}, "two axes"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, reason):
     with pytest.raises(UsageError, match=reason):
-        deconv_cli.invert(scene(1, (24, 24)), **{"kernel": torch.ones(3, 3) / 9} | options)
+        deconv_cli.invert(**{"y": scene(1, (24, 24)), "kernel": torch.ones(3, 3) / 9} | options)
 
 
 @pytest.mark.parametrize(
@@ -156,15 +157,16 @@ def test_what_makes_no_sense_is_refused(options, reason):
         ({"method": "richardson-lucy"}, "richardson-lucy"),
         ({"nonnegative": True}, "nonnegative"),
         ({"light": "stored"}, "quadratic"),
+        *(({"tone_curve": curve}, "quadratic") for curve in (None, deconv_cli.ToneCurve.srgb(65535))),
         ({"kernel": torch.tensor([[1.0, -1.0]])}, "quadratic"),
         ({"defaults": "tensor", "light": "linear"}, "quadratic"),
         ({"stride": 2, "input_size": (64, 64), "lam": 1e-3}, "quadratic"),
     ],
 )
 def test_pictures_of_8_bits_with_a_tone_curve_are_photographs_unless_a_setting_says_otherwise(options, prior):
-    given = {"defaults": "picture", "kernel": torch.ones(3, 3) / 9} | options
-    y = (255 * scene(3, (32, 32))).byte()
-    found = deconv_cli.invert(y, tone_curve=deconv_cli.ToneCurve.srgb(255), **given)
+    curve = deconv_cli.ToneCurve.srgb(255)
+    given = {"defaults": "picture", "kernel": torch.ones(3, 3) / 9, "tone_curve": curve} | options
+    found = deconv_cli.invert((255 * scene(3, (32, 32))).byte(), **given)
     assert found.settings.objective == prior
     is_noted = any("restored as a photograph" in note for note in found.notes)
     assert "may be invented" not in str(found.notes)  # the prior's own note covers it
@@ -190,13 +192,6 @@ def test_noise_that_is_given_is_believed(n_models):
         deconv_cli.invert(y, taps, defaults="picture", prior="photo", light="stored", noise=(given, given))
 
 
-@pytest.mark.parametrize("curve", [None, deconv_cli.ToneCurve.srgb(65535)])
-def test_measurements_keep_the_quadratic_prior(curve):
-    y = 65535 * scene(1, (32, 32))
-    found = deconv_cli.invert(y, torch.ones(3, 3) / 9, defaults="picture", tone_curve=curve)
-    assert found.settings.objective == "quadratic"
-
-
 def test_what_jpeg_rounded_away_counts_as_noise():
     """A short motion in a coarse JPEG: the data show a part of the error alone."""
     taps, curve = deconv_cli.make_kernel("motion:9@70").float(), deconv_cli.ToneCurve.srgb(255)
@@ -210,11 +205,6 @@ def test_what_jpeg_rounded_away_counts_as_noise():
     real = (stored - curve.to_stored(blurred)).square().mean(dim=(1, 2)).sqrt()
     estimated = torch.tensor(found) / CURVED
     assert ((estimated > 0.75 * real) & (estimated < 1.4 * real)).all()
-
-
-def test_stacks_and_signals_are_refused():
-    with pytest.raises(UsageError, match="pictures with two axes"):
-        deconv_cli.invert(torch.rand(1, 6, 8, 8), torch.ones(3, 3, 3) / 27, prior="photo", dimensions=3)
 
 
 CURVE = ToneCurve.srgb(255.0)

@@ -1,4 +1,4 @@
-"""Which of the families of kernels blurred a picture, with which numbers, and how sure that is."""
+"""Find which family of kernels blurred a picture, with which numbers, and how sure that is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deconv_cli.vocabulary import check_name
 
 NO_BLUR = "none"
 LEAST_EVIDENCE = 12.0
-"""A blur is reported where its likelihood is so much larger than that of no blur, in logarithms."""
+"""A blur is reported if its likelihood exceeds that of no blur by at least this, in logarithms."""
 LEAST_AREA = 8.0
 """Pixels that a kernel covers, 1 / Σk²: lenses and resampling leave about as much in a sharp picture."""
 _LARGEST_REACH = 32.0
@@ -38,7 +38,7 @@ _RATIOS = geometric(1 / 3, 3.0, 1.1)
 _OUT_OF_FOCUS = 4.0
 """Price of a wider kernel in one part of the picture, in logarithms of likelihood."""
 _WIDER = 1.15
-"""How much wider than that of the sharpest parts the kernel of the whole must be, for theirs to be taken."""
+"""The kernel of the sharpest parts is taken if that of the whole picture is wider by at least this factor."""
 _CLOSE = 3.0
 """Two kernels explain a picture about as well if their likelihoods differ by less, in logarithms."""
 _LENGTHS = ("RADIUS", "SIGMA", "LENGTH", "FWHM")
@@ -227,9 +227,9 @@ def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstima
 def compare_parts(found: KernelEstimate, parts: Iterable[PolarSpectrum]) -> KernelEstimate:
     """Reject a kernel that the parts of its picture contradict, and take its size from the sharpest of them.
 
-    Parallel ridges in one part look like motion, but only there. Each part may be blurrier than the kernel alone makes
-    it, for being out of focus. A kernel whose spectrum has zeros leaves them in a picture, and no scene does; one
-    without can be a soft scene, so that its size is found again.
+    Parallel ridges in one part look like motion, but only there. A part that is out of focus is blurrier than the
+    kernel alone makes it. A kernel whose spectrum has zeros leaves them in a picture, and no scene does. What looks
+    like a kernel without zeros may be a soft scene, so its size is estimated again.
     """
     if not found.found:
         return found
