@@ -125,7 +125,6 @@ def _read_and_write(source: Path, target: Path) -> float:
             n_channels=1,
             output_dtype=None,
             force=False,
-            same_size=True,
             make_folder=True,
         )
         # Divided, so that they have as many digits as results, which are not compressed.

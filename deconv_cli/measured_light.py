@@ -14,9 +14,9 @@ from deconv_cli.vocabulary import Size, format_size
 
 N_SCALES, STANDS_OUT = 5, 5.0
 """Number of scales, and standard deviations above zero from which on a sample stands out."""
-FEWEST_FULL, JUST_BELOW, FULL_TO_BELOW = 8, 0.02, 3
-"""Pairs of clipped neighbors are at least 8, and more than 3 for each sample that lies below by up to 2 % of the
-contrast. In two fields of stars whose brightest were clipped they were 21 to 27."""
+JUST_BELOW, FULL_TO_BELOW = 0.02, 6
+"""Pairs of clipped neighbors are more than 6 for each sample that lies below by up to 2 % of the contrast. In 288
+simulated fields of unclipped stars, with and without noise, in 8 and 16 bits, they were at most 4."""
 
 
 def smooth(image: Tensor, step: int = 1, beyond: str = "replicate") -> Tensor:
@@ -35,15 +35,15 @@ def smooth(image: Tensor, step: int = 1, beyond: str = "replicate") -> Tensor:
 
 
 def plateau_of(samples: Tensor) -> float | None:
-    """Return the largest value if samples of any shape were probably clipped at it, otherwise `None`.
+    """Return the largest value if samples `(*batch, H, W)` were probably clipped at it, otherwise `None`.
 
     Many pairs of neighbors then share it, and few samples have values just below it. The rounded top of a smooth spot
     has as many samples at its largest value as at the next one.
     """
-    top, middle = samples.max(), samples.median()
+    top = samples.max()
     is_top = samples == top
-    n_full = int((is_top[..., 1:] & is_top[..., :-1]).count_nonzero())
-    if n_full < FEWEST_FULL or bool(top == middle):
+    n_full = sum(int((part[..., 1:] & part[..., :-1]).count_nonzero()) for part in (is_top, is_top.mT))
+    if n_full <= FULL_TO_BELOW or bool(top == (middle := samples.median())):
         return None
     below = torch.minimum(samples[~is_top].max(), top - JUST_BELOW * (top - middle))
     n_below = int(((samples >= below) & ~is_top).count_nonzero())

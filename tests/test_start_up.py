@@ -65,6 +65,7 @@ def test_help_loads_nothing_heavy_fits_eighty_columns_and_shows_an_example(name)
     text, loaded = loaded_by(*([name] if name else []), "--help")
     assert loaded == []
     assert "Usage: deconv" in text
+    assert "[[" not in text
     assert [line for line in text.splitlines() if len(line) > 80] == []
     assert "\x1b" not in text
     words = text.split()
@@ -83,12 +84,23 @@ def test_the_list_of_commands_loads_none_of_them():
 
 
 @pytest.mark.parametrize("command", ["forward", "invert"])
-def test_a_missing_input_is_refused_before_torch_is_loaded(tmp_path, command):
-    missing = tmp_path / "y.npy"
-    done = python("-c", f"HEAVY = {HEAVY!r}\n{RUN_AND_LIST}", json.dumps([command, str(missing), "-k", "box:3"]))
+@pytest.mark.parametrize(
+    ("content", "kernel", "refusal"),
+    [
+        (None, "box:3", "the input '{}' does not exist; check the path."),
+        (b"words", "box:3", "'{}' is not a supported file; deconv reads TIFF"),
+        (b"\x89PNG\r\n\x1a\n", "blob:3", "kernel source must be one of gaussian"),
+    ],
+)
+def test_a_wrong_input_or_formula_is_refused_before_torch_is_loaded(tmp_path, command, content, kernel, refusal):
+    path = tmp_path / "y.png"
+    if content is not None:
+        path.write_bytes(content)
+    done = python("-c", f"HEAVY = {HEAVY!r}\n{RUN_AND_LIST}", json.dumps([command, str(path), "-k", kernel]))
     told, _, loaded = done.stderr.decode().partition("\nloaded: ")
-    assert told == f"error: the input '{missing}' does not exist; check the path.\n"
-    assert json.loads(loaded) == []
+    assert told.startswith(f"error: {refusal.format(path)}")
+    assert "torch" not in json.loads(loaded)
+    assert content is not None or json.loads(loaded) == []
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".npy"])

@@ -245,7 +245,8 @@ class BlockSummary:
 
     Attributes:
         n_redone: blocks that this run restored; the others were done before.
-        residual: ‖y − Ax̂‖ / ‖y‖, over the data of all blocks; `residual_rms` is the root mean square of y − Ax̂.
+        residual: ‖y − Ax̂‖ / ‖y‖, over the data of all blocks; `residual_norm` is ‖y − Ax̂‖, `residual_rms` the root mean
+            square of y − Ax̂.
         n_iterations: the most in any block, as `certificate` is the largest.
         n_unsolved: blocks in which the solver did not reach its tolerance.
         n_clipped: samples that the type of the result cannot hold.
@@ -258,6 +259,7 @@ class BlockSummary:
     n_blocks: int
     n_redone: int
     residual: float
+    residual_norm: float
     residual_rms: float
     n_iterations: int
     certificate: float
@@ -285,6 +287,7 @@ class BlockSummary:
             n_blocks=len(results),
             n_redone=n_redone,
             residual=math.sqrt(squared / data) if data > 0 else 0.0,
+            residual_norm=math.sqrt(squared),
             residual_rms=math.sqrt(squared / sum(result.n_samples for result in results)),
             n_iterations=max(result.n_iterations for result in results),
             certificate=max(result.certificate for result in results),
@@ -362,10 +365,17 @@ class BlockReconstruction:
         settings, resolution, lam = self.settings, self.task.problem.resolution, self.lam
         return {
             "command": "invert",
+            "dimensions": self.task.layout.dimensions,
             "boundary": settings.boundary,
+            "boundary_reason": resolution.reasons.boundary,
             "padding": format_padding(settings.padding),
             "light": str(settings.light),
             "objective": settings.objective,
+            "prior": settings.objective,
+            "prior_sentence": self.prior_sentence,
+            "finest_measured_detail": self.plan.choices.finest,
+            "spacing": settings.spacing and list(settings.spacing),
+            "strength": (settings.strength or 1.0) if settings.objective == "photo" else None,
             "lambda": list(lam) if isinstance(lam, tuple) else lam,
             "lambda_reason": None if lam is None else resolution.reasons.lam,
             "penalty": settings.penalty if settings.has_lambda else None,
@@ -388,7 +398,11 @@ class BlockReconstruction:
             return {}
         ends = self.settings.objective != "photo"
         return {
-            "residual": {"relative": summary.residual, "root_mean_square": summary.residual_rms},
+            "residual": {
+                "relative": summary.residual,
+                "absolute": summary.residual_norm,
+                "root_mean_square": summary.residual_rms,
+            },
             "solver": {
                 "iterations": summary.n_iterations,
                 "certificate": summary.certificate if ends else None,

@@ -149,6 +149,14 @@ class BatchTask:
         return result if self._keeps_images else replace(result, print_summary=print_nothing)
 
 
+def _recognize(job: Job) -> None:
+    """Refuse, by `DeconvError`, an input of an unknown format, before torch is loaded, which takes seconds."""
+    from deconv_cli.io.codec import codec_of_content
+    from deconv_cli.io.files import read_head
+
+    codec_of_content(job.source, read_head(job.source))
+
+
 def _listen_to_nobody(job: Job) -> WorkProgress:
     return WorkProgress(job.label, is_silent=True)
 
@@ -223,6 +231,8 @@ class Batch:
 
     def _work_off(self, jobs: list[Job], work: Work) -> None:
         """Do small files side by side, and then the others one by one, with all cores for each."""
+        if jobs[0].n_jobs == 1:
+            self._take(jobs[0], attempt(lambda _: _recognize(jobs[0]), jobs[0].number))
         import torch
 
         from deconv_cli.blocks.block_problem import MAX_BYTES_A_SAMPLE

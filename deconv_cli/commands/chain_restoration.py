@@ -136,7 +136,7 @@ class ChainRestoration:
         # A tensor becomes a picture of whole numbers, and nobody said how.
         shows = not image.is_picture and work.files.output_dtype is None
         shows = shows and codec_of_suffix(job.target).holds_whole_numbers_only
-        plan = work.plan(job, image, shape[0], same_size=False, output_dtype=OutputDType.UINT8 if shows else None)
+        plan = work.plan(job, image, shape[0], output_dtype=OutputDType.UINT8 if shows else None)
         with running_user_code(is_silent=True) as (_, caught):
             progress.begin("restoring", limit=self._settings.max_iterations)
             result = invert_chain(

@@ -62,7 +62,12 @@ def check_grad(
             "to the script.",
         ),
     ] = None,
-    step: Annotated[int, option("--step N", "With --run: start checking at the N-th loss.backward().", min=1)] = 1,
+    step: Annotated[
+        int,
+        option(
+            "--step N", "With --run: start checking at the N-th loss.backward(), such as one after a warm-up.", min=1
+        ),
+    ] = 1,
     expect: Annotated[
         list[str] | None,
         option(
@@ -117,7 +122,7 @@ def check_grad(
         **header,
         **describe_gradients(report, expected),
     }
-    notes = [*notes, *record["notes"]]
+    notes = [*notes, *map(with_options, record["notes"])]
     if record["data"]["kind"] == "synthetic":
         notes.append("the data are synthetic: the verdicts hold for these data, and ZERO may change with yours")
     if unmet:

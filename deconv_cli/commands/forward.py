@@ -142,7 +142,7 @@ class ForwardWork(Work):
         image = self.move(kernel.arrange(source))
         light = choose_light(self.given.light, image.tone_curve)
         n_channels = kernel.kernel.with_layer(layer).n_outputs(image.values.shape[1])
-        plan = self.plan(job, image, n_channels, same_size=kernel.keeps_size(padding, layer))
+        plan = self.plan(job, image, n_channels)
         result = self._convolve(light.to_light(image.values, self.given.dtype), kernel, layer, boundary, padding)
         if noise is not None and seed is not None:
             if job.n_jobs > 1:  # each file has a seed of its own, by its path

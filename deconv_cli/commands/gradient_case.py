@@ -33,7 +33,7 @@ class CaseOptions(ModelOptions):
     file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="The model: .safetensors, or a state dict or a whole module of torch.save. Without a file, --model "
             "initializes the weights.",
         ),

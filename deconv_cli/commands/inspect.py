@@ -44,7 +44,7 @@ Kind = Literal["image", "kernel"]
 
 
 def inspect(
-    inputs: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures, tensors, kernels, state dicts.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="FILE", help="Pictures, tensors, kernels, state dicts.")],
     reading: KernelReading,
     taken_for: Kind | None = optional(
         "--as",
@@ -287,7 +287,6 @@ def _check_plain(read: KernelFile) -> None:
 def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
     """List the tensors of a file, or of a whole module saved by torch."""
     from deconv_cli.io.codecs.tensor_codecs import TorchFile
-    from deconv_cli.io.files import read_head
     from deconv_cli.io.tensors import open_tensors
 
     try:
@@ -297,7 +296,7 @@ def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
             raise
         from deconv_cli.models.layers import open_torch_file
 
-        return open_torch_file(path, read_head(path))[0]
+        return open_torch_file(path)[0]
 
 
 def _is_field(found: Inspected) -> bool:

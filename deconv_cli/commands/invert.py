@@ -206,7 +206,7 @@ class InvertWork(InvertOptions):
         """Find the kernel in a picture; a sharp picture is an `UntrustworthyResultError`."""
         from deconv_cli.report.run import describe_found
 
-        self.plan(job, image, image.values.shape[1], same_size=True)  # before the search
+        self.plan(job, image, image.values.shape[1])  # before the search
         progress.begin("finding the kernel")
         light = light_of(image, self.settings.get("light") or "auto")
         found, notes = estimate_kernel_of(image, light), search_notes(image, light)

@@ -95,7 +95,7 @@ class ExtraOutputs:
 
             check_page_path(self.report, jobs[0].source, force=force)
 
-    def plan(self, image: ImageFile, n_channels: int, *, same_size: bool, force: bool) -> PlannedOutputs:
+    def plan(self, image: ImageFile, n_channels: int, *, force: bool) -> PlannedOutputs:
         """Read the truth, and check that the files can be written, before anything is computed.
 
         Raises:
@@ -107,7 +107,7 @@ class ExtraOutputs:
         def planned(path: Path | None, n_channels: int, dtype: OutputDType) -> OutputPlan | None:
             if path is None:
                 return None
-            return plan_output(path, image, n_channels=n_channels, output_dtype=dtype, force=force, same_size=same_size)
+            return plan_output(path, image, n_channels=n_channels, output_dtype=dtype, force=force)
 
         return PlannedOutputs(
             page=self.report,

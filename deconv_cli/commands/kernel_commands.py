@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.blind.estimate import KernelEstimate
+    from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.workflows.arithmetic import ChosenLight
 
 ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
@@ -80,8 +81,8 @@ def estimate(
         "light": chosen.reason,
         **describe_estimate(found),
     }
-    rows, is_mapped = _estimate_rows(found, chosen.reason), False
-    taps = found.taps()
+    rows, taps = _estimate_rows(found, chosen.reason), found.taps()
+    field: KernelField | None = None
     if free:
         from deconv_cli.kernels.blind.blurred_picture import estimate_free_kernel
 
@@ -90,13 +91,9 @@ def estimate(
         rows[0] = ("as a formula", rows[0][1])
     if map_file is not None:
         from deconv_cli.kernels.blind.blur_map import map_blur
-        from deconv_cli.saved_files import save_kernel_field
 
         mapped = map_blur(_picture_of(image), tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
-        record["map"], is_mapped = describe_map(mapped), bool(mapped.found)
-        if mapped.found:
-            kept = {"schema": SCHEMA, **without_paths(record)}
-            save_kernel_field(mapped.field(), map_file, record=kept, force=answer.force)
+        record["map"], field = describe_map(mapped), mapped.field() if mapped.found else None
         rows.append(("same everywhere", _UNIFORM[mapped.is_uniform]))
         rows += [("", "  ".join(f"{part.text:16}" for part in row).rstrip()) for row in mapped.parts]
     if not found.found:
@@ -108,7 +105,11 @@ def estimate(
     if found.rival is not None:
         notes.append(f"{found.rival.text} explains the picture about as well; compare both restorations")
     answer.give(str(photo), record, rows, notes, taps=taps if is_kernel else None, answer=found.text)
-    missing = answer.output if answer.output is not None and not is_kernel else map_file if not is_mapped else None
+    if map_file is not None and field is not None:
+        from deconv_cli.saved_files import save_kernel_field
+
+        save_kernel_field(field, map_file, record={"schema": SCHEMA, **without_paths(record)}, force=answer.force)
+    missing = answer.output if answer.output is not None and not is_kernel else map_file if field is None else None
     doubt = None if free else found.doubt
     if missing is not None and not answer.quiet:
         print_warning(f"{describe_found(found)}; '{missing}' was not written")

@@ -92,7 +92,7 @@ def fit(
     pairs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SHARP BLURRED...",
+            metavar="SHARP BLURRED",
             help="A sharp and a blurred picture or tensor of one scene; more pairs may follow. Two folders are "
             "matched by file names.",
         ),
@@ -139,10 +139,10 @@ def fit(
         "loss": loss,
         **_describe(found),
     }
-    if errors is not None and found.errors is not None:
-        write_kernel(errors, found.errors, {"schema": SCHEMA, **record}, n_axes)
     rows, lines = _rows(found, light, loss), describe_warnings(caught)
     answer.give(str(named[0][1]), record, rows, lines, taps=found.taps, n_axes=n_axes)
+    if errors is not None and found.errors is not None:
+        write_kernel(errors, found.errors, {"schema": SCHEMA, **record}, n_axes)
     for doubt in doubts or [_CUT] * is_cut:
         print_warning(doubt)
     for note in notes:

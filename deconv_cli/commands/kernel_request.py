@@ -38,6 +38,21 @@ class KernelRequest:
     is_compact: bool = False
     can_be_estimated: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse, by `UsageError`, an unknown formula, or a word that is nearly one which kernels have here."""
+        if self.word is not None:
+            return
+        names = [*([str(ESTIMATE)] if self.can_be_estimated else []), MICROSCOPE, *KERNEL_SOURCES]
+        for path in self.paths:
+            if is_formula(path):
+                for factor in filter(None, str(path).split("*")):
+                    KERNEL_SOURCES.check(factor.strip().partition(":")[0][:40])
+                continue
+            is_word = not path.suffix and path.name == str(path) not in [str(ESTIMATE), *names]
+            meant = nearest_name(names, str(path)) if is_word and not path.exists() else None
+            if meant is not None:
+                raise UsageError(f"'{path}' does not exist; perhaps you mean --kernel {meant}.")
+
     @cached_property
     def word(self) -> str | None:
         """`estimate` or `microscope` if each input has its own kernel, unless a file has that name.
@@ -63,18 +78,8 @@ class KernelRequest:
     def load(self, named: int | None = None) -> LoadedKernel:
         """Read the kernels for images with `named` axes of space; kernels that were read before are kept."""
         if named not in self._loaded:
-            self._refuse_misspelled()
             self._loaded[named] = load_kernels(self.paths, self.options, self.dimensions, named)
         return self._loaded[named]
-
-    def _refuse_misspelled(self) -> None:
-        """Refuse, by `UsageError`, a word that is nearly the name of a formula, or one that kernels have here."""
-        names = [*([str(ESTIMATE)] if self.can_be_estimated else []), MICROSCOPE, *KERNEL_SOURCES]
-        for path in self.paths:
-            is_word = not path.suffix and path.name == str(path) not in [str(ESTIMATE), *names]
-            meant = nearest_name(names, str(path)) if is_word and not path.exists() else None
-            if meant is not None and not is_formula(path):
-                raise UsageError(f"'{path}' does not exist; perhaps you mean --kernel {meant}.")
 
     @cached_property
     def _loaded(self) -> dict[int | None, LoadedKernel]:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.option_groups import KernelOptions, OptionValues, given_options
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.layer_options import PLAIN, LayerOptions
+from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import (
     LONG,
     Convention,
     InputKind,
-    PaddingLike,
     Size,
     check_padding,
     format_size,
@@ -121,13 +120,6 @@ class LoadedKernel:
         """Put the axes of an image that the kernel spans last."""
         given = self.options.get("--dimensions")
         return image.spanned_by(self.kernel.n_axes, given if isinstance(given, int) else None)
-
-    def keeps_size(self, padding: PaddingLike, layer: LayerOptions = PLAIN) -> bool:
-        """Return whether image and output have the same size."""
-        from deconv_cli.operators.geometry import resolve_padding
-
-        size = self.kernel.size
-        return layer.is_plain and resolve_padding(padding, size).total == tuple(n - 1 for n in size)
 
     def notes_on(self, image: ImageFile, prepared: PreparedOutput, *more: str) -> tuple[str, ...]:
         """Collect the notes on kernel, input, arithmetic and output, in this order."""

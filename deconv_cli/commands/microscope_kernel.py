@@ -46,7 +46,7 @@ def microscope(
     words: Annotated[
         str,
         typer.Argument(
-            metavar="[WORDS]",
+            metavar="WORDS",
             help=f"Values of the optics: {', '.join(f'{word}=V' for word in WORDS)}, separated by commas; wavelengths "
             "in nm, lengths in µm, the pinhole in Airy units, immersion and sample by refractive index; mode "
             "widefield, confocal, two-photon or light-sheet.",

@@ -72,7 +72,7 @@ JsonOption = Annotated[bool, option("--json", "Print the report as one JSON docu
 QuietOption = Annotated[bool, option("--quiet -q", "Print no table and no notes.", OUTPUT)]
 VerboseOption = Annotated[bool, option("--verbose -v", "Print a line for each step, and all tables and rows.", OUTPUT)]
 InputsArgument = Annotated[
-    list[Path], typer.Argument(metavar="INPUT...", help="Pictures, tensors, Zarr, or folders of them.")
+    list[Path], typer.Argument(metavar="INPUT", help="Pictures, tensors, Zarr, or folders of them.")
 ]
 OutputOption = Annotated[
     str | None,  # not a path, which would forget the slash that marks a folder

@@ -71,9 +71,8 @@ def restore_whole(
     n_channels = image.values.shape[1]
     if not resolution.is_per_channel:
         n_channels = kernel.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
-    same_size = kernel.keeps_size(resolution.settings.padding, resolution.settings.layer)
-    plan = work.plan(job, image, n_channels, same_size=same_size)
-    planned = extra.plan(image, n_channels, same_size=same_size, force=work.files.force)
+    plan = work.plan(job, image, n_channels)
+    planned = extra.plan(image, n_channels, force=work.files.force)
     result = pipeline.reconstruct(image.values, resolution, truth=planned.truth, progress=progress)
     diagnosis = None
     views: tuple[LambdaView, ...] = ()

@@ -60,8 +60,9 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     elif result.prior_sentence is not None:
         rows.append(_prior_row(result.settings.objective, result.finest))
     else:
-        solution, gain = result.solution, result.settings.gain
-        at_gain = f", by a gain of {gain:.4g} units a count" if isinstance(gain, float) else ""
+        solution, numbers = result.solution, ["none" if g is None else f"{g:.4g}" for g in result.gains]
+        gain = f"a gain of {numbers[0]}" if len(numbers) == 1 else f"gains of {', '.join(numbers)}"
+        at_gain = "" if numbers == ["none"] else f", by {gain} units a count"
         rows += [
             ("minimized", solution.objective),
             ("iterations", f"{solution.n_iterations}: {with_options(solution.ending)}{at_gain}"),

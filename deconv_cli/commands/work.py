@@ -154,7 +154,7 @@ class Work(ABC):
         return replace(image, values=image.values.to(self.place))
 
     def plan(
-        self, job: Job, image: ImageFile, n_channels: int, *, same_size: bool, output_dtype: OutputDType | None = None
+        self, job: Job, image: ImageFile, n_channels: int, *, output_dtype: OutputDType | None = None
     ) -> OutputPlan:
         """Check that the output can be written, before anything is computed."""
         from deconv_cli.io import plan_output
@@ -165,7 +165,6 @@ class Work(ABC):
             n_channels=n_channels,
             output_dtype=output_dtype or self.files.output_dtype,
             force=self.files.force,
-            same_size=same_size,
             make_folder=job.make_folder,
         )
 

@@ -31,7 +31,6 @@ def plan_output(
     n_channels: int,
     output_dtype: OutputDType | None,
     force: bool,
-    same_size: bool,
     make_folder: bool = False,
 ) -> OutputPlan:
     """Decide where a result goes and as what.
@@ -42,7 +41,6 @@ def plan_output(
         n_channels: channels of the result.
         output_dtype: its sample type; None for float32, or the source's whole numbers in formats without fractions.
         force: whether an existing file may be replaced.
-        same_size: whether the result has the size of the source.
         make_folder: whether a missing folder is made when the file is written.
 
     Raises:
@@ -53,7 +51,7 @@ def plan_output(
     codec = codec_of_suffix(path)
     check_output_files(path, codec, source.path, force=force, make_folder=make_folder)
     request = _request(path, codec, source, source.layout, n_channels, output_dtype)
-    return OutputPlan(path, request.dtype, codec, request, source, same_size, make_folder)
+    return OutputPlan(path, request.dtype, codec, request, source, make_folder)
 
 
 def plan_regions(
@@ -119,7 +117,6 @@ class OutputPlan:
     _codec: Codec
     _request: WriteRequest
     _source: ImageFile
-    _same_size: bool
     _make_folder: bool
 
     def prepare(self, values: torch.Tensor) -> PreparedOutput:
@@ -134,8 +131,7 @@ class OutputPlan:
         """
         source, request = self._source, self._request
         images, expected = source.values, (source.values.shape[0], request.n_channels)
-        is_same_size = values.shape[2:] == images.shape[2:]
-        if values.ndim != images.ndim or values.shape[:2] != expected or (self._same_size and not is_same_size):
+        if values.ndim != images.ndim or values.shape[:2] != expected:
             raise ValueError(
                 f"planned for {expected} images and channels, but the result has the shape {tuple(values.shape)}"
             )

@@ -259,9 +259,9 @@ class Kernel(ShownInNotebook):
         if found != expected:
             may_be_stacks = self.n_axes == 2 and max(images.shape[:-2]) > 1 and found not in (3, 4)  # colors
             raise ShapeError(
-                f"the kernel of shape {(expected, *self.size)} is for {expected} channels, but the image of shape "
-                f"{tuple(images.shape)} has {found}; give one of shape ({name_taps(self.n_axes)}) for all channels, or "
-                "one for each of them"
+                f"the kernel of shape {(expected, *self.size)} is for {expected} channels, but the image of "
+                f"{format_size(images.shape[-self.n_axes :])} samples has {found}; give one of shape "
+                f"({name_taps(self.n_axes)}) for all channels, or one for each of them"
                 f"{', or choose dimensions=3 for stacks' if may_be_stacks else ''}."
             )
 
@@ -282,11 +282,11 @@ class Kernel(ShownInNotebook):
             return images.unsqueeze(self.channel_axis)
         expected, found = self.n_channels[0 if are_outputs else 1], images.shape[self.channel_axis]
         if found != expected:
+            taps, size = name_taps(self.n_axes), format_size(images.shape[-self.n_axes :])
             raise ShapeError(
                 f"the kernel of shape {tuple(self.taps.shape)} {'gives' if are_outputs else 'takes'} {expected} "
-                f"channels, but the image of shape {tuple(images.shape)} has {found}; use a kernel that fits, one of "
-                f"shape ({name_taps(self.n_axes)}) for all channels, or (C, {name_taps(self.n_axes)}) for one kernel "
-                "per channel."
+                f"channels, but the image of {size} samples has {found}; use a kernel that fits, one of shape ({taps}) "
+                f"for all channels, or (C, {taps}) for one kernel per channel."
             )
         return images
 

@@ -90,8 +90,8 @@ class Microscope:
             raise UsageError(f"depth must be at most {MAX_DEPTH:g} µm, but is {self.depth:g}.")
         if self.numerical_aperture >= self.immersion_index:
             raise UsageError(
-                f"numerical_aperture must be below the refractive index of the immersion, {self.immersion_index:g}, "
-                f"but is {self.numerical_aperture:g}."
+                "the numerical aperture must be below the refractive index of the immersion, "
+                f"{self.immersion_index:g}, but is {self.numerical_aperture:g}."
             )
         self._check_spacing()
         if self.mode in ("confocal", "two-photon") and self.excitation is None:

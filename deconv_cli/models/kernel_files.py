@@ -112,7 +112,7 @@ def read_kernel(
             return field
     bias_name, is_ambiguous, spacing = "", False, None
     if isinstance(codec, TensorCodec):
-        stored, bias_name = read_layer(path, codec, head, layer)
+        stored, bias_name = read_layer(path, codec, layer)
         is_known_layer = bool(stored.geometry) or stored.bias is not None
         is_ambiguous = stored.weight.ndim == 3 and dimensions is None and not is_known_layer
         if is_known_layer and dimensions is None:  # the taps of a layer have two axes of channels

@@ -13,11 +13,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.io.codecs.tensor_codecs import TorchFile
-from deconv_cli.io.codecs.torch_weights import check_dense, load_weights_only, named_tensors
+from deconv_cli.io.codecs.torch_weights import load_weights_only, tensors_in
 from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import as_real_tensor, check_finite
 from deconv_cli.io.tensors import TensorCodec, TensorFile, describe_tensors, open_tensors
-from deconv_cli.models.model_files import ModelFile, check_module, model_format, torch_globals
+from deconv_cli.models.model_files import ModelFile, check_module, torch_globals
 from deconv_cli.vocabulary import counted, name_some
 
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "output_padding")
@@ -109,7 +109,7 @@ def find_layer(stored: ModelFile, layers: list[ModelLayer], name: str | None) ->
     return chosen[0]
 
 
-def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -> tuple[ModelLayer, str]:
+def read_layer(path: Path, codec: TensorCodec, layer: str | None) -> tuple[ModelLayer, str]:
     """Read one layer by its name, or the only kernel of a file; return the name of its bias, too.
 
     Raises:
@@ -118,7 +118,7 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
         InputRefusedError: unsafe, damaged, or a layer that is no convolution.
     """
     is_torch = isinstance(codec, TorchFile)
-    opened, module = open_torch_file(path, head) if is_torch else (open_tensors(path, codec), None)
+    opened, module = open_torch_file(path) if is_torch else (open_tensors(path, codec), None)
     name = _find(opened, layer) if layer is not None else _only_kernel(opened)
     geometry = _own_geometry(path, module, name) if module is not None else _recorded_geometry(opened, name)
     if 0 in opened.shapes[name]:
@@ -136,21 +136,17 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
     return ModelLayer(name.removesuffix(".weight"), weight, bias, geometry=geometry), bias_name
 
 
-def open_torch_file(path: Path, head: bytes) -> tuple[TensorFile, nn.Module | None]:
+def open_torch_file(path: Path) -> tuple[TensorFile, nn.Module | None]:
     """List the tensors of a file of `torch.save`; return its module, too, if it is a whole one."""
-    model_format(path, head)  # refuses programs
     found = load_weights_only(path, torch_globals())
     module = found if isinstance(found, nn.Module) else None
     if module is not None:
         check_module(path, module)
         found = module.state_dict()
-    tensors = named_tensors(path, found)
-    if not tensors:
+    opened = tensors_in(path, found)
+    if not opened.shapes:
         raise MalformedInputError(f"'{path}' should hold a tensor, but holds none.")
-    for name, tensor in tensors.items():
-        check_dense(path, tensor, name)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return TensorFile(path, shapes, lambda name: tensors[name], None), module
+    return opened, module
 
 
 def _find(opened: TensorFile, layer: str) -> str:

@@ -17,10 +17,9 @@ from torch import nn
 from torch.nn import functional
 
 from deconv_cli.errors import DeconvError, MalformedInputError, UsageError
-from deconv_cli.io.codecs.tensor_codecs import SAFETENSORS, TORCH, refuse_program
+from deconv_cli.io.codecs.tensor_codecs import SAFETENSORS, TORCH
 from deconv_cli.io.codecs.torch_weights import check_dense, globals_in, load_weights_only
 from deconv_cli.io.files import open_source, reason_of, refusing_damage
-from deconv_cli.io.limits import check_budget, check_zip
 from deconv_cli.io.tensors import open_tensors
 from deconv_cli.vocabulary import name_some
 
@@ -129,8 +128,11 @@ def read_model(path: Path, *, named: NamedCode | None = None) -> ModelFile:
         InputRefusedError: opening the file could run code, or it is damaged, too large, or no model.
     """
     head, sha256 = open_source(path)
-    kind = model_format(path, head)
-    check_budget(path, path.stat().st_size)
+    kind = next((codec.name for codec in (SAFETENSORS, TORCH) if codec.recognizes(head)), None)
+    if kind is None:
+        raise MalformedInputError(
+            f"'{path}' is not a supported model file (.safetensors or torch.save); it may be cut short or damaged."
+        )
     if kind == SAFETENSORS.name:
         opened = open_tensors(path, SAFETENSORS)
         state = {name: torch.as_tensor(opened.read(name)) for name in opened.shapes}
@@ -162,25 +164,6 @@ def _own_modules(named: NamedCode) -> dict[str, type[nn.Module]]:
     own = [value for value in classes if value.__module__ == named.module.__name__]
     own.append(named.value if isinstance(named.value, type) else type(named.value))
     return {value.__name__: value for value in own if issubclass(value, nn.Module)}
-
-
-def model_format(path: Path, head: bytes) -> str:
-    """Recognize the kind of a model file by its first bytes; refuse others, and those that hold a program."""
-    if head.startswith(b"PK"):
-        names = check_zip(path)
-        refuse_program(path, names)
-        if any(name.endswith("data.pkl") for name in names):
-            return TORCH.name
-        raise MalformedInputError(
-            f"'{path}' is a zip archive, but holds no supported model; it may be another kind of file."
-        )
-    if SAFETENSORS.recognizes(head):
-        return SAFETENSORS.name
-    if head.startswith(b"\x80"):
-        return TORCH.name
-    raise MalformedInputError(
-        f"'{path}' is not a supported model file (.safetensors or torch.save); it may be cut short or damaged."
-    )
 
 
 def _find_state_dict(path: Path, found: object) -> tuple[StateDict, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.prompt_sentences import with_options
 from deconv_cli.report.page import describe_page, fill_page
 from deconv_cli.report.reconstruction_record import Record, describe_doubts, describe_predicted_error
-from deconv_cli.report.run import InputFile, Run, describe_environment, describe_kernel
+from deconv_cli.report.run import InputFile, Run, describe_environment, describe_kernel, describe_light
 from deconv_cli.report.shown_images import describe_omission, images_to_show, show_images
 from deconv_cli.report.verdict import Row
 from deconv_cli.vocabulary import SCHEMA, InputKind, counted, format_size
@@ -35,13 +35,14 @@ class BlockInvertRun(Run):
 
 def describe_block_run(run: BlockInvertRun) -> Record:
     """Describe a run as a JSON object; the samples have no hash, since the file may be of any size."""
-    expected = run.reconstruction.expected_error
+    expected, resolution = run.reconstruction.expected_error, run.task.problem.resolution
     return {
         "schema": SCHEMA,
         "command": "invert",
         "inputs": [_describe_source(run.task)],
         "kernel": describe_kernel(run.kernel),
         **run.reconstruction.record,
+        **describe_light(resolution.settings.light, resolution.reasons.light, resolution.tone_curve),
         "predicted_error": expected and {**describe_predicted_error(expected), "sampled_from": expected.pieces},
         "output": _describe_target(run.task),
         "notes": [with_options(note) for note in run.notes],

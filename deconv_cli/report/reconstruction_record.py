@@ -51,7 +51,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "noise_sigma": list(result.noise_sigmas) or None,
         "noise_sigma_in_samples": list(result.solution.noise_levels) or None,
         "weight": result.solution.weight,
-        "gain": None if result.settings.gain == "auto" else result.settings.gain,
+        "gain": result.gains[0] if len(result.gains) == 1 else list(result.gains),
         "strength": (result.settings.strength or 1.0) if result.settings.objective == "photo" else None,
         "residual": {**vars(result.residual), "per_channel": list(result.residual.per_channel)},
         "scale": {name: value for name, value in vars(result.scale).items() if name != "larger_kernel"},

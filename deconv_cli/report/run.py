@@ -158,7 +158,7 @@ def _details(run: ImageRun) -> Record:
             "padding": format_padding(run.padding),
             "boundary": run.boundary,
             **({} if run.layer.is_plain else {"layer_options": run.layer.record(), "input_size": list(run.input_size)}),
-            **_describe_light(light.light, light.reason, light.curve),
+            **describe_light(light.light, light.reason, light.curve),
             "noise": run.noise,
             "seed": run.seed,
             **({} if run.tap is None else {"tap": run.tap}),
@@ -169,14 +169,14 @@ def _details(run: ImageRun) -> Record:
         "dimensions": result.settings.dimensions,
         "boundary": result.boundary,
         "boundary_reason": result.reasons.boundary,
-        **_describe_light(result.settings.light, result.reasons.light, result.tone_curve),
+        **describe_light(result.settings.light, result.reasons.light, result.tone_curve),
         **describe_reconstruction(result),
         "lambda_reason": None if result.lam is None else result.reasons.lam,
         **({} if run.diagnosis is None else {"diagnosis": describe_diagnosis(run.diagnosis)}),
     }
 
 
-def _describe_light(light: str, reason: str, curve: ToneCurve | None) -> Record:
+def describe_light(light: str, reason: str, curve: ToneCurve | None) -> Record:
     """Describe the light that a convolution acted in, with the name of the tone curve."""
     described = None if curve is None else {"name": curve.name, "white": curve.white}
     return {"light": str(light), "light_reason": reason, "tone_curve": described}

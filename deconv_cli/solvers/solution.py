@@ -146,7 +146,7 @@ class Status(StrEnum):
 
 
 _WITHOUT_LAMBDA = {
-    Status.STAGNATED: 'use dtype="float64" or a larger tolerance',
+    Status.STAGNATED: 'check the kernel, or use dtype="float64" or a larger tolerance',
     Status.MAX_ITERATIONS: "raise max_iterations or tolerance",
 }
 """What helps where the objective has no λ."""

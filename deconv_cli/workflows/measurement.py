@@ -237,7 +237,7 @@ def _describe_levels(samples: Tensor, ceiling: float | None) -> tuple[str, ...]:
     if low < high and int(((samples > low) & (samples < high)).count_nonzero()) < 0.01 * samples.numel():
         notes.append("the picture has only two levels, so the blur of the scene is lost: give one with gray levels")
     is_below = ceiling is None or high < ceiling * (1 - 1e-6)
-    if is_below and kurtosis(samples) > OF_POINTS and plateau_of(samples) is not None:
+    if is_below and plateau_of(samples) is not None and kurtosis(samples) > OF_POINTS:
         notes.append(
             f"many samples share the largest value, {high:g}: they are probably saturated, but were treated as "
             "measurements, so the result is probably wrong around them"

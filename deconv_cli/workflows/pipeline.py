@@ -394,8 +394,7 @@ class Pipeline:
         n_lams, n_channels = len(resolution.lams), y.shape[kernel.channel_axis]
         if n_lams not in (0, n_channels):
             raise UsageError(
-                f"λ was given for {n_lams} channels, but the image of shape {tuple(y.shape)} has {n_channels}; give "
-                "one for each, or a single one."
+                f"λ was given for {n_lams} channels, but the image has {n_channels}; give one for each, or one for all."
             )
         if self._bias is not None:
             as_bias(self._bias, y, kernel.n_axes)
@@ -414,8 +413,9 @@ def _check_truth(truth: Tensor, kernel: Kernel, data: Tensor, resolution: Resolv
             f"the truth should have {counted(n_channels, 'channel')}, as the estimate has, but has {truth.shape[axis]}."
         )
     if tuple(truth.shape) != expected:
+        wanted, found = (f"{format_size(size[-len(image_size) :])} pixels" for size in (image_size, truth.shape))
+        if wanted == found:
+            wanted, found = f"the shape {expected}", str(tuple(truth.shape))
         raise ShapeError(
-            f"the truth should have the shape of the estimate, {format_size(image_size)} pixels or {expected} in all, "
-            f"but has {format_size(truth.shape[-len(image_size) :])} pixels or {tuple(truth.shape)}; "
-            "crop it to the same frame."
+            f"the truth should have {wanted}, as the estimate has, but has {found}; crop it to the same frame."
         )

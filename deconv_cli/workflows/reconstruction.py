@@ -214,6 +214,13 @@ class Reconstruction(ShownInNotebook):
         return lams if len(set(lams)) > 1 else self.settings.lam
 
     @property
+    def gains(self) -> tuple[float | None, ...]:
+        """The gain that ended Richardson–Lucy, of all channels or of each, in units a count; `None` for none."""
+        found = [part.settings.gain for part in self.channels or (self,)]
+        gains = tuple(gain if isinstance(gain, float) else None for gain in found)
+        return gains if len(set(gains)) > 1 else gains[:1]
+
+    @property
     def penalty(self) -> str | None:
         """The operator L in λσ²max‖Lx‖²; `None` without a quadratic penalty."""
         return self.settings.penalty if self.settings.has_lambda else None

@@ -119,7 +119,9 @@ def test_a_job_that_others_complete_says_nothing_if_quiet(capsys):
         def open(self):
             return lambda job, source, progress: JobResult({"command": "invert"}, is_partial=True)
 
-    run_batch(Planning(), make_jobs([1]), quiet=True)
+    jobs = make_jobs([1])
+    jobs[0].source.write_bytes(b"BM")  # as a picture begins
+    run_batch(Planning(), jobs, quiet=True)
     assert capsys.readouterr() == ("", "")
 
 

@@ -69,6 +69,20 @@ def test_the_table_says_why_the_iteration_stopped_and_whether_a_gain_was_found(d
     assert "note: the data do not show a gain, so held-out samples stop the iteration" in said
 
 
+def test_the_gain_of_each_channel_is_told(deconv, files):
+    shades = torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(5)).repeat_interleave(16, 1)
+    light = torch.nn.functional.avg_pool2d(10 + 90 * shades.repeat_interleave(16, 2), 5, 1)
+    generator = torch.Generator().manual_seed(1)
+    np.save(
+        "y.npy", torch.cat([gain * torch.poisson(light / gain, generator=generator) for gain in (0.5, 2.0)]).numpy()
+    )
+    words = [*files, "--kernel", "k.npy", "--method", "richardson-lucy", "--gain", "auto", "-o", "x.npy", "--json"]
+    done = deconv(*words, expect=FINISHED)
+    assert done.report["gain"] == pytest.approx([0.5, 2.0], rel=0.2)
+    first, second = done.report["gain"]
+    assert f"by gains of {first:.4g}, {second:.4g} units a count" in done.stderr
+
+
 def test_a_photograph_is_told_from_a_measurement(deconv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sample = Path(__file__).parents[2] / "sample_images/astronaut_blurred.png"

@@ -51,6 +51,23 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     data, kernel = torch.from_numpy(np.load(large))[None], deconv_cli.make_kernel("box:3")
     whole = deconv_cli.invert(data, kernel, defaults="picture", lam=0.1, noise="white").image[0].numpy()
     found = np.load(report["output"]["path"])
+    alone = [
+        "-o",
+        large.with_name("whole.npy"),
+        "--noise",
+        "white",
+        "--lambda",
+        "0.1",
+        "--defaults",
+        "picture",
+        "--json",
+    ]
+    of_whole = deconv("invert", large, "-k", "box:3", *alone, expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)).report
+    for name in ("whole.npy", "whole.npy.json"):
+        large.with_name(name).unlink()
+    same = ("dimensions", "boundary", "boundary_reason", "light", "light_reason", "tone_curve", "prior", "spacing")
+    assert {name: report[name] for name in same} == {name: of_whole[name] for name in same}
+    assert report["residual"]["absolute"] == pytest.approx(of_whole["residual"]["absolute"], rel=1e-3)
     assert np.abs(found - whole).max() <= report["seam"]["predicted"] * float(data.max() - data.min())
     again = deconv(*words(large, "--dry-run"))  # writes nothing, so that nothing is in its way
     assert "needs --force" in " ".join(again.stderr.split())

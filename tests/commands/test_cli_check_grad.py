@@ -303,4 +303,5 @@ def test_a_script_gets_its_arguments(deconv, tmp_path):
     assert done.report["model"]["kind"] == "script"
     assert done.report["summary"].startswith("Training can work")
     assert "note: the script was ended after 4 backward passes, as soon as" in done.stderr
+    assert "choose a later pass with --step N" in done.stderr
     assert {p["name"]: p["verdict"] for p in done.report["parameters"]} == {"w": "OK", "b": "OK"}

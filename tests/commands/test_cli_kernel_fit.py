@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import deconv_cli
+from deconv_cli.commands import kernel_fit, kernel_output
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.errors import FileAccessError
 
 
 def test_a_pair_of_tensors_gives_the_kernel_that_invert_takes(deconv, save, tmp_path):
@@ -29,6 +31,20 @@ def test_a_pair_of_tensors_gives_the_kernel_that_invert_takes(deconv, save, tmp_
     )
     assert np.array_equal(library.taps.float().numpy(), found)
     deconv("invert", tmp_path / "y.npy", "-k", tmp_path / "fit.npy", "-o", tmp_path / "back.npy")
+
+
+def test_a_kernel_that_cannot_be_written_leaves_no_error_bars(refuses, save, tmp_path, monkeypatch):
+    def fail(path, *_):
+        if path.name == "k.npy":
+            raise FileAccessError("the disk is full.")
+        path.touch()
+
+    for module in (kernel_fit, kernel_output):
+        monkeypatch.setattr(module, "write_kernel", fail)
+    x = save("x", np.random.default_rng(0).random((1, 20, 22)))
+    y = save("y", np.random.default_rng(1).random((1, 20, 22)))
+    refuses("kernel", "fit", x, y, "--size", "3,3", "-o", tmp_path / "k.npy", "--errors", tmp_path / "bars.npy",
+            code=ExitCode.FAILURE, says="disk is full")  # fmt: skip
 
 
 def test_pictures_are_fitted_in_light(deconv, samples_folder, tmp_path):

@@ -43,6 +43,21 @@ def test_a_layer_that_no_optimizer_holds_keeps_its_verdict_and_is_no_fault(tmp_p
     assert why.endswith("; no optimizer holds this weight, so it is not trained, as in a target network.")
 
 
+@pytest.mark.parametrize("is_before", [True, False])
+@pytest.mark.parametrize("kind", ["buffer", "tensor"])
+def test_a_memory_bank_that_training_writes_in_place_is_no_fault(tmp_path, kind, is_before):
+    bank = (
+        "model.register_buffer('bank', torch.randn(8, 2))\n" if kind == "buffer" else "model.bank = torch.randn(8, 2)\n"
+    )
+    fill = "    model.bank[4 * (_ % 2) : 4 * (_ % 2) + 4] = found.detach()[:4]\n"
+    forward = "    found = model(x)\n" + (fill if is_before else "")
+    loop = LOOP.replace("range(3)", "range(6)").replace("    loss =", forward + "    loss =")
+    loop = loop.replace("mse_loss(model(x), y)", "mse_loss(found @ model.bank.T, torch.ones(8, 8))")
+    found = run_text(HEAD + bank + OPTIMIZER + loop + ("" if is_before else fill), tmp_path, step=3)
+    assert set(verdicts(found).values()) == {"OK"}
+    assert not any(finding.is_fault for finding in found.general)
+
+
 @pytest.mark.parametrize(("result", "n_unchecked"), [("tuple(0.1 * g for g in given)", 1), ("tuple(given)", 0)])
 def test_a_hook_of_a_module_that_changes_gradients_is_named(tmp_path, result, n_unchecked):
     hook = f"def changing(module, given, arriving):\n    return {result}\n"
@@ -261,6 +276,7 @@ def test_the_script_has_its_arguments_and_they_are_put_back(tmp_path):
     [
         ("1 / 0\n", r"train.py:1 \(ZeroDivisionError"),
         ("print('no training')\n", r"never calls backward\(\)"),
+        ("import sys\nsys.exit('no data')\n", "ended itself before the pass to check, by sys.exit: “no data”"),
         ("model = 1\nmodel = = 2\n", r"train.py:2 \(SyntaxError"),
     ],
 )

@@ -72,7 +72,6 @@ def plan(path: Path, source: ImageFile, **changes) -> OutputPlan:
         "n_channels": source.values.shape[1],
         "output_dtype": None,
         "force": False,
-        "same_size": True,
     }
     return plan_output(path, source, **{**settings, **changes})
 

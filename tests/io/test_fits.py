@@ -30,7 +30,6 @@ def copy(source, target, values=None, n_channels=None, **options):
         n_channels=n_channels or image.values.shape[1],
         output_dtype=None,
         force=True,
-        same_size=values.shape[2:] == image.values.shape[2:],
     )
     prepared = plan.prepare(values)
     prepared.write({"schema": 1, "command": "invert", "rerun": "x"})

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from bead_scenes import gaussian
+from bead_scenes import gaussian, scene
 from cases import random
 
 from deconv_cli.kernels.bead_average import average_beads, full_widths, take_off_size
 from deconv_cli.kernels.bead_psf import find_maxima, holds_points, take_census
-from deconv_cli.measured_light import connected, shift
+from deconv_cli.measured_light import connected, plateau_of, shift
 
 FWHM = 2 * math.sqrt(2 * math.log(2))
 
@@ -68,6 +68,16 @@ def test_the_size_of_a_bead_is_taken_off(n_axes):
     found = take_off_size(fine / fine.sum(), 2 * radius * spacing[0], spacing)
     assert float((found / found.max() - point).abs().max()) < 0.03
     assert float((fine / fine.max() - point).abs().max()) > 0.05
+
+
+def test_a_few_clipped_samples_are_seen_and_equal_tops_are_not():
+    stars = scene((160, 160), (1.5, 1.5), 40, counts=3000)
+    level = float(stars.flatten().topk(14).values[-1])
+    assert plateau_of(stars.clamp_max(level)) == level
+    assert plateau_of(stars) is None
+    between = gaussian((40, 40), (19.5, 20.5), (1.5, 1.5))  # four equal samples are its top
+    assert int((between == between.max()).count_nonzero()) == 4
+    assert plateau_of(between) is None
 
 
 def test_beads_that_are_unfit_are_counted():

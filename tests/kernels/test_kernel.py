@@ -56,7 +56,7 @@ def test_kernels_of_channels_come_one_by_one():
         ShapeError, match=r"only invert and forward take a kernel for each channel, of shape \(4, 3, 5\)"
     ):
         Kernel.from_tensor(taps)
-    with pytest.raises(ShapeError, match=r"is for 4 channels, but the image of shape \(3, 6, 6\) has 3"):
+    with pytest.raises(ShapeError, match=r"is for 4 channels, but the image of 6×6 samples has 3"):
         kernel.check_channels(random((3, 6, 6)))
     with pytest.raises(MalformedInputError, match="zero"):
         Kernel.of_any(torch.stack([taps[0], torch.zeros(3, 5)]))
@@ -81,7 +81,7 @@ def test_size_gain_and_channels_are_those_of_any_number_of_axes(k):
     assert kernel.split(images) is images
     outputs = images[:, :2]
     assert kernel.split(outputs, are_outputs=True) is outputs
-    with pytest.raises(ShapeError, match=r"takes 3 channels, but the image of shape .* has 2"):
+    with pytest.raises(ShapeError, match=r"takes 3 channels, but the image of .* samples has 2"):
         kernel.split(outputs)
     with pytest.raises(ShapeError, match=r"shape \(C, (D, )?(H, )?W\) or \(B, C, (D, )?(H, )?W\), but has"):
         kernel.split(images[0, 0])

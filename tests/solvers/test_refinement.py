@@ -83,8 +83,11 @@ def test_data_without_end_are_never_solved():
 
 ENDINGS = {
     (QUADRATIC_OBJECTIVE, None): 'use dtype="float64", a larger tolerance, or a λ nearer to 1',
-    ("½‖Ax − y‖² + 0.1·TV(x)", 0.1): 'use dtype="float64" or a larger tolerance, or take another weight',
-    (richardson_lucy.OBJECTIVE, None): 'use dtype="float64" or a larger tolerance',
+    (
+        "½‖Ax − y‖² + 0.1·TV(x)",
+        0.1,
+    ): 'check the kernel, or use dtype="float64" or a larger tolerance, or take another weight',
+    (richardson_lucy.OBJECTIVE, None): 'check the kernel, or use dtype="float64" or a larger tolerance',
 }
 
 

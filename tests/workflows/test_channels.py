@@ -106,7 +106,7 @@ def test_views_of_one_image_are_merged_in_tensors_and_apart_in_pictures(images):
 def test_what_is_not_there_for_each_channel_is_refused(images):
     y = noisy(images)
     with pytest.raises(
-        ShapeError, match=r"is for 2 channels, but the image of shape .* has 3; .* one for each of them\.$"
+        ShapeError, match=r"is for 2 channels, but the image of .* samples has 3; .* one for each of them\.$"
     ):
         deconv_cli.invert(y, KERNELS[:2], lam=1e-3)
     with pytest.raises(ShapeError, match="is for 2 channels"):
@@ -115,6 +115,10 @@ def test_what_is_not_there_for_each_channel_is_refused(images):
         deconv_cli.invert(y, KERNELS, lam=1e-3, bias=torch.ones(2))
     with pytest.raises(ShapeError, match="truth should have 3 channels"):
         deconv_cli.invert(y, KERNELS, lam=1e-3, truth=images[:, :2])
+    with pytest.raises(
+        ShapeError, match=r"truth should have \d+×\d+ pixels, as the estimate has, but has 5×\d+ pixels;"
+    ):
+        deconv_cli.invert(y, KERNELS, lam=1e-3, truth=images[..., :5, :])
     with pytest.raises(UsageError, match="λ was given for 2 channels, but the image"):
         deconv_cli.invert(y, KERNELS, lam=(1e-3, 1e-4))
     with pytest.raises(UsageError, match=r"λ was given for each of 3 channels, but a kernel of shape .* mixes them"):

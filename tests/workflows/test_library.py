@@ -153,7 +153,7 @@ def test_noise_is_seeded_and_has_the_stated_level():
 
 
 def test_a_kernel_that_does_not_fit_is_told_before_its_bias():
-    with pytest.raises(deconv_cli.ShapeError, match=r"gives 4 channels, but the image of shape \(1, 8, 8\) has 1"):
+    with pytest.raises(deconv_cli.ShapeError, match=r"gives 4 channels, but the image of 8×8 samples has 1"):
         deconv_cli.invert(random((1, 8, 8)), random((4, 4, 3, 3)), bias=random((4,)))
 
 

@@ -57,7 +57,13 @@ class RecordedPass(nn.Module):
         found = tape.entry_of(loss)
         self._goal = None if found is None else found[0]
         self.entries = ancestors([*([] if found is None else [found[1]]), *tape.numbers])
-        self._first_values = tape.first_values
+        first_values = dict(entry.written for entry in self.entries if entry.written is not None)
+        first_values |= {key: values for key, (_, values) in tape.first_values.items()}
+        tensors = [leaf for entry in self.entries for leaf in entry.leaves if isinstance(leaf, torch.Tensor)]
+        # By the ids of tensors, since a check in double precision gives them other memory.
+        self._overwritten = {
+            id(leaf): first_values[storage_key(leaf)] for leaf in tensors if storage_key(leaf) in first_values
+        }
         # A dictionary would look like a container in which the script hides weights.
         self._constants = MappingProxyType(self._find_constants() if found is not None else {id(loss): loss})
         last_made = max((tape.made_of_values.get(constant, -1) for constant in self._constants.values()), default=-1)
@@ -109,8 +115,7 @@ class RecordedPass(nn.Module):
         for entry in self.entries:
             for leaf in entry.leaves:
                 if isinstance(leaf, torch.Tensor) and id(leaf) not in known:
-                    whole = self._first_values.get(storage_key(leaf))
-                    constant = leaf if whole is None else whole[1]
+                    constant = self._overwritten.get(id(leaf), leaf)
                     found.setdefault(id(constant), constant)
         return found
 
@@ -126,12 +131,12 @@ class RecordedPass(nn.Module):
             return made[leaf.handle]
         if not isinstance(leaf, torch.Tensor):
             return leaf
-        whole = self._first_values.get(storage_key(leaf))
-        if whole is None:
+        first = self._overwritten.get(id(leaf))
+        if first is None:
             return given.get(id(leaf), leaf)
-        key = id(whole[1])
+        key = id(first)
         if key not in memory:
-            memory[key] = given[key].clone()
+            memory[key] = given.get(key, first).clone()
         return memory[key].as_strided(leaf.size(), leaf.stride(), leaf.storage_offset())
 
     @contextlib.contextmanager

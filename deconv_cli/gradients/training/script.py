@@ -53,8 +53,12 @@ def check_script(
             run_notebook(path) if path.suffix == ".ipynb" else runpy.run_path(str(path), run_name="__main__")
     except EnoughSeenError:
         notes.append(_ENDED.format(counted(watch.n_backward, "backward pass", "backward passes")))
-    except SystemExit:
-        pass
+    except SystemExit as end:
+        if end.code and not watch.passes:
+            raise UsageError(
+                f"'{path}' ended itself before the pass to check, by sys.exit: “{end.code}”; give the arguments that "
+                "it needs."
+            ) from end
     except Exception as error:
         if not watch.passes:
             raise _failing(path, error) from error
@@ -65,7 +69,10 @@ def check_script(
     return replace(report, notes=(*report.notes, *notes))
 
 
-_ENDED = "the script was ended after {}, as soon as the verdict was certain; the rest of it did not run"
+_ENDED = (
+    "the script was ended after {}, as soon as the verdict was certain, and the rest of it did not run; for faults "
+    "that begin later, as after a warm-up, choose a later pass with step=N"
+)
 
 
 def _failing(path: Path, error: Exception) -> Exception:

@@ -57,6 +57,7 @@ class Entry:
         switch: the line that switched gradients off, None if they were on.
         is_library_switch: an installed library switched them off.
         reads: the weights behind it, by id, with their stamps at that time.
+        written: key of the memory that it writes to, and the values there before the first write of the pass.
         generator: state of the random generator before it, if it draws numbers.
         autocast: device and type of automatic mixed precision.
     """
@@ -76,6 +77,7 @@ class Entry:
     generator: torch.Tensor | None = None
     is_library_switch: bool = False
     reads: Reads = field(default_factory=dict)
+    written: tuple[int, torch.Tensor] | None = None
 
 
 class Tape(TorchFunctionMode):
@@ -102,6 +104,7 @@ class Tape(TorchFunctionMode):
         self.made_of_values = WeakIdKeyDictionary()
         self._writers: dict[int, tuple[StorageWeakRef, list[Entry]]] = {}
         self._makers: dict[int, tuple[StorageWeakRef, weakref.ref[Entry]]] = {}
+        self._without_gradient = set[int]()
         self._count = 0
         self._locator = Locator(nn.Module())
         self._switch: CodeLocation | None = None
@@ -158,8 +161,12 @@ class Tape(TorchFunctionMode):
         return found
 
     def forget(self) -> None:
-        """Drop the state of the pass before the last step."""
+        """Drop the state of the pass before the last step; what it wrote without a gradient is constant from now on."""
         self.numbers.clear()
+        for key in self._without_gradient:
+            self._writers.pop(key, None)
+            self.first_values.pop(key, None)
+        self._without_gradient.clear()
         self._writers = {key: found for key, found in self._writers.items() if not found[0].expired()}
         self._makers = {key: found for key, found in self._makers.items() if not found[0].expired()}
         self.first_values = {key: found for key, found in self.first_values.items() if not found[0].expired()}
@@ -239,9 +246,11 @@ class Tape(TorchFunctionMode):
         if isinstance(written, torch.Tensor):
             if not any(leaf is written for leaf in leaves):
                 entry.outputs = []
-            storage = StorageWeakRef(written.untyped_storage())
-            self._writers.setdefault(storage_key(written), (storage, []))[1].append(entry)
-            self._note_effect(entry, storage_key(written))
+            storage, key = StorageWeakRef(written.untyped_storage()), storage_key(written)
+            self._writers.setdefault(key, (storage, []))[1].append(entry)
+            (self._without_gradient.discard if written.requires_grad else self._without_gradient.add)(key)
+            entry.written = (key, self.first_values[key][1]) if key in self.first_values else None
+            self._note_effect(entry, key)
 
     def _note_effect(self, entry: Entry, key: int) -> None:
         """Let a write belong to the operation that made the memory, since backward may read what it overwrites."""

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError, warnings_here
 from deconv_cli.io import limits
-from deconv_cli.io.files import refusing_damage
+from deconv_cli.io.files import read_head, refusing_damage
+from deconv_cli.io.tensors import TensorFile
 from deconv_cli.vocabulary import format_memory
 
 _MAX_DEPTH, _MAX_MEMBERS = 32, 100_000
@@ -51,6 +52,8 @@ def load_weights_only(
     Raises:
         InputRefusedError: unsafe, damaged, or larger than half of the memory.
     """
+    if read_head(path).startswith(b"PK"):
+        _refuse_program(path, limits.check_zip(path))
     n_stored = path.stat().st_size
     limits.check_budget(path, n_stored)
     limit = AllocationLimit(str(path), limits.most_bytes(n_stored))
@@ -73,6 +76,33 @@ def load_weights_only(
     return found
 
 
+_PROGRAMS = (
+    ({"extern_modules"}, "a torch.package archive", "torch.package.PackageImporter"),
+    ({"constants.pkl", "code"}, "a TorchScript file", "torch.jit.load"),
+    (
+        {"archive_format", "archive_version", "serialized_exported_program.json"},
+        "an exported program",
+        "torch.export.load",
+    ),
+)
+"""Archives that hold code: entries of theirs, what they are, and what opens them."""
+
+
+def _refuse_program(path: Path, names: list[str]) -> None:
+    """Refuse an archive with these entries if opening it can run its code, or if `torch.save` did not write it."""
+    parts = {part for name in names for part in name.split("/")}
+    for entries, kind, opener in _PROGRAMS:
+        if parts & entries:
+            raise UnsafeInputError(
+                f"'{path}' is {kind}, which can run its own code when opened, so deconv does not open it; open it with "
+                f"{opener} and save its state_dict() with torch.save."
+            )
+    if not any(name.endswith("data.pkl") for name in names):
+        raise MalformedInputError(
+            f"'{path}' is a zip archive, but holds no supported model; it may be another kind of file."
+        )
+
+
 def globals_in(path: Path) -> list[str]:
     """List the classes and functions that a pickle names beyond tensors, without running it."""
     with contextlib.suppress(Exception), warnings_here("ignore"), path.open("rb") as stream:
@@ -80,13 +110,29 @@ def globals_in(path: Path) -> list[str]:
     return []
 
 
-def named_tensors(path: Path, found: object) -> dict[str, torch.Tensor]:
-    """List the tensors in nested containers; names are joined by dots, and a bare tensor has the empty name.
+def tensors_in(path: Path, found: object) -> TensorFile:
+    """List the tensors in what was loaded; names of nested dictionaries are joined by dots, a bare one is empty.
 
     Raises:
-        MalformedInputError: they nest without end, or a small file refers to the same ones again and again.
+        MalformedInputError: they nest without end, a small file refers to the same ones again and again, or one is
+            nested itself.
         TooLargeError: views that repeat a few samples, which would unfold to much more than the file holds.
     """
+    tensors = _named_tensors(path, found)
+    for name, tensor in tensors.items():
+        if tensor.is_nested:  # its shape cannot even be listed
+            check_dense(path, tensor, name)
+
+    def read(name: str) -> torch.Tensor:
+        tensor = tensors[name]
+        check_dense(path, tensor, name)
+        limits.check_budget(path, tensor.numel() * tensor.element_size())
+        return tensor.detach().contiguous()
+
+    return TensorFile(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, read)
+
+
+def _named_tensors(path: Path, found: object) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     waiting: list[tuple[str, object, int]] = [("", found, 0)]
     n_containers = 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum, hann_window
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
+from deconv_cli.vocabulary import format_size
 
 Choice = TypeVar("Choice", str, float)
 
@@ -106,13 +107,13 @@ def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
     """
     if sharp.shape != blurred.shape:
         raise ShapeError(
-            f"the sharp and the blurred picture must have the same shape, but have {tuple(sharp.shape)} and "
-            f"{tuple(blurred.shape)}; crop them to the same frame."
+            f"the sharp and the blurred picture must have the same size, but have {format_size(sharp.shape)} and "
+            f"{format_size(blurred.shape)} pixels; crop them to the same frame."
         )
     if any(k > n for k, n in zip(taps.shape, sharp.shape, strict=True)):
         raise ShapeError(
-            f"a kernel of {taps.shape[0]} × {taps.shape[1]} taps is larger than the pictures of {sharp.shape[0]} × "
-            f"{sharp.shape[1]} pixels; give the kernel that blurred them."
+            f"a kernel of {format_size(taps.shape)} taps is larger than the pictures of {format_size(sharp.shape)} "
+            "pixels; give the kernel that blurred them."
         )
     taps = taps.double()
     pictures = (picture.double() for picture in (sharp, blurred))
