@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from deconv_cli.operators.axes import as_factor, crop, inner, masked, norm
+from deconv_cli.operators.axes import crop, masked
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.layer_convolution import LayerConvolution
@@ -149,9 +148,8 @@ class IterativeInverse(IteratedInverse):
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`, and bound the error if λ > 0 or for a layer."""
-        problem, is_layer, ritz, start = self.problem, self.problem.operator.is_layer, None, None
-        if self._estimate is not None:
-            start = self._better_start(y, self._estimate(y))
+        problem, is_layer, ritz = self.problem, self.problem.operator.is_layer, None
+        start = None if self._estimate is None else self._estimate(y)
         if problem.weight > 0 or is_layer:
             ritz = RitzValues(
                 self._preconditioner,
@@ -167,14 +165,6 @@ class IterativeInverse(IteratedInverse):
 
     def _iterate(self, equations: NormalEquations, *, transposed: bool = False) -> Solution:
         return iterate(equations, self.rule, preconditioner=None if transposed else self._preconditioner)
-
-    def _better_start(self, y: Tensor, estimate: Tensor) -> Tensor:
-        """Keep the estimate for those images of the batch that it brings closer than zero would."""
-        n_dims = self.problem.n_dims
-        residual = norm(y - self.problem.operator.forward(estimate), n_dims).square()
-        penalty = inner(self.problem.penalty_gram(estimate), estimate, n_dims)
-        better = residual + penalty < norm(y, n_dims).square()
-        return torch.where(as_factor(better, better, n_dims), estimate, 0)
 
 
 class TorusPreconditioner(SymmetricOperator):
