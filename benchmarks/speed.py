@@ -238,8 +238,14 @@ def _variation(is_quick: bool) -> Work:
     )
 
 
-def _layer(boundary: str, goal: float, *, is_built: bool = False) -> Callable[[bool], Work]:
-    """A layer of 32 channels, its build beside the inverses of its blocks, or an image beside circular filters."""
+def _layer(
+    boundary: str, goal: float | None, invert: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[bool], Work]:
+    """A layer of 32 channels: its build beside what `invert` makes of its blocks, or an image beside circular filters.
+
+    The blocks are those of half the spectrum. One thread is the best of any number for them: more take as much
+    processor time or more, and the singular values of batches many times as much.
+    """
 
     def prepare(is_quick: bool) -> Work:
         n_channels, side = (4, 16) if is_quick else (32, 128)
@@ -251,8 +257,8 @@ def _layer(boundary: str, goal: float, *, is_built: bool = False) -> Callable[[b
             "lam": 0.0 if boundary == "zero" else LAMBDA,
         }
         build = lambda: deconv_cli.pseudo_inverse(kernel, input_size=(side, side), **options)  # noqa: E731
-        if is_built:
-            return Work(build, lambda: torch.linalg.inv(blocks), torch.view_as_real(blocks), goal=goal)
+        if invert is not None:
+            return Work(build, lambda: invert(blocks), torch.view_as_real(blocks), goal=goal)
         inverse = build()
         circular = deconv_cli.pseudo_inverse(kernel, input_size=(side, side), boundary="circular", lam=LAMBDA)
         return Work(lambda: inverse(y), lambda: circular(y), y, goal=goal)
@@ -316,12 +322,16 @@ WORKLOADS: dict[str, Callable[[bool], Work]] = {
     "nonnegative-3d": _stack(nonnegative=True),
     "richardson-lucy-3d": _stack(method="richardson-lucy"),
     "richardson-lucy-steps": _richardson_lucy_steps,
-    "circular-build": _layer("circular", 1.3, is_built=True),
-    "layer-build": _layer("zero", 2, is_built=True),
+    "circular-build": _layer("circular", 1.3, torch.linalg.inv),
+    "layer-build": _layer("zero", 2, torch.linalg.pinv),
+    "layer-build-by-inv": _layer("zero", None, torch.linalg.inv),
     "layer-image": _layer("zero", 10),
     "unknown-512": _picture(512, "unknown", 8),
     "unknown-4096": _picture(4096, "unknown", 4),
+    "unknown-8192": _picture(8192, "unknown", 6),
     "reflect-2048": _picture(2048, "reflect", 8, torch.float64, tolerance=1e-10),
+    "symmetric-2048": _picture(2048, "symmetric", 8, torch.float64, tolerance=1e-10),
+    "replicate-2048": _picture(2048, "replicate", 8, torch.float64, tolerance=1e-10),
     "zero-2048": _picture(2048, "zero", 8, torch.float64, tolerance=1e-10),
     "large-kernel-1024": _picture(1024, "unknown", 60, n_taps=1023),
 }

@@ -26,8 +26,12 @@ from deconv_cli.vocabulary import Size
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 """torch's own convolutions, by the number of axes; beyond these there is the FFT alone."""
 
-# Measured from 1 to 32 channels: below it the taps took 0.2 to 1.9 times as long as the FFT, above it 2 to 11 times.
-MAX_UNFOLDED_BYTES = 2**24
+# torch's direct convolution in double precision copies the image once for each tap. Copies of this size stay in the
+# cache: one channel of 2048 × 2048 pixels and nine taps take half the time of all rows at once.
+MAX_UNFOLDED_BYTES = 2**21
+# Up to so many taps that takes 0.3 to 0.7 times as long as the FFT, measured from 1 to 128 channels; up to the second
+# number with few channels.
+MAX_TAPS, MAX_TAPS_OF_FEW, FEW_CHANNELS = 16, 25, 4
 # Outputs that fill a smaller part of the torus are transformed by parts: half of it in half the time and memory.
 MAX_PART_AS_WHOLE = 0.75
 
@@ -46,7 +50,7 @@ class ValidCorrelation(LinearOperator):
         self.kernel = kernel
         self.input_shape = (n_inputs, *size)
         self.output_shape = (n_outputs, *(n - k + 1 for n, k in zip(size, taps, strict=True)))
-        self.use_fft = prefers_fft(kernel, size) if use_fft is None else use_fft
+        self.use_fft = prefers_fft(kernel) if use_fft is None else use_fft
         self._torus = tuple(next_fast_size(n) for n in size)
         self._start = (0,) * len(size)
         if not self.use_fft:
@@ -83,27 +87,39 @@ class ValidCorrelation(LinearOperator):
         return super().adjoint_parts(y)
 
 
-def prefers_fft(kernel: Tensor, size: Size) -> bool:
-    """Return whether the FFT is cheaper than the taps `(C_out, C_in, *k)` for an image with its border of this size.
+def prefers_fft(kernel: Tensor) -> bool:
+    """Return whether the FFT is cheaper than the taps `(C_out, C_in, *k)`.
 
-    torch's direct float64 convolution unfolds the image into as many copies as there are taps: it wins while they stay
-    in the cache. In float32 the direct way is vectorized, and wins up to about 7 × 7 taps.
+    In float32 the direct way is vectorized, and wins up to about 7 × 7 taps.
     """
     n_taps = math.prod(kernel.shape[2:])
-    if len(size) not in CONVOLUTIONS:
+    if kernel.ndim - 2 not in CONVOLUTIONS:
         return True
     if kernel.dtype == torch.float64:
-        unfolded_bytes = 8 * n_taps * max(kernel.shape[:2]) * math.prod(size)
-        return n_taps > 25 or unfolded_bytes > MAX_UNFOLDED_BYTES
+        return n_taps > (MAX_TAPS_OF_FEW if max(kernel.shape[:2]) <= FEW_CHANNELS else MAX_TAPS)
     return n_taps > 49
+
+
+def unfolds_by_parts(x: Tensor) -> bool:
+    """Return whether a direct convolution of such an image goes by parts: if torch would copy it for each tap."""
+    return x.dtype == torch.float64 and x.device.type == "cpu"
 
 
 def _slide(x: Tensor, kernel: Tensor, padding: Size) -> Tensor:
     """Slide taps `(C_out, C_in, *k)` over `x` of shape `(*batch, C_in, *size)`, with zeros added on every side."""
     n_axes = len(padding)
     batch = x.shape[: -n_axes - 1]
+    images, convolve = x.reshape(-1, *x.shape[-n_axes - 1 :]), CONVOLUTIONS[n_axes]
     with full_precision_convolutions(x.device):
-        y = CONVOLUTIONS[n_axes](x.reshape(-1, *x.shape[-n_axes - 1 :]), kernel, padding=padding)
+        if not unfolds_by_parts(x):
+            y = convolve(images, kernel, padding=padding)
+        else:
+            margins = [n for n in reversed(padding) for _ in range(2)]
+            padded = functional.pad(images, margins) if any(padding) else images
+            n_more, n_bytes = kernel.shape[2] - 1, math.prod((8, *kernel.shape[1:], *padded.shape[3:]))
+            n_planes = max(1, MAX_UNFOLDED_BYTES // n_bytes)
+            starts = range(0, padded.shape[2] - n_more, n_planes)
+            y = torch.cat([convolve(padded[:, :, i : i + n_planes + n_more], kernel) for i in starts], dim=2)
     return y.reshape(*batch, *y.shape[1:])
 
 

@@ -57,10 +57,10 @@ class Extension(LinearOperator):
         for axis, before, after, length in reversed(self._sides):
             positions = outside_positions(before, after, length, y.device)
             strips = (y.narrow(axis, 0, before), y.narrow(axis, before + length, after))
-            y = y.narrow(axis, before, length).clone()
+            y = y.narrow(axis, before, length).clone()  # the input stays as it is
             for position, strip in zip(positions, strips, strict=True):
                 sources = self.boundary.sources(position, length)
-                y = y.index_add(axis, sources, self._scale(strip, axis, position, length))
+                y.index_add_(axis, sources, self._scale(strip, axis, position, length))
         return y
 
     def _copy(self, x: Tensor, axis: int, position: Tensor, length: int) -> Tensor:

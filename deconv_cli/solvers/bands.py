@@ -8,7 +8,7 @@ FFT along it leaves one small matrix per frequency.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,9 +79,9 @@ class BandGroup:
         self.n_columns_unknowns = n_channels * rows.first * columns.width
         # Sums over the lines, a matrix product, are cheaper than FFTs of a torus that is almost empty.
         n_half = self.torus[1] // 2 + 1
-        self._down = rows.phases(self.torus[0], like) * self._along[0].T
+        self.down = rows.phases(self.torus[0], like) * self._along[0].T
         self._across = columns.phases(n_half, like) * self._along[1]
-        self._across_weighted = (self._across * half_weights(self.torus[1], like)).T.contiguous()
+        self.across_weighted = self._across * half_weights(self.torus[1], like)
 
     def factors(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor]:
         """Place a vector on the torus and transform it; `None` means zeros. It is the transpose of `read`.
@@ -93,7 +93,7 @@ class BandGroup:
         left, right = [], []
         if rows is not None:
             right.append(transform_lines(torch.fft.rfft, rows, n2, -1, n2 // 2 + 1) * self._along[1].conj())
-            left.append(self._down.mH.expand(*rows.shape[:-2], -1, -1))
+            left.append(self.down.mH.expand(*rows.shape[:-2], -1, -1))
         if columns is not None:
             left.append(transform_lines(torch.fft.fft, columns, n1, -2, n1) * self._along[0].conj())
             right.append(self._across.conj().expand(*columns.shape[:-2], -1, -1))
@@ -104,21 +104,72 @@ class BandGroup:
         left, right = self.factors(rows, columns)
         return left @ right
 
+    def to_rows(self, sums: Tensor) -> Tensor:
+        """Transform sums over all rows of a spectrum to the band of rows."""
+        n1, n2 = self.torus
+        return transform_lines(torch.fft.irfft, sums / n1 * self._along[1], n2, -1, n2)
+
+    def to_columns(self, sums: Tensor) -> Tensor:
+        """Transform sums over all columns, of shape `(*batch, C, w, N1)`, to the rest of the band of columns."""
+        n1, n2 = self.torus
+        sums = sums * self._along[0].expand(n1, 1)[:, 0]
+        return transform_lines(torch.fft.ifft, sums, n1, -1, n1).real[..., : self.rows.first].mT / n2
+
     def read_rows(self, spectrum: Tensor) -> Tensor:
         """Read the band of rows off a spectrum `(*batch, C, N1, N2 // 2 + 1)`."""
-        n1, n2 = self.torus
-        lines = torch.matmul(self._down, spectrum) / n1 * self._along[1]
-        return transform_lines(torch.fft.irfft, lines, n2, -1, n2)
+        return self.to_rows(self.down @ spectrum)
 
     def read_columns(self, spectrum: Tensor) -> Tensor:
         """Read the rest of the band of columns off a spectrum."""
-        n1, n2 = self.torus
-        lines = torch.matmul(spectrum, self._across_weighted) * self._along[0]
-        return transform_lines(torch.fft.ifft, lines, n1, -2, n1).real[..., : self.rows.first, :] / n2
+        return self.to_columns(self.across_weighted @ spectrum.mT)
 
     def read(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Read both bands off a spectrum."""
         return self.read_rows(spectrum), self.read_columns(spectrum)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A spectrum as the sum of a whole one and a product of narrow matrices, which is made some rows at a time.
+
+    Attributes:
+        whole: shape `(*batch, C, N1, N2 // 2 + 1)`; `None` for zero.
+        left: shape `(*batch, C, N1, w)`; `None` for zero.
+        right: shape `(*batch, C, w, N2 // 2 + 1)`.
+    """
+
+    whole: Tensor | None
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def at(self, part: slice) -> Tensor:
+        """Evaluate a part of the rows; it may not be written to."""
+        if self.left is None or self.right is None:
+            assert self.whole is not None
+            return self.whole[..., part, :]
+        product = self.left[..., part, :] @ self.right
+        return product if self.whole is None else product.add_(self.whole[..., part, :])
+
+
+def read_bands(
+    groups: Sequence[BandGroup], spectra: Iterable[tuple[slice, Sequence[Tensor]]], *, rows: bool, columns: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Read the bands of groups off spectra, one for each, that come some rows at a time, while these are in the cache.
+
+    Gives the rows and the columns of each group; a band that is not wanted gives an empty list.
+    """
+    down: list[list[Tensor]] = [[] for _ in groups]
+    across: list[list[Tensor]] = [[] for _ in groups]
+    for part, values in spectra:
+        for group, value, sums, lines in zip(groups, values, down, across, strict=True):
+            if rows:
+                sums[:] = [sum(sums, group.down[:, part] @ value)]
+            if columns:
+                lines.append(group.across_weighted @ value.mT)
+    return (
+        [group.to_rows(sums[0]) for group, sums in zip(groups, down, strict=True) if rows],
+        [group.to_columns(torch.cat(lines, dim=-1)) for group, lines in zip(groups, across, strict=True) if columns],
+    )
 
 
 def outside(

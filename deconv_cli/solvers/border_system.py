@@ -19,23 +19,35 @@ on Image Processing 14, 2005) for a single channel and an unknown border; the re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
+from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import Band, BandGroup, coupling, invert_lines, outside, solve_lines
+from deconv_cli.solvers.bands import (
+    Band,
+    BandGroup,
+    Spectrum,
+    coupling,
+    invert_lines,
+    outside,
+    read_bands,
+    solve_lines,
+)
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem
 
 Part = list[Tensor]
 """The rows, or the columns, of every kind of unknowns, in the order of `BorderSystem.kinds`."""
+Spectra = tuple[Spectrum | None, Spectrum | None]
+"""What is added to the outputs and to the inputs; `None` for nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,9 @@ class BorderSystem:
         self, places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
     ) -> None:
         self.kinds = _list_unknowns(places, blocks, boundary, penalty, weight)
-        self._has_inputs = any(kind.kind != "outputs" for kind in self.kinds)
-        self._estimate = FrequencyBlocks(blocks.estimate)
-        self._inputs = FrequencyBlocks(as_real(blocks.inputs))
-        self._outputs = FrequencyBlocks(as_real(blocks.outputs))
+        n1, n_half, *channels = blocks.estimate.shape
+        parts = parts_of(n1, n_half * max(channels), blocks.estimate.device)
+        self._parts = [RowBlocks(blocks, part) for part in parts]
 
     @property
     def groups(self) -> list[BandGroup]:
@@ -82,27 +93,72 @@ class BorderSystem:
         """Whether conjugate gradients can solve it: pixels are not tied, or nothing else is unknown."""
         return not self.has_ties or len(self.kinds) == 1
 
-    def spectra(self, rows: Part | None, columns: Part | None) -> tuple[Tensor | None, Tensor | None]:
+    def spectra(self, rows: Part | None, columns: Part | None, given: Spectra = (None, None)) -> Spectra:
         """Transform unknowns to u, which is added to the outputs, and √μ Σ l̄_j q_j − Wν, which is added to the inputs.
 
         Returns:
-            Spectra of shapes `(*batch, C_out, N1, N2 // 2 + 1)` and `(*batch, C_in, N1, N2 // 2 + 1)`.
+            Their sums with `given`, which are whole.
         """
         nothing: list[Tensor | None] = [None] * len(self.kinds)
-        to_outputs: Tensor | None = None
-        to_inputs = []
+        (to_outputs, inputs), to_inputs = given, []
         for kind, *bands in zip(self.kinds, rows or nothing, columns or nothing, strict=True):
             if kind.kind == "outputs":
-                to_outputs = kind.group.spectrum(*bands)
+                to_outputs = Spectrum(None if to_outputs is None else to_outputs.whole, *kind.group.factors(*bands))
             else:
                 to_inputs.append(kind.group.factors(*(None if band is None else -band for band in bands)))
         if not to_inputs:
-            return to_outputs, None
+            return to_outputs, inputs
         left, right = zip(*to_inputs, strict=True)
-        return to_outputs, torch.cat(left, dim=-1) @ torch.cat(right, dim=-2)
+        whole = None if inputs is None else inputs.whole
+        return to_outputs, Spectrum(whole, torch.cat(left, dim=-1), torch.cat(right, dim=-2))
+
+    def image(self, spectra: Spectra) -> Tensor:
+        """Compute the spectrum of z = P·outputs + N·inputs."""
+        return torch.cat([rows.image(*rows.at(spectra)) for rows in self._parts], dim=-2)
+
+    def defect(self, spectra: Spectra) -> Tensor:
+        """Compute the spectrum of M·outputs − Pᴴ·inputs."""
+        return torch.cat([rows.defect(*rows.at(spectra)) for rows in self._parts], dim=-2)
+
+    def read(
+        self, spectra: Spectra, own: Part | None = None, *, rows: bool = True, columns: bool = True
+    ) -> tuple[Part, Part]:
+        """Evaluate the system's left-hand side in the wanted bands, for spectra of right-hand sides or unknowns.
+
+        `own` are the unknowns in the columns, by default zero; those in the rows are zero where rows are wanted. A band
+        that is not wanted gives an empty list.
+        """
+        found = read_bands(self.groups, self._left_sides(spectra), rows=rows, columns=columns)
+        for kind, values, added in zip(self.kinds, found[1], own or [], strict=False):
+            if kind.kind == "differences":
+                values += added
+        return found
+
+    def _left_sides(self, spectra: Spectra) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Compute the spectrum that each kind is read from, some rows at a time."""
+        of_outputs = [kind.kind == "outputs" for kind in self.kinds]
+        for rows in self._parts:
+            given = rows.at(spectra)
+            sides = {is_one: (rows.defect if is_one else rows.image)(*given) for is_one in set(of_outputs)}
+            yield rows.part, [sides[is_one] for is_one in of_outputs]
+
+
+class RowBlocks:
+    """The blocks P, M and N in some rows of frequencies, so few that spectra of them stay in the processor's cache."""
+
+    def __init__(self, blocks: TorusBlocks, part: slice) -> None:
+        self.part = part
+        self._estimate = FrequencyBlocks(blocks.estimate[part])
+        self._outputs = FrequencyBlocks(as_real(blocks.outputs[part]))
+        self._inputs = FrequencyBlocks(as_real(blocks.inputs[part]))
+
+    def at(self, spectra: Spectra) -> tuple[Tensor | None, Tensor | None]:
+        """Evaluate spectra in these rows."""
+        u, v = (None if spectrum is None else spectrum.at(self.part) for spectrum in spectra)
+        return u, v
 
     def image(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
-        """Compute the spectrum of z = P·outputs + N·inputs."""
+        """Compute P·outputs + N·inputs."""
         if outputs is None:
             assert inputs is not None
             return self._inputs.multiply(inputs)
@@ -110,50 +166,12 @@ class BorderSystem:
         return estimate if inputs is None else self._inputs.add_product(estimate, inputs)
 
     def defect(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
-        """Compute the spectrum of M·outputs − Pᴴ·inputs."""
+        """Compute M·outputs − Pᴴ·inputs."""
         if outputs is None:
             assert inputs is not None
             return self._estimate.multiply(inputs, adjoint=True).neg_()
         defect = self._outputs.multiply(outputs)
         return defect if inputs is None else self._estimate.add_product(defect, inputs, adjoint=True, sign=-1.0)
-
-    def read(self, outputs: Tensor | None, inputs: Tensor | None) -> tuple[Part, Part]:
-        """Evaluate the system's left-hand side in both bands, for spectra of right-hand sides."""
-        pairs = self._read(outputs, inputs, BandGroup.read, None)
-        return [rows for rows, _ in pairs], [columns for _, columns in pairs]
-
-    def read_rows(self, outputs: Tensor | None, inputs: Tensor | None) -> Part:
-        """Evaluate the system's left-hand side in the band of rows, for spectra of unknowns outside that band."""
-        return self._read(outputs, inputs, BandGroup.read_rows, None)
-
-    def read_columns(self, outputs: Tensor | None, inputs: Tensor | None, own: Part | None = None) -> Part:
-        """Evaluate the system's left-hand side in the rest of the band of columns.
-
-        Args:
-            outputs: spectrum that is added to the outputs.
-            inputs: spectrum that is added to the inputs.
-            own: the unknowns in this band; `None` for zero.
-        """
-        return self._read(outputs, inputs, BandGroup.read_columns, own)
-
-    def _read(
-        self,
-        outputs: Tensor | None,
-        inputs: Tensor | None,
-        read: Callable[[BandGroup, Tensor], Any],
-        own: Part | None,
-    ) -> list[Any]:
-        image = self.image(outputs, inputs) if self._has_inputs else None
-        result: list[Any] = []
-        for kind in self.kinds:
-            if image is None or kind.kind == "outputs":
-                value = read(kind.group, self.defect(outputs, inputs))
-            else:
-                value = read(kind.group, image)
-            if own is not None and kind.kind == "differences":
-                value = value + own[len(result)]
-            result.append(value)
-        return result
 
 
 class BandSolver:

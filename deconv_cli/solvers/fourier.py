@@ -25,6 +25,8 @@ SINGULAR = 1e-15
 MAX_DEFECT = 1e-6
 # A block whose factorization leaves a larger defect is factored again.
 MAX_FACTORING_DEFECT = 1e-3
+# Entries of blocks whose Gram matrices are inverted at a time.
+MAX_ENTRIES_AT_ONCE = 2**16
 # Largest number of channels for which LU inverts a Gram matrix faster than Cholesky's method.
 MAX_CHANNELS_BY_LU = 4
 
@@ -163,7 +165,13 @@ def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float, out: Tensor 
 
 
 def _invert_regularized(blocks: Tensor, diagonal: Tensor, rcond: float, find_largest: Callable[[], float]) -> Tensor:
-    inverse = _gram_inverse(blocks, diagonal, times_adjoint=True)
+    inverse = blocks.new_empty(blocks.mT.shape)
+    # Some frequencies at a time, whose matrices stay in the cache.
+    n_at_once = max(1, MAX_ENTRIES_AT_ONCE // blocks[0].numel()) if blocks.device.type == "cpu" else len(blocks)
+    largest = synchronize.as_number((block_norms(blocks).square() + diagonal * blocks.shape[-1] ** 0.5).max())
+    for first in range(0, len(blocks), n_at_once):
+        part = slice(first, first + n_at_once)
+        inverse[part] = _gram_inverse(blocks[part], diagonal[part], largest, times_adjoint=True)
     unpenalized = diagonal == 0
     if synchronize.holds_anywhere(unpenalized):
         places = synchronize.places(unpenalized)
@@ -211,16 +219,19 @@ def _truncated_pseudo_inverse(blocks: Tensor, threshold: float) -> Tensor:
     return vh.mH @ (inverse[..., None] * u.mH)
 
 
-def _gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = False) -> Tensor:
+def _gram_inverse(
+    blocks: Tensor, diagonal: Tensor, largest: float | None = None, *, times_adjoint: bool = False
+) -> Tensor:
     """Compute (KᴴK + d)⁻¹, or (KᴴK + d)⁻¹Kᴴ by way of the smaller Gram matrix.
 
     Semidefinite blocks get their pseudo-inverse. Rounding may hide a singular block, but its inverse is too large.
+    `largest` bounds the norm of a Gram matrix, by default of these.
     """
     is_wide = times_adjoint and blocks.shape[-2] < blocks.shape[-1]
     # In memory: each product with a lazy conjugate would copy it.
     adjoint = blocks.mH.resolve_conj()
     gram = _add_to_diagonal(blocks @ adjoint if is_wide else adjoint @ blocks, diagonal)
-    largest = synchronize.as_number(block_norms(gram).max())
+    largest = synchronize.as_number(block_norms(gram).max()) if largest is None else largest
     with single_threaded(gram.device):
         # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
         if gram.shape[-1] <= MAX_CHANNELS_BY_LU:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deconv_cli.errors import UsageError
 from deconv_cli.operators.circulant import to_float64
-from deconv_cli.operators.convolution import prefers_fft
+from deconv_cli.operators.convolution import prefers_fft, unfolds_by_parts
 from deconv_cli.operators.synchronize import free_memory
 from deconv_cli.parts import SOLVERS
 from deconv_cli.solvers.fourier import SingularSystemError
@@ -73,9 +73,9 @@ class Cost:
         n_bytes_built = symbol_bytes(problem) if n_bytes_factored is None else n_bytes_factored
         itemsize = taps.itemsize if problem.runs_in_own_precision else to_float64(taps[:0]).itemsize
         n_bytes_per_image = n_images * itemsize * n_pixels * sum(channels)
-        if prefers_fft(taps, problem.operator.geometry.extended_size):
+        if prefers_fft(taps):
             n_bytes_built += 2 * taps.itemsize * n_pixels * math.prod(channels)  # the operator's own symbol
-        else:
+        elif not unfolds_by_parts(taps):
             # torch's direct convolution unfolds the image into as many copies as there are taps.
             n_bytes_per_image += taps.itemsize * n_pixels * math.prod(taps.shape[2:]) * max(taps.shape[:2])
         return cls(n_operations, n_bytes_built, n_bytes_per_image, basis)

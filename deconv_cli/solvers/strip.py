@@ -24,7 +24,8 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, as_real, count_indefinite_unknowns
+from deconv_cli.solvers.bands import Spectrum
+from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, Spectra, as_real, count_indefinite_unknowns
 from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
@@ -106,12 +107,11 @@ class StripSystem:
         assert given is not None
         if residual is not None and closes and self._runs_on:
             residual = close_smoothly(residual, self._torus)
-        outputs = None if residual is None else self._transform(residual)
+        outputs = None if residual is None else Spectrum(self._transform(residual))
         residual = None
-        inputs = None if gradient is None else self._transform(gradient / self._sigma)
-        if self._system.kinds:  # else the torus is all there is
-            outputs, inputs = self._complete(outputs, inputs, given.shape[:-3], log)
-        image = self._to_image(self._system.image(outputs, inputs))
+        inputs = None if gradient is None else Spectrum(self._transform(gradient / self._sigma))
+        spectra = self._complete((outputs, inputs), given.shape[:-3], log)
+        image = self._to_image(self._system.image(spectra))
         return image.to(given.dtype).reshape(*given.shape[:-3], *self._input_shape)
 
     def solve_transposed(self, g: Tensor, log: GradientLog) -> Tensor:
@@ -121,11 +121,8 @@ class StripSystem:
             g: shape `(*batch, C_in, H, W)`.
             log: when to stop.
         """
-        outputs: Tensor | None = None
-        inputs: Tensor | None = self._transform(g)
-        if self._system.kinds:
-            outputs, inputs = self._complete(outputs, inputs, g.shape[:-3], log)
-        field = torch.fft.irfft2(self._system.defect(outputs, inputs), s=self._torus) / -self._sigma
+        spectra = self._complete((None, Spectrum(self._transform(g))), g.shape[:-3], log)
+        field = torch.fft.irfft2(self._system.defect(spectra), s=self._torus) / -self._sigma
         height, width = self._places.output_size
         return field[..., :height, :width].to(g.dtype).reshape(*g.shape[:-3], field.shape[-3], height, width)
 
@@ -133,10 +130,10 @@ class StripSystem:
         """Solve (AᴴA + μLᴴL) x = gradient to about a hundredth, by two FFTs and a small image; see `solve`."""
         if self._crossing is None or not self._system.kinds or self._lam < ROUGH_LAMBDA:
             return self.solve(None, gradient, log)
-        inputs = self._transform(gradient / self._sigma)
-        rows, columns = ([-values for values in part] for part in self._system.read(None, inputs))
-        outputs, others = self._system.spectra(*self._solve_bands(rows, columns, self._crossing))
-        image = self._to_image(self._system.image(outputs, _add(inputs, others)))
+        given = None, Spectrum(self._transform(gradient / self._sigma))
+        rows, columns = ([-values for values in part] for part in self._system.read(given))
+        solved = self._solve_bands(rows, columns, self._crossing)
+        image = self._to_image(self._system.image(self._system.spectra(*solved, given)))
         return image.to(gradient.dtype).reshape(gradient.shape)
 
     def _solve_bands(self, rows: Part, columns: Part, small: StripSystem) -> tuple[Part, Part]:
@@ -152,26 +149,26 @@ class StripSystem:
     def _close_bands(self, rows: Part, columns: Part) -> tuple[Part, Part]:
         return self._rows.solve(rows), self._unpack(self._sign * self._close(self._pack(columns)))
 
-    def _complete(
-        self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], log: GradientLog
-    ) -> tuple[Tensor | None, Tensor | None]:
-        right_rows, right_columns = ([-values for values in part] for part in self._system.read(outputs, inputs))
+    def _complete(self, given: Spectra, batch: tuple[int, ...], log: GradientLog) -> Spectra:
+        if not self._system.kinds:  # the torus is all there is
+            return given
+        right_rows, right_columns = ([-values for values in part] for part in self._system.read(given))
 
         def goes_on(remaining: Tensor) -> bool:
             remaining = (self._sigma * remaining).reshape(batch)
             log.add(remaining)
             return not log.is_spent and not synchronize.holds_everywhere(remaining <= log.goal)
 
-        added = self._system.spectra(*self._solve_border(right_rows, right_columns, None if log.is_spent else goes_on))
-        return _add(outputs, added[0]), _add(inputs, added[1])
+        solved = self._solve_border(right_rows, right_columns, None if log.is_spent else goes_on)
+        return self._system.spectra(*solved, given)
 
     def _solve_border(self, right_rows: Part, right_columns: Part, watch: Watch | None) -> tuple[Part, Part]:
         """Solve the system for right-hand sides in both bands; `None` leaves the columns at zero."""
         first_rows = self._rows.solve(right_rows)
-        from_rows = self._system.read_columns(*self._system.spectra(first_rows, None))
+        _, from_rows = self._system.read(self._system.spectra(first_rows, None), rows=False)
         right = self._pack(right_columns) - self._pack(from_rows)
         columns = self._unpack(torch.zeros_like(right) if watch is None else self._iterate(right, watch))
-        coupled = self._rows.solve(self._system.read_rows(*self._system.spectra(None, columns)))
+        coupled = self._rows.solve(self._system.read(self._system.spectra(None, columns), columns=False)[0])
         return [first - second for first, second in zip(first_rows, coupled, strict=True)], columns
 
     def _iterate(self, right: Tensor, watch: Watch) -> Tensor:
@@ -189,11 +186,9 @@ class StripSystem:
 
     def _apply(self, vector: Tensor) -> Tensor:
         system, columns = self._system, self._unpack(vector)
-        own = system.spectra(None, columns)
-        rows = self._rows.solve(system.read_rows(*own))
-        through = system.spectra(rows, None)
-        outputs, inputs = _add(own[0], through[0], -1.0), _add(own[1], through[1], -1.0)
-        return self._sign * self._pack(system.read_columns(outputs, inputs, columns))
+        rows = self._rows.solve(system.read(system.spectra(None, columns), columns=False)[0])
+        spectra = system.spectra([-values for values in rows], columns)
+        return self._sign * self._pack(system.read(spectra, columns, rows=False)[1])
 
     def _precondition(self, vector: Tensor) -> Tensor:
         """Solve the closed band, and add what the crossing changes in a small image: it hardly depends on the size."""
@@ -249,13 +244,6 @@ class StripSystem:
             part.unflatten(-1, (group.n_channels, group.rows.first, group.columns.width))
             for part, group in zip(parts, groups, strict=True)
         ]
-
-
-def _add(a: Tensor | None, b: Tensor | None, factor: float = 1.0) -> Tensor | None:
-    """Add a multiple of b to a in place: spectra are as large as images, and these are needed once."""
-    if b is None:
-        return a
-    return b.mul_(factor) if a is None else a.add_(b, alpha=factor)
 
 
 def _enlarge(problem: TikhonovProblem, *, is_rough: bool = False) -> Size:

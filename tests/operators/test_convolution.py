@@ -6,7 +6,8 @@ from cases import ALL_CASES, Case, named, random
 from properties import adjoint_defect, backward_defect, linearity_defect, matrix_defect, reference_convolution
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators import convolution
+from deconv_cli.operators.convolution import Convolution, ValidCorrelation
 from deconv_cli.operators.geometry import Geometry
 
 
@@ -18,6 +19,16 @@ def test_it_equals_padded_conv2d_and_keeps_the_laws(case: Case):
     torch.testing.assert_close(operator.forward(x), expected, rtol=1e-12, atol=1e-12)
     for defect in (adjoint_defect, linearity_defect, matrix_defect, backward_defect):
         assert defect(operator) <= 1e-12
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 1), (3, 3), (4, 5)])
+def test_it_slides_over_some_rows_at_a_time(kernel_size, monkeypatch):
+    monkeypatch.setattr(convolution, "MAX_UNFOLDED_BYTES", 3 * 8 * 2 * 10 * kernel_size[0] * kernel_size[1])
+    kernel, x = random((3, 2, *kernel_size), 1), random((2, 2, 11, 10), 2)
+    correlation = ValidCorrelation(kernel, (11, 10), use_fft=False)
+    expected = torch.nn.functional.conv2d(x, kernel)
+    torch.testing.assert_close(correlation.forward(x), expected, rtol=1e-13, atol=1e-13)
+    assert adjoint_defect(correlation) <= 1e-13
 
 
 def test_padding_same_is_that_of_torch_for_even_kernels():

@@ -6,11 +6,13 @@ from cases import random
 
 from deconv_cli import pseudo_inverse
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators import torus_filter
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import strip
 from deconv_cli.solvers.cgls import solve_definite, solve_indefinite
+from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.square_border import SquareBorderSystem
 
@@ -64,6 +66,23 @@ def test_krylov_methods_solve_a_batch_each_for_itself():
         assert (x @ matrix.T - right).norm(dim=-1).le(1e-11 * scale).all()
         # The remainder that the method reported is the real one.
         assert (heights[-1] <= 1e-12 * scale).all()
+
+
+@pytest.mark.parametrize(
+    ("boundary", "penalty"), [("unknown", "gradient"), ("reflect", "identity"), ("zero", "gradient")]
+)
+@pytest.mark.parametrize("n_channels", [2, 5])
+def test_a_border_is_the_same_if_spectra_come_some_rows_at_a_time(n_channels, boundary, penalty, monkeypatch):
+    monkeypatch.setattr(torus_filter, "MAX_NUMBERS_IN_CACHE", 3 * 9 * n_channels)
+    operator = Convolution(random((n_channels, n_channels, 3, 4)), (13, 12), boundary=boundary)
+    problem = TikhonovProblem(operator, 0.05, penalty=penalty)
+    assert len(strip.StripSystem(problem)._system._parts) > 2
+    y = random((2, *operator.output_shape), seed=1)
+    settings = ResolvedSettings(boundary=boundary, lam=0.05, penalty=penalty, method="strip", tolerance=1e-11)
+    solution = PseudoInverse(Kernel(operator.kernel, False), (13, 12), settings).solve(y)
+    A, L = operator.as_matrix(), problem.penalty_operator.as_matrix()
+    expected = torch.linalg.solve(A.T @ A + problem.weight * L.T @ L, A.T @ y.flatten(1).T).T
+    assert (solution.value.flatten(1) - expected).norm() <= 1e-9 * expected.norm()
 
 
 @pytest.mark.parametrize("boundary", ["unknown", "reflect", "zero"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import random
 
+from deconv_cli.solvers import fourier
 from deconv_cli.solvers.fourier import (
     SingularSystemError,
     default_rcond,
@@ -61,6 +62,18 @@ def test_regularized_inverses_are_those_of_the_stacked_matrix(m, n, weight):
     assert worst(torus.inputs, gram) <= 1e-8
     rest = torch.eye(m, dtype=blocks.dtype) - blocks @ found
     assert float((torus.outputs - rest).abs().max()) <= 1e-8
+
+
+@pytest.mark.parametrize(("m", "n"), [(3, 2), (2, 3), (5, 5)])
+def test_a_block_that_vanishes_counts_as_zero_beside_frequencies_that_are_inverted_later(m, n, monkeypatch):
+    monkeypatch.setattr(fourier, "MAX_ENTRIES_AT_ONCE", 3 * m * n)
+    blocks, penalty = complex_blocks(*PLANE, m, n), torch.ones(PLANE, dtype=torch.float64)
+    blocks[0] *= 1e-9
+    penalty[0] = 1e-30
+    found = inverse_blocks(blocks, 1e-2, penalty, RCOND)
+    assert not found[0].any()
+    expected = blocks.mH @ torch.linalg.inv(blocks @ blocks.mH + 1e-2 * torch.eye(m, dtype=blocks.dtype))
+    assert worst(found[1:], expected[1:]) <= 1e-12
 
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)
