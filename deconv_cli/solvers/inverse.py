@@ -6,14 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from deconv_cli.errors import warnings_here
 from deconv_cli.operators import synchronize
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
-from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_constants
+from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_constants
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule
 
 
@@ -76,10 +75,6 @@ class ClosedFormInverse(Inverse):
         """Bound or estimate what rounding does to the estimate `x` of the data `y`, relative to ‖x‖."""
 
 
-# Factor on estimated distances: solved to 1e-2 of the gradient they were up to seven times too short, since weakly
-# penalized images are a small part of it.
-DISTANCE_RULE = StoppingRule(tolerance=1e-4, max_iterations=100)
-DISTANCE_SAFETY = 2.0
 # Under small λ a penalty on differences left eigenvalues below λ: by up to a factor of four in 1,000 random problems.
 SMOOTH_SAFETY = 8.0
 
@@ -146,14 +141,14 @@ class BorderInverse(IteratedInverse):
         self._system = make_system(problem)
         # Differences penalize smooth images by less than their norm, which matters for small λ.
         is_estimate = find_penalty(problem.penalty).takes_differences and problem.lam < MIN_LAMBDA_IN_FLOAT32
-        usual = min(problem.weight, problem.least_constant_gain**2) / (SMOOTH_SAFETY if is_estimate else 1)
+        usual = problem.least_eigenvalue / (SMOOTH_SAFETY if is_estimate else 1)
         self._least = usual if least is None else least
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`.
 
         With other penalties than `identity` the distance is an estimate. It assumes that the penalty of an image
-        without a constant part is at least its norm. See `_distance` for λ above 1.
+        without a constant part is at least its norm.
         """
         is_begun = False
 
@@ -165,7 +160,11 @@ class BorderInverse(IteratedInverse):
             return self._improve(equations, x, gradient, log)
 
         equations = NormalEquations.of_data(self.problem, y)
-        distance = self._distance if self.problem.weight > 0 else None
+
+        def bound(equations: NormalEquations, gradient: Tensor) -> Tensor:
+            return equations.distance(gradient, self._least)
+
+        distance = bound if self.problem.weight > 0 else None
         return refine_equations(equations, None, self.rule, improve, progress, distance)
 
     def _iterate(self, equations: NormalEquations, *, transposed: bool = False) -> Solution:
@@ -178,17 +177,6 @@ class BorderInverse(IteratedInverse):
         if self.problem.weight == 0 or equations.needs_float64:
             return super().approximate_normal(g)
         return self._system.approximate(g, GradientLog(self.rule, equations.norm(g)))
-
-    def _distance(self, equations: NormalEquations, gradient: Tensor) -> Tensor:
-        """Bound ‖x − x*‖; under a heavy penalty on differences estimate it by solving for the gradient.
-
-        There most of the gradient is rounding, in directions that are penalized by far more than the least.
-        """
-        bound = equations.distance(gradient, self._least)
-        if equations.least_curvature is not None or self.problem.lam <= MAX_LAMBDA_IN_FLOAT32:
-            return bound
-        log = GradientLog(DISTANCE_RULE, equations.norm(gradient))
-        return torch.minimum(bound, DISTANCE_SAFETY * equations.norm(self._system.solve(None, gradient, log)))
 
     def _improve(self, equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
         """Solve the system for the residual, or for the gradient, and add the result."""

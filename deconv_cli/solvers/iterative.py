@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import as_factor, crop, inner, masked, norm
+from deconv_cli.operators.axes import crop, masked
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.layer_convolution import LayerConvolution
@@ -26,19 +23,13 @@ from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.inverse import Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
-from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule, default_tolerance
+from deconv_cli.solvers.solution import Progress, Solution, StoppingRule, default_tolerance
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, symbol_bytes, transform_operations
-from deconv_cli.solvers.strip import STRIP, StripSystem, krylov_basis
+from deconv_cli.solvers.strip import STRIP
 
 # Room around the image on the preconditioner's torus, so that opposite edges do not influence each other. It is at most
 # as wide as the image.
 TORUS_MARGIN = 16
-# By how much an answer for λ = 0 may change when it is found again from its own output.
-MAX_CHANGE = 1e-3
-# Measured for random kernels of 4 channels that lose 40 modes: 8 to 14 iterations with 1e-8, 26 to 50 with 1e-6.
-PRECONDITIONER_LAMBDA = 1e-8
-# Conjugate gradients want the same preconditioner in every iteration.
-PRECONDITIONER_RULE = StoppingRule(tolerance=1e-10, max_iterations=2000)
 # Iterations that may be needed where the border makes a problem ill-conditioned.
 N_ITERATIONS = 2000
 # Iterations that run out leave an inaccurate solution, so they count as the first number of times as many for images of
@@ -47,8 +38,6 @@ COST_OF_RUNNING_OUT, FEW_SAMPLES = 5, 2048
 # The torus leaves this part of the iterations without it: measured for blurs of one channel, and for layers.
 PART_LEFT_OF_BLURS = 1 / 12
 PART_LEFT = 1 / 3
-# For λ = 0 an exact solution on the strip takes as long as this many plain iterations, if there are no lost modes.
-MAX_PLAIN_ITERATIONS = 400
 # Measured for layers of trained networks and of random weights: 15 to 200 iterations.
 N_ITERATIONS_OF_LAYERS = 100
 # With as many outputs as pixels they run out where the layer almost loses pixels: phases or a small matrix come first.
@@ -73,13 +62,10 @@ class IterativeSolver(Solver):
         """Count the preconditioner's symbols, a few images, and the iterations that the condition number asks for."""
         if isinstance(problem.operator, LayerConvolution):
             return _cost_of_layer(problem.operator)
-        has_strip = problem.lam == 0 and uses_strip(problem)
-        preconditioned = strip_problem(problem) if has_strip else problem
         return Cost.of_transforms(
             problem,
             4 * expected_iterations(problem) * transform_operations(problem),
-            n_bytes_factored=symbol_bytes(preconditioned) if preconditioned.lam > 0 else 0,
-            basis=krylov_basis(preconditioned) if has_strip else None,
+            n_bytes_factored=symbol_bytes(problem) if problem.lam > 0 else 0,
         )
 
     def reason(self, problem: TikhonovProblem) -> str:
@@ -99,7 +85,7 @@ class IterativeSolver(Solver):
         if problem.weight > 0:
             on_torus = TorusPreconditioner(problem)
             return IterativeInverse(problem, rule, on_torus, on_torus.estimate)
-        return IterativeInverse(problem, rule, StripPreconditioner(problem) if uses_strip(problem) else None)
+        return IterativeInverse(problem, rule)
 
 
 ITERATIVE = IterativeSolver()
@@ -137,31 +123,12 @@ def plain_iterations(problem: TikhonovProblem) -> float:
     return max(1.0, 0.5 * math.sqrt(problem.condition) * math.log(2 / tolerance))
 
 
-def strip_problem(problem: TikhonovProblem) -> TikhonovProblem:
-    """Return the problem for a tiny λ whose solution preconditions the one for λ = 0."""
-    return TikhonovProblem(problem.operator, PRECONDITIONER_LAMBDA)
-
-
-def uses_strip(problem: TikhonovProblem) -> bool:
-    """Return whether the solver on the strip preconditions a problem with λ = 0.
-
-    It does if there are outputs enough, unless plain iterations are known to end as soon.
-    """
-    operator = problem.operator
-    sizes = zip(operator.output_shape, operator.input_shape, strict=True)
-    has_outputs = all(n_outputs >= n_inputs for n_outputs, n_inputs in sizes)
-    is_slow = plain_iterations(problem) > MAX_PLAIN_ITERATIONS
-    return has_outputs and is_slow and STRIP.covers(strip_problem(problem)) is None
-
-
 class IterativeInverse(IteratedInverse):
     """Inverse of one problem, ready for many outputs.
 
     For λ > 0 the inverse of a circulant approximation on a larger torus preconditions the normal equations, and the
-    circular estimate starts them. For λ = 0 and at least as many outputs as pixels the preconditioner is the exact
-    solution for a tiny λ, unless the problem is known to be well-conditioned: as many iterations are left as modes that
-    the border almost loses. With fewer outputs only a start from zero without a preconditioner keeps the iteration in
-    the range of Aᴴ, where the solution of least norm lies.
+    circular estimate starts them. For λ = 0 only a start from zero without a preconditioner keeps the iteration in the
+    range of Aᴴ, where the solution of least norm lies.
 
     Args:
         problem: the problem.
@@ -180,87 +147,24 @@ class IterativeInverse(IteratedInverse):
         self.problem, self.rule, self._preconditioner, self._estimate = problem, rule, preconditioner, estimate
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
-        if self._estimate is None:
-            return self._solve_exactly(y, progress)
-        start = self._better_start(y, self._estimate(y))
-        return self._approach(y, self.rule, self._preconditioner, progress, start)
-
-    def _approach(
-        self,
-        y: Tensor,
-        rule: StoppingRule,
-        preconditioner: LinearOperator | None,
-        progress: Progress | None,
-        start: Tensor | None = None,
-    ) -> Solution:
-        """Solve for data by conjugate gradients, and bound the error of a regularized solution or of a layer's."""
+        """Solve for data `y` of shape `(*batch, C_out, *output_size)`, and bound the error if λ > 0 or for a layer."""
         problem, is_layer, ritz = self.problem, self.problem.operator.is_layer, None
+        start = None if self._estimate is None else self._estimate(y)
         if problem.weight > 0 or is_layer:
             ritz = RitzValues(
-                preconditioner,
-                least=None if is_layer else lambda: problem.weight / problem.lam / problem.condition,
+                self._preconditioner,
+                least=None if is_layer else lambda: problem.least_eigenvalue,
                 determined=(lambda x: problem.split_null_space(x)[0])
                 if 0 < problem.lam < MIN_LAMBDA_IN_FLOAT32
                 else None,
             )
         equations = NormalEquations.of_data(problem, y)
-        return iterate(equations, rule, start=start, preconditioner=preconditioner, progress=progress, ritz=ritz)
-
-    def _solve_exactly(self, y: Tensor, progress: Progress | None) -> Solution:
-        """Solve from zero; with λ = 0 check that a preconditioner has not filled the null space with rounding.
-
-        The certificate does not see images that A annihilates, in which the preconditioner multiplies rounding by 1 /
-        λ. So the answer must be found again from its own output; else the plain iteration, which never leaves the range
-        of Aᴴ, decides.
-        """
-        n_done = 0
-
-        def solve(data: Tensor, preconditioner: LinearOperator | None) -> Solution:
-            nonlocal n_done
-            n_before = n_done
-            rule = replace(self.rule, max_iterations=self.rule.max_iterations - n_before)
-            counted = None if progress is None else lambda n, certificate: progress(n_before + n, certificate)
-            found = self._approach(data, rule, preconditioner, counted)
-            n_done += found.n_iterations
-            return found
-
-        solution, n_dims = solve(y, self._preconditioner), self.problem.n_dims
-        if self._preconditioner is None:
-            return solution
-        if n_done >= self.rule.max_iterations:
-            return replace(solution, status=Status.MAX_ITERATIONS)
-        again = solve(self.problem.operator.forward(solution.value), self._preconditioner)
-        differs = norm(again.value - solution.value, n_dims) > MAX_CHANGE * norm(solution.value, n_dims)
-        if synchronize.holds_anywhere(differs):
-            is_spent = not again.status.is_success and n_done >= self.rule.max_iterations
-            plain = solve(y, None)
-            failed = replace(solution, status=Status.MAX_ITERATIONS if is_spent else Status.UNDETERMINED)
-            solution = plain if plain.status.is_success else failed
-        return replace(solution, n_iterations=n_done)
+        return iterate(
+            equations, self.rule, start=start, preconditioner=self._preconditioner, progress=progress, ritz=ritz
+        )
 
     def _iterate(self, equations: NormalEquations, *, transposed: bool = False) -> Solution:
         return iterate(equations, self.rule, preconditioner=None if transposed else self._preconditioner)
-
-    def _better_start(self, y: Tensor, estimate: Tensor) -> Tensor:
-        """Keep the estimate for those images of the batch that it brings closer than zero would."""
-        n_dims = self.problem.n_dims
-        residual = norm(y - self.problem.operator.forward(estimate), n_dims).square()
-        penalty = inner(self.problem.penalty_gram(estimate), estimate, n_dims)
-        better = residual + penalty < norm(y, n_dims).square()
-        return torch.where(as_factor(better, better, n_dims), estimate, 0)
-
-
-class StripPreconditioner(SymmetricOperator):
-    """(AᴴA + μ)⁻¹ for a tiny μ, by the exact solution on the strip (`strip.py`)."""
-
-    def __init__(self, problem: TikhonovProblem) -> None:
-        self.input_shape = self.output_shape = problem.operator.input_shape
-        self._system = StripSystem(strip_problem(problem))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to `x` of shape `(*batch, C_in, H, W)`."""
-        return self._system.solve(None, x, GradientLog(PRECONDITIONER_RULE, norm(x, len(self.input_shape))))
 
 
 class TorusPreconditioner(SymmetricOperator):

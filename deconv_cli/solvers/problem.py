@@ -1,4 +1,4 @@
-"""The problem that every solver solves: min ‖Ax − y‖² + λ·σ²max·‖Lx‖², and its condition number."""
+"""The problem that every solver solves: min ‖Ax − y‖² + λ·σ²max·‖Lx‖², and about its condition number."""
 
 from __future__ import annotations
 
@@ -24,66 +24,22 @@ MAX_FREQUENCIES = 2**12
 MAX_BLOCK_OPERATIONS = 1e7
 
 
-def condition_number(operator: Convolution, lam: float, penalty: PenaltyLike) -> float:
-    """Bound the condition number of AᴴA + μLᴴL on the range of Aᴴ, as a grid of frequencies shows it; μ = λσ²max.
+def exact_condition_number(operator: Convolution) -> float:
+    """Bound the condition number of AᴴA, as a grid of frequencies shows it; infinite if nothing is known.
 
-    If an image or its outputs can be extended by zeros so that the convolution goes around a torus, A is the torus'
-    operator between two coordinate subspaces, and its singular values lie between the extreme ones of the symbol. If
-    the border may lose more than the symbol does, the result is at least (1 + λ)/λ; infinite if nothing is known. The
-    extra gain of copied pixels is not counted.
+    Something is known of a layer under zeros whose symbol has a definite Hermitian part: ‖Ax‖‖x‖ ≥ |⟨x, Ax⟩|, and the
+    border only restricts x.
     """
+    if not operator.boundary.is_zero or operator.output_shape != operator.input_shape:
+        return math.inf
     taps, geometry = to_float64(operator.kernel), operator.geometry
-    torus = geometry.image_size if operator.boundary.is_periodic else geometry.extended_size
-    grid = affordable_grid(torus, taps.shape[:2], MAX_FREQUENCIES, MAX_BLOCK_OPERATIONS)
+    grid = affordable_grid(geometry.extended_size, taps.shape[:2], MAX_FREQUENCIES, MAX_BLOCK_OPERATIONS)
     symbol = torus_symbol(taps, grid, geometry.pads.before)
-    gains = singular_values(symbol).square()
-    largest, least = gains.amax(-1), _least_gain(operator, symbol, gains.amin(-1))
-    penalized = lam * largest.max() * find_penalty(penalty).symbol(grid, taps.dtype, taps.device)
-    n_overlaps, floor = _overlap(operator), 0.0
-    if least is None:
-        least, floor = gains.amin(-1), n_overlaps * (1 + lam) / lam if lam > 0 else math.inf
-    lowest = synchronize.as_number((least + penalized).min())
-    highest = n_overlaps * synchronize.as_number((largest + penalized).max())
-    return max(floor, highest / lowest) if lowest > 0 else math.inf
-
-
-def _least_gain(operator: Convolution, symbol: Tensor, least: Tensor) -> Tensor | None:
-    """Bound the squares of A's nonzero singular values from below; `None` if the symbol gives no bound.
-
-    The symbol has the shape `(*plane, C_out, C_in)`; `least` are the squares of its smallest singular values.
-    """
-    boundary, geometry, pads = operator.boundary, operator.geometry, operator.geometry.pads
-    n_outputs, n_inputs = operator.kernel.shape[:2]
-    n_more = [o - i for o, i in zip(operator.output_shape[1:], operator.input_shape[1:], strict=True)]
-    is_tall, is_wide = n_outputs >= n_inputs, n_outputs <= n_inputs
-    if boundary.is_unknown or not any(pads.total):
-        return least if is_wide else None  # some outputs of a torus of the image's size
-    if boundary.is_periodic:
-        return least if (is_tall and min(n_more) >= 0) or (is_wide and max(n_more) <= 0) else None
-    if not boundary.is_zero:
-        return None
-    sides = zip(geometry.kernel_size, pads.before, pads.after, strict=True)
-    if all(min(before, after) >= k - 1 for k, before, after in sides):
-        return least if is_tall else None  # all outputs of images that are zero on a part of the torus
-    return _least_real_part(symbol) if is_tall and is_wide and not any(n_more) else None
-
-
-def _least_real_part(symbol: Tensor) -> Tensor | None:
-    """Bound the gain under zeros by that of the Hermitian part, if it is definite: ‖Ax‖‖x‖ ≥ |⟨x, Ax⟩|."""
     with single_threaded(symbol.device):
         values = torch.linalg.eigvalsh((symbol + symbol.mH) / 2)
-    least, largest = values.min(), values.max()
-    return (
-        torch.minimum(least.abs(), largest.abs()).square() if synchronize.holds_anywhere(least * largest > 0) else None
-    )
-
-
-def _overlap(operator: Convolution) -> int:
-    """Count how many outputs may coincide if an image that repeats itself has more outputs than pixels."""
-    if not operator.boundary.is_periodic:
-        return 1
-    sizes = zip(operator.output_shape[1:], operator.input_shape[1:], strict=True)
-    return math.prod(-(-n_outputs // n_pixels) for n_outputs, n_pixels in sizes)
+    low, high = synchronize.as_numbers(torch.stack(values.aminmax()))
+    largest = synchronize.as_number(singular_values(symbol).max())
+    return (largest / min(abs(low), abs(high))) ** 2 if low * high > 0 else math.inf
 
 
 # A sum of taps whose smallest singular value is below this part of σmax nearly annihilates some constant.
@@ -172,8 +128,13 @@ class TikhonovProblem:
 
     @cached_property
     def condition(self) -> float:
-        """The condition number of AᴴA + μLᴴL, or a bound; see `condition_number`."""
-        return condition_number(self.operator, self.lam, self.penalty)
+        """About the condition number of AᴴA + μLᴴL; for λ > 0 as if kernel or border lost something."""
+        return (1 + self.lam) / self.lam if self.lam > 0 else exact_condition_number(self.operator)
+
+    @property
+    def least_eigenvalue(self) -> float:
+        """About that of AᴴA + μLᴴL for λ > 0, if images without a constant have a penalty of at least their norm."""
+        return min(self.weight, self.least_constant_gain**2)
 
     @cached_property
     def penalty_operator(self) -> LinearOperator:

@@ -120,10 +120,6 @@ class Status(StrEnum):
         "the arithmetic's precision ran out before the tolerance was reached; "
         'use dtype="float64", a larger tolerance, or a λ nearer to 1'
     )
-    UNDETERMINED = (
-        "the residual is as small as the tolerance, but the data leave parts of the image undetermined; use a λ above "
-        "0, or padding valid or full"
-    )
     MAX_ITERATIONS = "the iterations ran out before the tolerance was reached; raise max_iterations, λ or tolerance"
     TIME_LIMIT = (
         "the time ran out before the tolerance was reached, and this is the best estimate so far; raise time_limit"

@@ -19,8 +19,7 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.regularizers import is_determined, spaced_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.admm import Admm, MaskedAdmm
-from deconv_cli.solvers.embedding import TorusLayout
+from deconv_cli.solvers.admm import DEFAULT_CHANGE, DEFAULT_TOLERANCE, DEFAULT_TOLERANCE_OF_SIGNALS, Admm
 from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior, common_unit
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
@@ -43,7 +42,6 @@ MIN_NOISE = 10.0
 # Images with the channels of the input that the iteration keeps beside those of an inverse: as such, and for each axis
 # of space.
 N_IMAGES, N_FIELDS = 4, 5
-N_IMAGES_ON_TORUS, N_FIELDS_ON_TORUS = 10, 8
 # Solvers that build the inverse of each step, the first that covers it: those that are cheap to build.
 INNER_METHODS = ("fft", "strip", "slab", "iterative", "varying")
 
@@ -80,8 +78,8 @@ class TotalVariationEstimator(Estimator):
         kernel: canonical kernel, in the dtype and on the device of the arithmetic.
         image_size: size of the images to estimate.
         settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends when a step changes
-            the estimate by less than 1.2e-2 of its contrast and the certificate is at most 7e-2 (5e-4 and 1e-2 for
-            stacks).
+            the estimate by less than 1.2e-2 of its contrast and the certificate is at most 7e-2, or 1e-2 for
+            signals.
         weight: w > 0, in the unit of the samples; `None` finds one weight for a whole batch, for which ‖Ax − y‖² equals
             that of the noise (Morozov's discrepancy principle); this fails if the noise estimate is too small.
         noise: standard deviation of the noise in the data; needed without a weight.
@@ -112,13 +110,9 @@ class TotalVariationEstimator(Estimator):
         self._problem = problem = TikhonovProblem(self.operator, 1.0, self.spectrum.sigma_max, penalty)
         method = next(name for name in INNER_METHODS if refusal_of(name, problem) is None)
         self.choice = Choice(method, reason)
-        layout = TorusLayout.plan(self.geometry, self.operator.boundary)
-        self._admm = MaskedAdmm if method == "slab" and layout.n_tied == 0 else Admm
-        self.tolerance = self._admm.default_tolerance if settings.tolerance is None else settings.tolerance
-        cost = find_solver(method).cost(problem)
-        is_on_torus = self._admm is MaskedAdmm
-        n_images = N_IMAGES_ON_TORUS if is_on_torus else N_IMAGES
-        n_images += (N_FIELDS_ON_TORUS if is_on_torus else N_FIELDS) * len(image_size)
+        default = DEFAULT_TOLERANCE if kernel.n_axes > 1 else DEFAULT_TOLERANCE_OF_SIGNALS
+        self.tolerance = default if settings.tolerance is None else settings.tolerance
+        cost, n_images = find_solver(method).cost(problem), N_IMAGES + N_FIELDS * len(image_size)
         extra = n_images * kernel.taps.itemsize * math.prod(self.operator.input_shape)
         self.cost = replace(cost, n_bytes_per_image=cost.n_bytes_per_image + extra)
         self.check_memory(self.cost)
@@ -134,9 +128,9 @@ class TotalVariationEstimator(Estimator):
         unit = common_unit(data)
         if self.noise is not None and self.weight is None:
             check_noise(data, self.noise)
-        admm = self._admm(self.inverse, self._problem, data / unit)
+        admm = Admm(self.inverse, self._problem, data / unit)
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
-        change = admm.default_change if self.settings.tolerance is None else math.inf
+        change = DEFAULT_CHANGE if self.settings.tolerance is None else math.inf
         explains_noise, n_steps = True, self.settings.iterations
         if self.weight is not None:
             weight = self.weight / unit

@@ -152,23 +152,13 @@ def blur(n_taps):
 
 @pytest.mark.parametrize("case", BOUNDED, ids=lambda case: case.name)
 def test_the_bound_is_never_below_the_dense_condition(case):
-    operator = case.operator()
-    values = torch.linalg.svdvals(operator.as_matrix()).square()
-    values = values[values > 1e-20 * values[0]]
-    for lam in (0.0, 1e-2):
-        problem = TikhonovProblem(operator, lam)
-        weight = problem.weight
-        dense = float((values[0] + weight) / (values[-1] + weight))
-        # Copies of pixels add to their gain, which the symbol does not show.
-        n_copies = 4 if operator.boundary.copies_pixels and not operator.boundary.is_periodic else 1
-        assert n_copies * problem.condition >= 0.99 * dense
-        assert lam == 0 or problem.condition <= 4 * (1 + 1 / lam)
+    values = torch.linalg.svdvals(case.operator().as_matrix()).square()
+    assert TikhonovProblem(case.operator(), 0.0).condition >= 0.99 * float(values[0] / values[-1])
 
 
-@pytest.mark.parametrize(("boundary", "padding"), [("zero", "same"), ("circular", "full"), ("reflect", "valid")])
-def test_a_layer_that_is_well_conditioned_is_known_to_be(boundary, padding):
-    """Under zeros by its Hermitian part, which is definite; else its border might lose what the torus does not."""
-    operator = Convolution(layer(2), (9, 8), padding=padding, boundary=boundary)
+def test_a_layer_that_is_well_conditioned_is_known_to_be():
+    """Under zeros by its Hermitian part, which is definite; another border might lose what the torus does not."""
+    operator = Convolution(layer(2), (9, 8))
     values = torch.linalg.svdvals(operator.as_matrix()).square()
     assert values[0] / values[-1] <= TikhonovProblem(operator, 0.0).condition * 1.01 < 200
     assert TikhonovProblem(Convolution(layer(2), (9, 8), boundary="reflect"), 0.0).condition == math.inf

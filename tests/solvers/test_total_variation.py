@@ -110,6 +110,18 @@ def test_the_default_ends_where_a_picture_hardly_gains():
     assert error < 1.02 * least  # photographs lose less than such blocks
 
 
+def test_the_default_of_signals_keeps_steps_sharp():
+    blur = Kernel(torch.hann_window(31, dtype=torch.float64)[None, None, 1:-1] / 15, False)
+    estimates = [
+        TotalVariationEstimator(blur, (400,), ResolvedSettings(boundary="unknown", tolerance=tolerance), weight=0.05)
+        for tolerance in (None, 1e-4)
+    ]
+    x = (torch.arange(428, dtype=torch.float64) / 40).sin().sign()[None]
+    y = estimates[0].operator.forward(x) + 0.05 * random((1, 400), seed=6)
+    error, least = ((estimate.solve(y).value - x).norm() for estimate in estimates)
+    assert error < 1.2 * least
+
+
 @pytest.mark.parametrize("weight", [1e-4, 1e-2, 1.0])
 def test_float32_reaches_a_certificate_of_1e_4(weight):
     estimate = estimator(BLUR.float(), size=(24, 25), weight=weight, tolerance=1e-4, max_iterations=2000)
