@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from deconv_cli.kernels.blind.blur_map import BlurMap
+from deconv_cli.kernels.blind.blurred_picture import MAX_SATURATED
 from deconv_cli.kernels.blind.estimate import LEAST_AREA, NO_BLUR, KernelEstimate
 from deconv_cli.kernels.blind.free_form import FreeForm
 from deconv_cli.kernels.kernel import Kernel
@@ -17,7 +18,7 @@ from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.prompt_sentences import with_options
 from deconv_cli.report.reconstruction_record import Record, describe_diagnosis, describe_reconstruction
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import SCHEMA, Convention, PaddingLike, Size, format_padding, package_version
+from deconv_cli.vocabulary import SCHEMA, Convention, PaddingLike, Size, format_padding, format_percent, package_version
 from deconv_cli.workflows.arithmetic import ChosenLight
 from deconv_cli.workflows.lambda_series import LambdaView
 from deconv_cli.workflows.measurement import Diagnosis
@@ -248,7 +249,11 @@ def describe_found(estimate: KernelEstimate) -> str:
             "as in sharp pictures after a lens or resampling"
         )
     if not estimate.found:
-        return "no blur was found: its spectrum is that of a sharp picture, or of a blur of another kind"
+        found = "no blur was found: its spectrum is that of a sharp picture, or of a blur of another kind"
+        if estimate.saturated <= MAX_SATURATED:
+            return found
+        share = format_percent(estimate.saturated)
+        return f"{found}; {share} of its pixels are saturated, which may hide one: if you know no kernel, expose less"
     numbers = ", ".join(f"{p.name.lower()} {p.text}" for p in estimate.parameters)
     sentence = f"{estimate.family} with {numbers}"
     if estimate.runner_up is None or estimate.log_likelihood_ratio is None:

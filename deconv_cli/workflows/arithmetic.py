@@ -10,6 +10,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.lambda_rules import choose_by_rule
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError, check_type
+from deconv_cli.kernels.blind.blurred_picture import MAX_SATURATED
 from deconv_cli.kernels.kernel import AXIS_NAMES, Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators.axes import crop
@@ -188,7 +189,8 @@ class ChosenLight:
 def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light: bool) -> str | None:
     """Return a sentence if the residual of a tile of stored samples `(*batch, C, H, W)` is whiter in the other light.
 
-    Frequencies that the kernel removes hold only noise, unless a tone curve came after the blur.
+    Frequencies that the kernel removes hold only noise, unless a tone curve came after the blur, or samples are
+    saturated.
     """
     size = stored.shape[-2:]
     if (
@@ -201,7 +203,8 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
     window = tuple(min(n, _TILE) for n in size)
     start = tuple((n - kept) // 2 for n, kept in zip(size, window, strict=True))
     images = crop(stored.detach().reshape(-1, *stored.shape[-3:])[0], start, window).float()
-    if float(images.std()) < _FLAT * ROUNDING_NOISE * curve.white / _BYTE:
+    is_saturated = float((images >= curve.white).float().mean()) > MAX_SATURATED
+    if is_saturated or float(images.std()) < _FLAT * ROUNDING_NOISE * curve.white / _BYTE:
         return None
     middle, found = images.shape[0] // 2, {}
     kernel = replace(kernel, taps=kernel.taps.detach().to(images))

@@ -62,6 +62,13 @@ def test_a_sharp_picture_has_no_kernel(deconv, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_saturated_samples_may_be_why_no_blur_was_found(deconv, tmp_path):
+    with Image.open(SAMPLES / "camera.png") as picture:
+        picture.point(lambda value: min(255, 2 * value)).save(tmp_path / "bright.png")
+    reason = deconv("kernel", "estimate", tmp_path / "bright.png", "--json").report["reason"]
+    assert re.search(r"; \d+ % of its pixels are saturated, which may hide one", reason), reason
+
+
 def test_a_blur_too_slight_to_be_told_from_none_is_named(deconv, tmp_path):
     """The likelihood alone would be enough, as the same table says."""
     photo = write_blurred(tmp_path / "slight.png", "camera", "motion:5@20")

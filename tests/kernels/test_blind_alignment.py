@@ -77,6 +77,13 @@ def test_no_factor_is_advised_for_a_kernel_of_quite_another_size(given, true):
     assert sentence.endswith("find the blur in the picture with deconv kernel estimate")
 
 
+def test_nothing_is_said_of_a_saturated_picture():
+    """Where light was cut off, the spectrum is not that of a blurred scene."""
+    kernel, blurred = make_kernel("disk:12"), blurred_picture("camera", make_kernel("disk:4.2"))
+    assert describe_alignment(kernel, blurred, tone_curve=CURVE)
+    assert describe_alignment(kernel, (1.4 * blurred).clamp_max(255).byte(), tone_curve=CURVE) == ()
+
+
 def test_what_fits_is_left_alone():
     kernel = make_kernel("gaussian:1.8")
     found = deconv_cli.align_kernel(kernel, blurred_picture("camera", kernel), tone_curve=CURVE)

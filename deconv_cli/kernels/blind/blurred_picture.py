@@ -45,6 +45,8 @@ to 0.25, disks 0.46."""
 _UNEVEN = 0.1
 """Scatter of the widths of points, in parts of their width, from which on they may be no stars. Bright stars had 0.03
 to 0.05, galaxies under a disk 0.13 to 0.16."""
+MAX_SATURATED = 0.05
+"""Part of a picture from which on saturated pixels may hide its blur: with 7 % a right kernel was accused."""
 _MAX_KURTOSIS = 12.0
 """Of samples whose spectrum is that of a scene: fields of stars had 15 to 200, most photographs 1 to 6."""
 
@@ -98,6 +100,11 @@ class BlurredPicture:
         is_clipped = None if white is None else (stored >= white).any(0)
         luma = None if jpeg_table is None else _weighted(stored, LUMA)
         return cls(_weighted(light, _LUMINANCE), luma, is_clipped, jpeg_table)
+
+    @property
+    def saturated(self) -> float:
+        """The share of saturated pixels."""
+        return 0.0 if self.is_clipped is None else float(self.is_clipped.float().mean())
 
     def spectrum(
         self, rows: slice = slice(None), columns: slice = slice(None), side: int | None = None
@@ -164,7 +171,7 @@ def estimate_kernel(
         families = [name for name in family_names() if name != _OF_STARS]
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
     found = compare_parts(estimate_family(picture.spectrum(), families), picture.parts())
-    doubt = doubt_points(found, picture)
+    found, doubt = replace(found, saturated=picture.saturated), doubt_points(found, picture)
     return found if doubt is None else replace(found.without_errors(), doubt=doubt)
 
 
@@ -233,11 +240,12 @@ def describe_alignment(
 ) -> tuple[str, ...]:
     """Give a sentence if the kernel is much likelier turned, mirrored or scaled, judged on the middle of the picture.
 
-    The kernel has the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see `BlurredPicture.of`.
+    There is none if much of the picture is saturated. The kernel has the shape `(kH, kW)`, the image as stored
+    `(C, H, W)` or `(1, C, H, W)`; see `BlurredPicture.of`.
     """
     try:
         picture = BlurredPicture.of(_middle(image, _WINDOW), tone_curve=tone_curve, jpeg_table=jpeg_table)
-        if kurtosis(picture.luminance) > _MAX_KURTOSIS:
+        if kurtosis(picture.luminance) > _MAX_KURTOSIS or picture.saturated > MAX_SATURATED:
             return ()
         found = align_by_power(kernel, picture.spectrum())
     except DeconvError:  # too small or too flat a picture, or too large a kernel

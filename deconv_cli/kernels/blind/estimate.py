@@ -98,6 +98,7 @@ class KernelEstimate(ShownInNotebook):
         candidates: the best of each family, the likeliest first.
         evidence: logarithm of the likelihood of the best blur over that of no blur.
         doubt: why the kernel is probably wrong, as a sentence without its full stop; `None` without a reason.
+        saturated: the share of saturated pixels.
     """
 
     found: bool
@@ -106,6 +107,7 @@ class KernelEstimate(ShownInNotebook):
     candidates: tuple[Candidate, ...]
     evidence: float
     doubt: str | None = None
+    saturated: float = 0.0
 
     def __repr__(self) -> str:
         """Describe it in one line."""
