@@ -275,10 +275,13 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
         found += trust.doubt_clipping(result.clipping, result.settings.objective)
     if result.quadratic is not None and not channels:
         known = {doubt.reason for doubt in found}
+        if trust.overshoots_at_edges(result.quadratic.clipping):
+            known.add(DoubtReason.CLIPPING)
         wrong = [doubt for doubt in result.quadratic.doubts if doubt.reason in trust.WRONG_KERNEL]
         for doubt in wrong:
             if doubt.reason not in known:
-                sentence = doubt.sentence.replace(trust.SMOOTHER["quadratic"], trust.SMOOTHER["photo"])
+                advice = trust.NOISE_OR_KERNEL.format(trust.SMOOTHER["quadratic"])  # λ is that of the test alone
+                sentence = doubt.sentence.replace(advice, "the kernel is probably wrong")
                 found.append(replace(doubt, sentence=f"with the quadratic prior, {sentence}"))
     return found or _doubt_error(result)
 

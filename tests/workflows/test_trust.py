@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.nn import functional
 
 import deconv_cli
@@ -331,6 +331,24 @@ def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_
     )
 
 
+@pytest.mark.parametrize(("kernel", "is_right"), [("disk:2.5", True), ("disk:5", False)])
+def test_text_overshoots_a_little_under_its_own_kernel_and_far_under_a_wide_one(kernel, is_right):
+    page, curve = Image.new("L", (250, 250), 250), ToneCurve.srgb(255.0)
+    for row in range(19):
+        ImageDraw.Draw(page).text((6, 4 + 13 * row), f"{row} quick brown foxes; port={8000 + row} jumps over", fill=20)
+    scene = curve.to_light(
+        torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8).reshape(1, 1, 250, 250).double()
+    )
+    blurred = functional.conv2d(scene, make_kernel("disk:2.5").double()[None, None])[0]
+    y = curve.to_stored(blurred).round().clamp(0, 255).to(torch.uint8)
+    result = deconv_cli.invert(y, make_kernel(kernel), defaults="picture", prior="photo", tone_curve=curve)
+    assert result.quadratic.clipping.share > 0.05
+    assert result.is_trusted is is_right, result.doubts
+    assert any('prior="tv"' in note for note in result.notes) is is_right
+    of_test = replace(result, clipping=None).doubts
+    assert is_right or of_test[0].sentence.endswith("lie far outside 0 to 255: the kernel is probably wrong")
+
+
 def test_a_predicted_error_does_not_change_the_range():
     counts = torch.poisson(torch.rand(1, 40, 40, generator=torch.Generator().manual_seed(3)) * 9).byte()
     options = {"lam": 3e-3, "defaults": "picture", "prior": "quadratic"}
@@ -350,6 +368,14 @@ def test_the_expected_error_of_light_is_given_in_stored_values():
     edge = (stored.shape[-1] - y.shape[-1]) // 2
     real = float((result.image.clamp(0, 255) - stored[..., edge:-edge, edge:-edge]).square().mean().sqrt())
     assert real / 1.5 < result.predicted_error.in_samples < 1.5 * real, real
+
+
+@pytest.mark.parametrize(("gain", "is_told"), [(1.2, True), (1.3, False)])
+def test_a_saturated_picture_is_not_compared_in_two_lights(gain, is_told):
+    """Samples that were cut off are 4 and 23 %."""
+    y = (gain * stored_scene("disk:3.7", "stored").float()).round().clamp_max(255).byte()
+    kernel, curve = Kernel.from_tensor(make_kernel("disk:3.7")), ToneCurve.srgb(255.0)
+    assert (caution_light(y, kernel, curve, is_light=True) is not None) is is_told
 
 
 def test_a_flat_picture_is_not_compared_in_two_lights():
