@@ -250,10 +250,9 @@ def describe_found(estimate: KernelEstimate) -> str:
         )
     if not estimate.found:
         found = "no blur was found: its spectrum is that of a sharp picture, or of a blur of another kind"
-        if estimate.saturated <= MAX_SATURATED:
-            return found
-        share = format_percent(estimate.saturated)
-        return f"{found}; {share} of its pixels are saturated, which may hide one: if you know no kernel, expose less"
+        full = f"{format_percent(estimate.saturated)} of its pixels are saturated, which may hide one"
+        advice = "" if estimate.saturated <= MAX_SATURATED else f"; {full}: expose less, or give the kernel"
+        return f"{found}{advice}"
     numbers = ", ".join(f"{p.name.lower()} {p.text}" for p in estimate.parameters)
     sentence = f"{estimate.family} with {numbers}"
     if estimate.runner_up is None or estimate.log_likelihood_ratio is None:

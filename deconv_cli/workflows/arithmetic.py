@@ -189,8 +189,7 @@ class ChosenLight:
 def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light: bool) -> str | None:
     """Return a sentence if the residual of a tile of stored samples `(*batch, C, H, W)` is whiter in the other light.
 
-    Frequencies that the kernel removes hold only noise, unless a tone curve came after the blur, or samples are
-    saturated.
+    Frequencies that the kernel removes hold only noise, unless a tone curve came after the blur or light was cut off.
     """
     size = stored.shape[-2:]
     if (

@@ -68,9 +68,7 @@ TESTED_WIDTHS = 4
 LEAST_LAMBDA = 1e-3
 """λ of the inverse that diagnoses an estimate which is not linear in the data, if no λ was chosen from them."""
 
-_SHARP_EDGES = (
-    'the test of the kernel overshoots at many edges; for text and other flat areas prior="tv" is often better'
-)
+_SHARP_EDGES = 'the test of the kernel overshoots at many edges; for text and flat areas prior="tv" is often better'
 _SPARSE = "a few bright points hold most of the contrast: on such data the real error was up to twice the expected one"
 
 
@@ -272,9 +270,9 @@ class Pipeline:
         weight, rcond = lams[len(lams) // 2] * found.spectrum.sigma_max**2, default_rcond(result.image.dtype)
         taps = kernel.taps[:1] if resolution.is_per_channel else kernel.taps
         finest = widest(measure_resolution(taps, window, InverseFilter(weight, penalty, rcond)))
-        is_overshoot = overshoots_at_edges(found.clipping) and len(found.doubts) == 1
-        notes = (*result.notes, *([_SHARP_EDGES] if is_overshoot else []))
-        return replace(result, quadratic=found, finest=finest, light_caution=found.light_caution, notes=notes)
+        if overshoots_at_edges(found.clipping) and len(found.doubts) == 1:
+            result = replace(result, notes=(*result.notes, _SHARP_EDGES))
+        return replace(result, quadratic=found, finest=finest, light_caution=found.light_caution)
 
     def find_bounds(self, y: Tensor, resolution: ResolvedInput) -> Tensor | None:
         """Find the full samples of data with the axes of the kernel that `reconstruct` takes for lower bounds."""

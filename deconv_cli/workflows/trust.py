@@ -42,10 +42,9 @@ slightly, and by the second multiple of the noise, or the third part of the cont
 pollen of 50 to 500 counts, at most 4.1 % left the range under the right kernel, and at least 15 % under one twice as
 wide."""
 EXTREME, MAX_EXTREME_SHARE = 0.2, 0.03
-"""Part of the contrast by which samples of a quadratic estimate lie beyond the range under a wrong kernel, and their
-share from which on they accuse it. Under the right one many samples overshoot beside the edges of text and of blown
-lights, but at most 2.4 % so far. Of text and photographs of scikit-image that leave the range under disks 1.5 to 2
-times as wide, and that nothing else accuses, at least 4 % do."""
+"""Part of the contrast by which a quadratic estimate leaves the range under a wrong kernel, and the share of samples
+that accuses it. Beside edges of text and of blown lights right kernels had at most 2.4 %. On text and photographs of
+scikit-image, kernels of 1.5 to 2 times the width that nothing else betrayed had at least 4 %, if they left it at all."""
 NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 5e-6
 """Residual of a picture, in parts of the data. Below the first its size and place show nothing, since λ leaves as much
 of exact data; below the second it may be rounding alone."""
@@ -176,9 +175,7 @@ def measure_clipping(
     below, above = lowest - margin, highest + margin
     if below <= least and most <= above:
         return Clipping(lowest, highest, 0.0)
-    is_inside = torch.ones_like(image, dtype=torch.bool)
-    if data.shape == image.shape:
-        is_inside = (data > lowest) & (data < highest)
+    is_inside = (data > lowest) & (data < highest) if data.shape == image.shape else torch.ones_like(image).bool()
     n_inside = max(synchronize.as_index(is_inside.count_nonzero()), 1)
     share, extreme = (
         synchronize.as_index((is_inside & ((image < lowest - m) | (image > highest + m))).count_nonzero()) / n_inside
@@ -210,8 +207,7 @@ def doubt_clipping(clipping: Clipping, objective: str) -> list[Doubt]:
     low, high = f"{clipping.lowest:g}", f"{clipping.highest:g}"
     ends = {"below": low, "above": high}.get(clipping.side, f"{low} to {high}")
     found = f"{format_percent(clipping.share, 3)} of the restored samples lie far {clipping.side} {ends}"
-    smoother = SMOOTHER.get(objective, "a larger λ")
-    return [Doubt(DoubtReason.CLIPPING, f"{found}: {NOISE_OR_KERNEL.format(smoother)}")]
+    return [Doubt(DoubtReason.CLIPPING, f"{found}: {NOISE_OR_KERNEL.format(SMOOTHER.get(objective, 'a larger λ'))}")]
 
 
 def overshoots_at_edges(clipping: Clipping | None) -> bool:
