@@ -196,8 +196,8 @@ def _check_settings(settings: ResolvedSettings) -> None:
         )
     if settings.objective == "tv":
         raise UsageError(
-            "prior tv needs the whole image, because its iteration ends elsewhere in each block; use prior quadratic, or "
-            f"{_AS_A_WHOLE}."
+            "prior tv needs the whole image, because its iteration ends elsewhere in each block; use prior quadratic, "
+            f"or {_AS_A_WHOLE}."
         )
 
 
