@@ -45,11 +45,14 @@ def test_a_layer_that_no_optimizer_holds_keeps_its_verdict_and_is_no_fault(tmp_p
 
 @pytest.mark.parametrize("is_before", [True, False])
 @pytest.mark.parametrize("kind", ["buffer", "tensor"])
-def test_a_memory_bank_that_training_writes_in_place_is_no_fault(tmp_path, kind, is_before):
+@pytest.mark.parametrize(
+    "write", ["[4 * (_ % 2) : 4 * (_ % 2) + 4] = found.detach()[:4]", ".lerp_(found.detach()[:8], 0.1)"]
+)
+def test_a_memory_bank_that_training_writes_in_place_is_no_fault(tmp_path, write, kind, is_before):
     bank = (
         "model.register_buffer('bank', torch.randn(8, 2))\n" if kind == "buffer" else "model.bank = torch.randn(8, 2)\n"
     )
-    fill = "    model.bank[4 * (_ % 2) : 4 * (_ % 2) + 4] = found.detach()[:4]\n"
+    fill = f"    model.bank{write}\n"
     forward = "    found = model(x)\n" + (fill if is_before else "")
     loop = LOOP.replace("range(3)", "range(6)").replace("    loss =", forward + "    loss =")
     loop = loop.replace("mse_loss(model(x), y)", "mse_loss(found @ model.bank.T, torch.ones(8, 8))")
