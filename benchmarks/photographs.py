@@ -172,6 +172,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
     tables: list[Table] = []
     targets: list[Target] = []
     columns = [*WAYS, *PEERS]
+    medians: list[list[str]] = []
     for kind, over_quadratic, over_best, least, mark in (
         ("JPEG", 1.5, 1.0, -0.2, ""),
         ("JPEG", 1.5, 1.0, -0.2, ESTIMATED),
@@ -179,6 +180,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
     ):
         gains: list[float] = []
         margins: list[float] = []
+        levels: dict[str, list[float]] = {}
         rows: list[list[str]] = []
         for case, figures in outcomes.items():
             if not case.startswith(kind):
@@ -192,6 +194,8 @@ def report(outcomes: dict[str, Figures]) -> Report:
                 others = max(value for way, value in found.items() if way != "photo")
                 gains.append(found["photo"] - found["quadratic"])
                 margins.append(found["photo"] - others)
+                for way, value in ({"blurred": float(figures[f"{formula}: blurred"])} | found).items():
+                    levels.setdefault(way, []).append(value)
                 cells = [f"{found[way]:.2f}" if way in found else "–" for way in columns]
                 rows.append([f"{case}, {formula}", f"{float(figures[f'{formula}: blurred']):.2f}", *cells])
         what = f"{kind}, kernels {'found in the file' if mark else 'known'}"
@@ -201,6 +205,8 @@ def report(outcomes: dict[str, Figures]) -> Report:
             Target(f"{what}: dB over the best of the others, least", least, min(margins, default=None), is_floor=True),
         ]
         unit = "stored values" if kind == "JPEG" else "light"
+        middle = [f"{statistics.median(levels[way]):.2f} dB" if way in levels else "–" for way in ("blurred", *columns)]
+        medians.append([f"{what}, {len(rows)} files", *middle])
         tables.append(Table(f"{what}: PSNR of {unit} in dB.", ["file", "blurred", *columns], rows))
     ratios = [
         float(value) for figures in outcomes.values() for name, value in figures.items() if "expected / real" in name
@@ -215,7 +221,10 @@ def report(outcomes: dict[str, Figures]) -> Report:
             unit=" %",
         )
     )
-    return Report("Photographs", targets, tables)
+    summary = Table(
+        "Median PSNR, in stored values for JPEG and in light for linear files.", ["files", "blurred", *columns], medians
+    )
+    return Report("Photographs", targets, [summary, *tables])
 
 
 def _median(values: list[float]) -> float | None:
