@@ -44,7 +44,7 @@ wide."""
 EXTREME, MAX_EXTREME_SHARE = 0.2, 0.03
 """Part of the contrast by which a quadratic estimate leaves the range under a wrong kernel, and the share of samples
 that accuses it. Beside edges of text and of blown lights right kernels had at most 2.4 %. On text and photographs of
-scikit-image, kernels of 1.5 to 2 times the width that nothing else betrayed had at least 4 %, if they left it at all."""
+scikit-image, kernels of 1.5 to 2 times the width that only this test had found had at least 4 %."""
 NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 5e-6
 """Residual of a picture, in parts of the data. Below the first its size and place show nothing, since λ leaves as much
 of exact data; below the second it may be rounding alone."""
