@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import ast
 import importlib
-from pathlib import Path
+import pkgutil
 from typing import TYPE_CHECKING, Any
+
+from deconv_cli import errors as errors
 
 if TYPE_CHECKING:
     from deconv_cli.allocator import keep_freed_memory as keep_freed_memory
@@ -100,7 +102,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     name.name: str(statement.module)
-    for statement in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    for statement in ast.walk(ast.parse(pkgutil.get_data(__name__, "__init__.py") or b""))
     if isinstance(statement, ast.ImportFrom) and str(statement.module).startswith("deconv_cli.")
     for name in statement.names
 }

@@ -1,6 +1,7 @@
 """The public library: every promised name is there and explained; registries load their parts on request."""
 
 import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_all_holds_what_the_library_promises():
 def test_all_holds_every_public_name_of_the_package():
     importlib.import_module("deconv_cli.io")
     modules = {name for name in vars(deconv_cli) if f"deconv_cli.{name}" in sys.modules}
-    from_elsewhere = {"TYPE_CHECKING", "Any", "Path", "annotations", "ast", "importlib"}
+    from_elsewhere = {"TYPE_CHECKING", "Any", "annotations", "ast", "importlib", "pkgutil"}
     public = {name for name in vars(deconv_cli) if not name.startswith("_")} - modules - from_elsewhere
     assert public <= set(deconv_cli.__all__)
 
@@ -52,6 +53,20 @@ def test_the_version_is_the_same_wherever_it_is_written():
     root = Path(deconv_cli.__file__).parent.parent
     for name, line in (("CITATION.cff", "version: {}"), ("recipe/recipe.yaml", '  version: "{}"')):
         assert line.format(deconv_cli.__version__) in (root / name).read_text(encoding="utf-8").splitlines(), name
+
+
+def test_the_package_can_be_imported_from_a_zip(tmp_path):
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", Path(deconv_cli.__file__).parents[1], "deconv_cli")
+    code = "import deconv_cli; print(deconv_cli.__file__, deconv_cli.errors.UsageError is deconv_cli.UsageError)"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": packed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split() == [str(Path(packed, "deconv_cli", "__init__.py")), "True"]
 
 
 def test_an_unknown_name_is_an_attribute_error():

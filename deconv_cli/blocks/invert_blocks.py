@@ -179,6 +179,9 @@ def _solved_closely(problem: BlockProblem) -> BlockProblem:
     return problem
 
 
+_AS_A_WHOLE = "restore the image as a whole, without block_size and with as much max_memory as it needs"
+
+
 def _check_settings(settings: ResolvedSettings) -> None:
     """Refuse by `UsageError` what blocks cannot take."""
     if not settings.layer.is_plain:
@@ -189,12 +192,12 @@ def _check_settings(settings: ResolvedSettings) -> None:
     if BOUNDARIES[settings.boundary].is_periodic:
         raise UsageError(
             f"boundary {settings.boundary} joins opposite edges, which never lie in one block; use another boundary, "
-            "or more memory."
+            f"or {_AS_A_WHOLE}."
         )
     if settings.objective == "tv":
         raise UsageError(
-            "prior tv needs the whole image, because its iteration ends elsewhere in each block; use prior photo or "
-            "quadratic, or more memory."
+            "prior tv needs the whole image, because its iteration ends elsewhere in each block; use prior quadratic, "
+            f"or {_AS_A_WHOLE}."
         )
 
 

@@ -70,7 +70,8 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     rows.append(("residual", f"{format_percent(result.residual.relative, 3)} of the data{_noise(result)}"))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.determined is not None:
-        rows.append(("determined", f"all but {format_percent(1 - result.determined.share, 2)} of a random input"))
+        lost = format_percent(1 - result.determined.share)
+        rows.append(("determined", f"not all: the layer loses {lost} of a random input"))
     if result.predicted_error is not None:
         error, unit = result.actual_error, _sample_unit(source)
         rows.append(error_row(result.predicted_error, unit, error, is_trusted=result.is_trusted))

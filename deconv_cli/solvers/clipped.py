@@ -67,8 +67,9 @@ def solve_clipped(
         is_clipped: which samples are bounds, of the same shape.
         rule: when to stop.
         progress: called after every iteration.
-        start: an estimate that takes saturated samples for measurements, shape `(*batch, C_in, *size)`.
+        start: an estimate that takes saturated samples for measurements, shape `(*batch, C_in, *size)`; overwritten.
     """
+    y = y.contiguous()  # samples are found by their places
     preconditioner, log = TorusPreconditioner(problem), IterationLog(rule, progress)
     is_narrow = problem.runs_in_own_precision and rule.tolerance >= LEAST_TOLERANCE_IN_FLOAT32
     on_images = _Steps(problem.operator, preconditioner)

@@ -51,17 +51,7 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     data, kernel = torch.from_numpy(np.load(large))[None], deconv_cli.make_kernel("box:3")
     whole = deconv_cli.invert(data, kernel, defaults="picture", lam=0.1, noise="white").image[0].numpy()
     found = np.load(report["output"]["path"])
-    alone = [
-        "-o",
-        large.with_name("whole.npy"),
-        "--noise",
-        "white",
-        "--lambda",
-        "0.1",
-        "--defaults",
-        "picture",
-        "--json",
-    ]
+    alone = ["--noise=white", "--lambda=0.1", "--defaults=picture", "--json", "-o", large.with_name("whole.npy")]
     of_whole = deconv("invert", large, "-k", "box:3", *alone, expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)).report
     for name in ("whole.npy", "whole.npy.json"):
         large.with_name(name).unlink()

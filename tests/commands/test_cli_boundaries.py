@@ -36,11 +36,8 @@ def test_the_defaults_of_pictures_and_tensors(deconv, gray, gentle, save, tmp_pa
     tensor = deconv("invert", save("y", np.eye(12)), "-k", gentle, "-o", tmp_path / "x.npy", "--json").report
     assert (tensor["lambda"], tensor["penalty"], tensor["lambda_choice"]) == (1e-6, "identity", None)
     table = deconv("invert", gray, "-k", gentle, "-o", tmp_path / "z.tif", "--prior", "quadratic").stderr
-    for words in (
-        "penalty gradient: chosen by generalized cross-validation",
-        "unknown: a picture shows part of a larger scene",
-    ):
-        assert words in table
+    assert "penalty gradient: chosen by generalized cross-validation" in table
+    assert "unknown: a picture shows part of a larger scene" in table
 
 
 @pytest.fixture
@@ -61,9 +58,7 @@ def test_a_lossy_border_is_a_warning_with_advice(deconv, data, late, tmp_path):
     done = deconv(*words, "--json", expect=ExitCode.UNTRUSTWORTHY)
     finding = done.report["well_posedness"]
     assert finding["is_well_posed"] is False
-    assert (finding["border_modes"], finding["lost_modes"], finding["threshold"]) == (20, 20, 1e-3)
-    assert finding["windings"] == [[1, 1], [0, 0]]
-    assert finding["frequencies"] == 22
+    assert (finding["border_modes"], finding["lost_modes"]) == (20, 20)
     lines = deconv(*words, "--force", expect=ExitCode.UNTRUSTWORTHY).stderr.splitlines()
     assert f"warning: {finding['reason']}" in lines
     for sentence in finding["advice"]:

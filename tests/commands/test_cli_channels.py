@@ -79,12 +79,7 @@ def test_several_kernels_are_of_one_channel_each(refuses, photograph, kernels, t
 def test_what_a_kernel_means_on_a_picture_is_said_once(deconv, gray, save, tmp_path):
     kernel, blurred = save("k", 2 * np.outer([1, 2, 1], [3, 2, 1]).astype("float32")), tmp_path / "blurred.tif"
     said = deconv("forward", gray, "--kernel", kernel, "-o", blurred).stderr
-    for part in (
-        "note: the kernel is not symmetric",
-        "--convention convolution",
-        "add up to 48",
-        "--normalize divides",
-    ):
+    for part in ("kernel is not symmetric", "--convention convolution", "add up to 48", "--normalize divides"):
         assert part in said
     back = ["invert", blurred, "--kernel", kernel, "-o", tmp_path / "out.tif", "--lambda", "0.1"]
     assert "not symmetric" not in deconv(*back).stderr

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -92,31 +90,3 @@ def test_a_flat_picture_gets_no_warning_of_rules_that_differ(deconv, tmp_path):
     Image.new("RGB", (64, 64), (70, 80, 90)).save(tmp_path / "flat.png")
     run = deconv("invert", tmp_path / "flat.png", "-k", "gaussian:2", "--prior", "quadratic", "-o", tmp_path / "x.png")
     assert "warning" not in run.stderr
-
-
-KERNEL = "gaussian:1.5"
-
-
-@pytest.fixture
-def jpeg(deconv, tmp_path):
-    """A piece of a sample photograph, blurred, noised and compressed."""
-    scene = read_image(Path(__file__).parents[2] / "sample_images" / "camera.png").values[0, 0, 40:216, 60:236]
-    np.save(tmp_path / "scene.npy", scene.float().numpy())
-    options = ["--padding", "valid", "--noise", "gaussian:3", "-o", tmp_path / "blurred.npy"]
-    deconv("forward", tmp_path / "scene.npy", "-k", KERNEL, *options)
-    path = tmp_path / "blurred.jpg"
-    Image.fromarray(np.load(tmp_path / "blurred.npy").clip(0, 255).astype(np.uint8)).save(path, quality=80)
-    return path
-
-
-def test_the_noise_of_a_jpeg_is_found_and_said(deconv, jpeg, tmp_path):
-    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force", "--prior", "quadratic"]
-    found = deconv(*words, "--json").report
-    (noise,) = found["noise_model"]
-    assert noise["sigma"] == pytest.approx(3, rel=0.25)
-    assert noise["spectrum"][1] > 5 * noise["spectrum"][10]
-    assert "less power in fine detail" in noise["sentence"]
-    by_gcv = ("--noise", "white", "--lambda-rule", "gcv")  # which the whitest residual would correct by default
-    white = deconv(*words, "--json", *by_gcv, expect=ExitCode.UNTRUSTWORTHY).report
-    assert white["noise_model"][0]["spectrum"] == []
-    assert white["lambda"] < 0.1 * found["lambda"]

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import deconv_cli
 from deconv_cli.commands.app import app
 from deconv_cli.commands.exit_codes import ExitCode
 
@@ -127,15 +126,6 @@ def test_invert_undoes_the_products_that_were_named_so(deconv, case, values, dis
     deconv("forward", x, "-k", weights, "--tap", "product", "-o", folder / "y.npy", "--output-dtype", "float64")
     deconv("invert", folder / "y.npy", "-k", weights, "--lambda", 0, "-o", folder / "x2.npy", "--dtype", "float64")
     assert distance(values(folder / "x2.npy"), values(x)) < 1e-5
-
-
-def test_the_command_is_the_library(deconv, case, values):
-    x, weights, folder = case
-    words = ("--padding", "full", "--stride", 2, "--dilation", 2)
-    deconv("forward", x, "-k", weights, "--tap", "tan-sum", "-o", folder / "y.npy", *words)
-    kernel, image = torch.from_numpy(np.load(weights)), torch.from_numpy(np.load(x))
-    y = deconv_cli.forward_taps(image, kernel, "tan-sum", padding="full", stride=2, dilation=2)
-    assert torch.equal(values(folder / "y.npy")[0], y.float().double())
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,6 @@ def test_the_corrected_losses(report):
 @pytest.mark.parametrize(
     ("report", "names"),
     [
-        (lambda: small(detached.PartDetach), {"body.bias": "DETACHED", "head.weight": "OK"}),
         (lambda: small(detached.Unused), {"spare.weight": "UNUSED", "spare.bias": "UNUSED", "body.weight": "OK"}),
         (lambda: checked(dying.DeepSigmoid(), 5, 8), {"layers.0.weight": "VANISHING", "layers.13.weight": "OK"}),
         (lambda: checked(dying.DeepLinear(), 5, 8), {"first.weight": "EXPLODING", "last.weight": "OK"}),

@@ -73,7 +73,11 @@ def test_parts_become_an_image(sample, tmp_path):
     target = planned(open_regions(sample), path, dimensions=3, output_dtype="float32")
     assert (target.axes, target.shape, target.unit) == ("CZYX", IMAGE.shape, (1, 2, 20, 26))
     target.create()
+    group = tmp_path / ".out.ome.zarr.partial" / "zarr.json"
+    group.write_bytes(group.read_bytes()[:9])  # by a process that was killed as it wrote
+    assert not target.create()
     write_all(target, IMAGE.astype("float32"))
+    assert target.create()
     target.finish({"command": "invert"})
     windows = [(channel.window.start, channel.window.end) for channel in check_valid(path)]
     assert windows == [(channel[:2].min(), channel[:2].max()) for channel in IMAGE]

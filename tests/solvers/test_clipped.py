@@ -67,6 +67,16 @@ def test_nothing_clipped_is_least_squares():
     assert torch.allclose(solution.value, plain.value, atol=1e-7)
 
 
+@pytest.mark.parametrize("boundary", ["unknown", "reflect"])
+def test_data_may_lie_in_memory_in_any_order(boundary):
+    problem = problem_of(boundary)
+    y = clipped_data(problem)
+    rule = StoppingRule(DEFAULT_TOLERANCE, 200)
+    turned = y.movedim(0, -1).contiguous().movedim(-1, 0)
+    expected = solve_clipped(problem, y, y >= BOUND, rule).value
+    torch.testing.assert_close(solve_clipped(problem, turned, turned >= BOUND, rule).value, expected)
+
+
 def test_iterations_that_run_out_are_said():
     problem = problem_of()
     y = clipped_data(problem)

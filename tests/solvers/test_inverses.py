@@ -189,6 +189,18 @@ def test_a_singular_symbol_bars_the_direct_way():
         PseudoInverse(Kernel(taps, False), (6, 5), ResolvedSettings(method="direct"))
 
 
+def test_multi_channel_inverse_under_zero_padding():
+    """The question this tool exists for, small: a random 8 → 8 kernel, 3 × 3, `padding=1`."""
+    kernel, x = random((8, 8, 3, 3)), random((2, 8, 24, 23), seed=1)
+    y = torch.nn.functional.conv2d(x, kernel, padding=1)
+    inverse = PseudoInverse(Kernel.from_tensor(kernel), (24, 23), ResolvedSettings(padding=1))
+    assert inverse.choice.method == "direct"
+    assert (inverse(y) - x).norm() <= 1e-8 * x.norm()
+    single = PseudoInverse(Kernel.from_tensor(kernel.float()), (24, 23), ResolvedSettings(padding=1, lam=1e-6))
+    solution = single.solve(y.float()).raise_for_status()
+    assert solution.certificate <= 1e-6
+
+
 BORDERS = ["unknown", "zero", "reflect", "symmetric", "replicate"]
 
 

@@ -136,7 +136,7 @@ def find_zero_by_construction(evidence: Evidence, name: str) -> Finding | None:
         return None
     why = "a normalization or a softmax behind it removes everything that this parameter adds to the loss."
     suggestion = "nothing; it does no harm, and a layer without it (bias=False) gives the same"
-    cause = Cause("a bias without effect", evidence.module_of(name), why, suggestion)
+    cause = Cause("a parameter without effect", evidence.module_of(name), why, suggestion)
     return Finding(Verdict.ZERO_BY_CONSTRUCTION, (cause,))
 
 

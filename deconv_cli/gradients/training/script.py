@@ -56,8 +56,8 @@ def check_script(
     except SystemExit as end:
         if end.code and not watch.passes:
             raise UsageError(
-                f"'{path}' ended itself before the pass to check, by sys.exit: “{end.code}”; give the arguments that "
-                "it needs."
+                f"'{path}' ended itself before the pass to check, by sys.exit: “{end.code}”; see what it printed, and "
+                "give the arguments that it needs."
             ) from end
     except Exception as error:
         if not watch.passes:

@@ -259,7 +259,7 @@ class Tape(TorchFunctionMode):
 
     def _keep_first_values(self, tensor: torch.Tensor) -> None:
         key = storage_key(tensor)
-        if self._source_of(tensor) or key in self._writers or tensor.requires_grad:
+        if self._source_of(tensor) is not None or key in self._writers or tensor.requires_grad:
             return
         values = tensor.detach()
         whole = values.as_strided((values.untyped_storage().nbytes() // values.element_size(),), (1,), 0).clone()

@@ -234,6 +234,7 @@ class ZarrTarget(RegionTarget):
         member = _member_of(self.metadata)
         with refusing_damage(self.path, f"a {NAME}"):
             array = open_stored(written, member)
+            json.loads((written / FORMAT_FILE).read_bytes())  # of the group, which may be half written
             # A run writes the attributes just before it renames the folder.
             return ZarrSource(
                 *(written, array.shape, array.dtype.name, named_axes(array), NAME, array.chunks),

@@ -80,9 +80,11 @@ class ContinuousKernel:
 def check_length(half_width: float, name: str) -> float:
     """Return half the width of a kernel in samples; refuse what cannot be by `UsageError`."""
     if not half_width > 0:
-        raise UsageError(f"{name} must be positive.")
+        raise UsageError(f"{name} of the kernel must be positive.")
     if half_width > MAX_REACH:
-        raise UsageError(f"{name} is too large, since a kernel extends at most {MAX_REACH} pixels from its center.")
+        raise UsageError(
+            f"{name} of the kernel is too large, since it extends at most {MAX_REACH} pixels from its center."
+        )
     return half_width
 
 
