@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -170,14 +170,16 @@ class _CheckedCall:
             found.append(item)
         return found
 
-    def _first_mistake(self, errors: Collection[int], meant: set[int]) -> CodeLocation | None:
+    def _first_mistake(self, errors: dict[int, tuple[Comparison, str]], meant: set[int]) -> CodeLocation | None:
         """Find the first line of backward that departs from the chain rule."""
         trial, positions = self._trial, self._positions
         # A gradient of zero, as of the weights of a state that is zero, proves nothing about the lines before.
         others = {n: given for n, given in enumerate(trial.given) if n not in errors}
         right = [positions[n] for n, given in others.items() if given is not None and bool(given.any())]
-        wrong = [positions[n] for n in errors if n not in meant]
-        return self._source.of_first_mistake(trial.gradients, trial.known_values(), wrong, right)
+        wrong = {positions[n]: found for n, (found, _) in errors.items() if n not in meant}
+        is_scaled = all(found.ratio and is_one_factor(found.ratio, found.ratio_range) for found in wrong.values())
+        known = trial.known_values()
+        return self._source.of_first_mistake(trial.gradients, known, list(wrong), right, is_scaled=is_scaled)
 
     def _item(self, index: int, location: CodeLocation, **known: Any) -> WrongInput:  # noqa: ANN401  fields of WrongInput
         position = self._positions[index]

@@ -43,17 +43,36 @@ def test_a_layer_that_no_optimizer_holds_keeps_its_verdict_and_is_no_fault(tmp_p
     assert why.endswith("; no optimizer holds this weight, so it is not trained, as in a target network.")
 
 
-@pytest.mark.parametrize("is_before", [True, False])
-@pytest.mark.parametrize("bank", ["register_buffer('bank', torch.randn(8, 2))", "bank = torch.randn(8, 2)"])
-@pytest.mark.parametrize(
-    "write", ["[4 * (_ % 2) : 4 * (_ % 2) + 4] = found.detach()[:4]", ".lerp_(found.detach()[:8], 0.1)"]
-)
-def test_a_memory_bank_that_training_writes_in_place_is_no_fault(tmp_path, write, bank, is_before):
-    fill = f"    model.bank{write}\n"
-    forward = "    found = model(x)\n" + (fill if is_before else "")
-    loop = LOOP.replace("range(3)", "range(6)").replace("    loss =", forward + "    loss =")
+FILLS = {
+    "a part": "    model.bank[4 * (_ % 2) : 4 * (_ % 2) + 4] = found.detach()[:4]\n",
+    "all": "    model.bank.mul_(0.5).add_(0.5 * found.detach())\n",
+    "an average": "    model.bank.lerp_(found.detach(), 0.1)\n",
+    "with a gradient": "    model.bank[:4] = 0.5 * model.bank[:4] + 0.5 * found[:4]\n",
+}
+ENDS = {
+    "nothing": "",
+    "a number": "    loss.item()\n",
+    "a detachment": "    model.bank = model.bank.detach()\n",
+    "a detachment in place": "    model.bank.detach_()\n    loss.item()\n",
+}
+BANKS = [(*case, n) for case in (("a part", True), ("a part", False), ("all", True)) for n in ("nothing", "a number")]
+BANKS = [(*bank, n_added) for bank in BANKS for n_added in (1, 2)]
+BANKS += [("an average", is_before, "nothing", 1) for is_before in (True, False)]
+BANKS += [("with a gradient", True, end, 1) for end in ("a detachment", "a detachment in place")]
+
+
+@pytest.mark.parametrize(("fill", "is_before", "end", "n_added"), BANKS)
+@pytest.mark.parametrize("kind", ["buffer", "tensor"])
+def test_a_memory_bank_that_training_writes_in_place_is_no_fault(tmp_path, kind, fill, is_before, end, n_added):
+    bank = (
+        "model.register_buffer('bank', torch.randn(8, 2))\n" if kind == "buffer" else "model.bank = torch.randn(8, 2)\n"
+    )
+    before, after = (FILLS[fill], "") if is_before else ("", FILLS[fill])
+    loop = LOOP.replace("range(3)", "range(8)").replace("    loss =", f"    found = model(x)\n{before}    loss =")
     loop = loop.replace("mse_loss(model(x), y)", "mse_loss(found @ model.bank.T, torch.ones(8, 8))")
-    found = run_text(f"{HEAD}model.{bank}\n{OPTIMIZER}{loop}{'' if is_before else fill}", tmp_path, step=3)
+    loop = loop.replace("    optimizer.zero", f"    _ % {n_added} or optimizer.zero")
+    loop = loop.replace("    optimizer.step", f"    (_ + 1) % {n_added} or optimizer.step")
+    found = run_text(HEAD + bank + OPTIMIZER + loop + after + ENDS[end], tmp_path, step=4)
     assert set(verdicts(found).values()) == {"OK"}
     assert not any(finding.is_fault for finding in found.general)
 

@@ -144,6 +144,71 @@ def test_an_error_of_backward_is_blamed_on_the_line_in_it(function, text):
     assert (cause.location.file, cause.location.line) == (__file__, line_of(function, text))
 
 
+class Halved(torch.autograd.Function):
+    """A convolution whose backward unfolds its input."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return nn.functional.conv2d(x, w, padding=1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        columns = nn.functional.unfold(x, 3, padding=1)
+        rows = grad.flatten(2)
+        for_w = (rows @ columns.transpose(1, 2)).sum(0)
+        return nn.functional.conv_transpose2d(grad, w, padding=1), 0.5 * for_w.view_as(w)
+
+
+class MeanOfSamples(Halved):
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        columns = nn.functional.unfold(x, 3, padding=1)
+        for_w = torch.einsum("nol,nkl->ok", grad.flatten(2), columns) / len(x)
+        return nn.functional.conv_transpose2d(grad, w, padding=1), for_w.view_as(w)
+
+
+class MeanOfSum(Halved):
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        columns = nn.functional.unfold(x, 3, padding=1)
+        for_w = torch.einsum("nol,nkl->ok", grad.flatten(2), columns)
+        for_w = for_w / len(x)
+        return nn.functional.conv_transpose2d(grad, w, padding=1), for_w.view_as(w)
+
+
+class HalfFlipped(Halved):
+    """Either of two lines could be the wrong one."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        flipped = w.flip(2).transpose(0, 1)
+        for_x = nn.functional.conv2d(grad, flipped, padding=1)
+        return for_x, torch.nn.grad.conv2d_weight(x, w.shape, grad, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (Halved, "0.5 *"),
+        (MeanOfSamples, "/ len(x)"),
+        (MeanOfSum, "/ len(x)"),
+        (HalfFlipped, "def backward"),
+    ],
+)
+def test_a_line_that_moves_values_is_not_blamed_for_the_line_that_uses_them(function, text):
+    class Net(nn.Conv2d):
+        def forward(self, x):
+            return function.apply(torch.tanh(super().forward(x)), self.weight).tanh()
+
+    (cause,) = causes(checked(Net(2, 2, 3, padding=1, bias=False), 4, 2, 7, 7), "weight")
+    assert cause.location.line == line_of(function.backward, text)
+
+
 class Forces(nn.Module):
     """Energy and its derivative by the positions."""
 

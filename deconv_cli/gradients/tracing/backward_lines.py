@@ -16,6 +16,9 @@ import torch
 from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward
 
+_MAX_LABELS = 2
+"""Distinct values other than zero of masks and signs, which are the same in right and wrong ones."""
+
 
 class BackwardSource:
     """The source of the backward of a Function; without a source its methods find nothing."""
@@ -58,6 +61,8 @@ class BackwardSource:
         known: Sequence[torch.Tensor],
         wrong: Sequence[int],
         right: Sequence[int],
+        *,
+        is_scaled: bool,
     ) -> CodeLocation | None:
         """Find the first line whose value departs from the chain rule, by the values that a run assigns.
 
@@ -66,12 +71,14 @@ class BackwardSource:
             known: the values of forward and the gradients by them, from autograd.
             wrong: positions of the inputs with a wrong gradient.
             right: positions of the inputs with a right gradient.
+            is_scaled: each wrong gradient is the right one times a factor, which no transpose or unfolding makes.
         """
-        assigned = self._assigned
+        assigned, known = self._assigned, [value.flatten() for value in known]  # a new shape is no mistake
         values = self._values_assigned(run, {line: names for line, names, _ in assigned})
         goals = [self._returned(position) for position in wrong]
         behind = _slice(assigned, goals)
         cleared = _slice(assigned, [self._returned(position) for position in right])
+        moving = set[int]()
         nodes = [node for node in ast.walk(self._tree) if isinstance(node, ast.Assign)]
         renaming = {node.lineno for node in nodes if isinstance(node.value, ast.Name)}
         computing = {line: found for line, found in values.items() if line not in renaming}
@@ -79,6 +86,7 @@ class BackwardSource:
             found, is_updated = values.get(line, []), _is_updated(names, assigned)
             others = [other[-1] for n, other in computing.items() if n != line and line in computing]
             if not _is_known(found, known, is_updated=is_updated):
+                moving |= {line} if all(any(_is_moved(v, k) for k in known) for v in found) else set()
                 continue
             if not any(bool(value.any()) for value in found):
                 cleared.add(line)  # a zero proves nothing about the lines that it was computed from
@@ -87,10 +95,13 @@ class BackwardSource:
                 cleared |= {line} | _slice(assigned, [], read)
         started = {line for line, names, read in assigned if _is_updated(names, assigned) and not names & read}
         suspects = [line for line in values if line in behind - cleared - started]
-        return self._at(suspects[0]) if suspects else None
+        first = next((line for line in suspects if line not in moving), None)
+        if first is not None and not is_scaled and suspects[0] in moving:
+            return self._whole  # the line that moves values may be wrong as well
+        return None if first is None else self._at(first)
 
     def _values_assigned(self, run: Callable[[], object], names: dict[int, set[str]]) -> dict[int, list[torch.Tensor]]:
-        """Collect the values that each line assigns, in the order in which the lines first run."""
+        """Collect the values that each line assigns, flattened, in the order in which the lines first run."""
         code, shift = self._code, self._shift
         values: dict[int, list[torch.Tensor]] = {}
         last = 0
@@ -101,7 +112,7 @@ class BackwardSource:
                 return None
             if event in ("line", "return"):
                 found = real([frame.f_locals.get(name) for name in names.get(last, ())])
-                values.setdefault(last, []).extend(value.detach().clone() for value in found)
+                values.setdefault(last, []).extend(value.detach().flatten().clone() for value in found)
                 last = frame.f_lineno - shift
             return trace
 
@@ -169,6 +180,12 @@ def _is_known(values: Sequence[torch.Tensor], known: Sequence[torch.Tensor], *, 
         any((v.shape, v.dtype) == (k.shape, k.dtype) and torch.allclose(v, k, rtol=1e-6, atol=1e-9) for k in known)
         for v in chosen
     )
+
+
+def _is_moved(value: torch.Tensor, known: torch.Tensor) -> bool:
+    """Return whether a tensor holds exactly the values of a known one, several times or padded with zeros."""
+    mine, own = (tensor[tensor != 0].unique() for tensor in (value, known))
+    return mine.dtype == own.dtype and len(own) > _MAX_LABELS and torch.equal(mine, own)
 
 
 def _names(tree: ast.AST) -> Iterator[ast.Name]:

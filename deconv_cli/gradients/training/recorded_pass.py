@@ -56,9 +56,14 @@ class RecordedPass(nn.Module):
         self.running_in_library = False
         found = tape.entry_of(loss)
         self._goal = None if found is None else found[0]
-        self.entries = ancestors([*([] if found is None else [found[1]]), *tape.numbers])
-        first_values = dict(entry.written for entry in self.entries if entry.written is not None)
+        goals = [] if found is None else [found[1]]
+        first_values = dict(entry.written for entry in ancestors(goals) if entry.written is not None)
         first_values |= {key: values for key, (_, values) in tape.first_values.items()}
+        # A number of an earlier pass, such as a printed loss, would write to this pass's memory once more.
+        for number in tape.numbers:
+            writes = [entry.written for entry in ancestors([number]) if entry.written is not None]
+            goals += [number] * all(first_values.get(key) is values for key, values in writes)
+        self.entries = ancestors(goals)
         tensors = [leaf for entry in self.entries for leaf in entry.leaves if isinstance(leaf, torch.Tensor)]
         # By the ids of tensors, since a check in double precision gives them other memory.
         self._overwritten = {

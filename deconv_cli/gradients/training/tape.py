@@ -104,7 +104,7 @@ class Tape(TorchFunctionMode):
         self.made_of_values = WeakIdKeyDictionary()
         self._writers: dict[int, tuple[StorageWeakRef, list[Entry]]] = {}
         self._makers: dict[int, tuple[StorageWeakRef, weakref.ref[Entry]]] = {}
-        self._without_gradient = set[int]()
+        self._first_of_pass = 0
         self._count = 0
         self._locator = Locator(nn.Module())
         self._switch: CodeLocation | None = None
@@ -161,12 +161,9 @@ class Tape(TorchFunctionMode):
         return found
 
     def forget(self) -> None:
-        """Drop the state of the pass before the last step; what it wrote without a gradient is constant from now on."""
+        """Drop the state of the pass before the last step."""
         self.numbers.clear()
-        for key in self._without_gradient:
-            self._writers.pop(key, None)
-            self.first_values.pop(key, None)
-        self._without_gradient.clear()
+        self._first_of_pass = self._count
         self._writers = {key: found for key, found in self._writers.items() if not found[0].expired()}
         self._makers = {key: found for key, found in self._makers.items() if not found[0].expired()}
         self.first_values = {key: found for key, found in self.first_values.items() if not found[0].expired()}
@@ -176,7 +173,7 @@ class Tape(TorchFunctionMode):
             return False
         if name == "CheckpointFunction.apply":  # reads weights that are not among its arguments
             return True
-        return any(t.requires_grad or t in self._known or storage_key(t) in self._writers for t in tensors)
+        return any(t.requires_grad or self._source_of(t) or storage_key(t) in self._writers for t in tensors)
 
     def _entry(self, function: Callable[..., Any], leaves: list[Any], spec: Any) -> Entry:  # noqa: ANN401
         location = self._locator.here()
@@ -214,13 +211,15 @@ class Tape(TorchFunctionMode):
         return entry
 
     def _source_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
-        """Find the operation that made a tensor; a tensor without a gradient and with older weights is a constant."""
-        known = self.entry_of(tensor)
-        if known is None or tensor.requires_grad:
+        """Find the operation of a tensor; one without a gradient and with older weights or writes is a constant."""
+        known, key = self.entry_of(tensor), storage_key(tensor)
+        reads = known[1].reads.values() if known is not None else ()
+        if tensor.requires_grad or (known is not None and all(_stamp(weight) == stamp for weight, stamp in reads)):
             return known
-        if all(_stamp(weight) == stamp for weight, stamp in known[1].reads.values()):
-            return known
-        del self._known[tensor]
+        self._known.pop(tensor, None)
+        if key in self._writers and self._writers[key][1][0].order < self._first_of_pass:
+            del self._writers[key]
+            self.first_values.pop(key, None)
         return None
 
     def _finish(self, entry: Entry, name: str, inputs: list[torch.Tensor], result: Any, written: Any) -> None:  # noqa: ANN401
@@ -248,7 +247,6 @@ class Tape(TorchFunctionMode):
                 entry.outputs = []
             storage, key = StorageWeakRef(written.untyped_storage()), storage_key(written)
             self._writers.setdefault(key, (storage, []))[1].append(entry)
-            (self._without_gradient.discard if written.requires_grad else self._without_gradient.add)(key)
             entry.written = (key, self.first_values[key][1]) if key in self.first_values else None
             self._note_effect(entry, key)
 
