@@ -18,7 +18,7 @@ from deconv_cli.commands.work import Job, JobResult, LargeInput, environment_of
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.prompt_sentences import with_options
 from deconv_cli.settings import ReconstructionSettings
-from deconv_cli.vocabulary import as_typed, parse_size
+from deconv_cli.vocabulary import as_typed, counted, parse_size
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_task import BlockReconstruction
@@ -137,7 +137,8 @@ def restore_large(work: InvertOptions, job: Job, large: LargeInput, progress: Wo
             )
         except KeyboardInterrupt:
             if is_heard and is_only:
-                print_note("the finished blocks are kept; run the same command with --resume to continue")
+                n_done = counted(len(planned.checkpoint.results()), "finished block is", "finished blocks are")
+                print_note(f"{n_done} kept; run the same command with --resume to continue")
             raise
     if found.summary is None:
         n_done = len(planned.checkpoint.results())

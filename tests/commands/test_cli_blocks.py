@@ -34,7 +34,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(deconv, large, monkeypatch)
 
     monkeypatch.setattr("deconv_cli.blocks.invert_blocks.BlockRun.finish", interrupted)
     run = deconv(*words(large), expect=ExitCode.INTERRUPTED)
-    assert "with --resume to continue" in " ".join(run.stderr.split())
+    assert "0 finished blocks are kept; run the same command with --resume to continue" in " ".join(run.stderr.split())
 
 
 def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
