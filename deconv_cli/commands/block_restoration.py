@@ -137,8 +137,8 @@ def restore_large(work: InvertOptions, job: Job, large: LargeInput, progress: Wo
             )
         except KeyboardInterrupt:
             if is_heard and is_only:
-                n_done = counted(len(planned.checkpoint.results()), "finished block is", "finished blocks are")
-                print_note(f"{n_done} kept; run the same command with --resume to continue")
+                kept = counted(len(planned.checkpoint.results()), "finished block is", "finished blocks are")
+                print_note(f"{kept} kept; run the same command with --resume to continue")
             raise
     if found.summary is None:
         n_done = len(planned.checkpoint.results())
