@@ -166,7 +166,7 @@ def test_a_canceled_run_adds_nothing(viewer, widget):
         ({"prior": "flat regions, sharp edges", "strength": "much"}, "Weight must be a number, but is 'much'"),
         ({"source": "a layer"}, "the layer of the kernel must show a single point, but looks like a photograph"),
         ({"source": "a microscope's optics", "plane": 0.3}, "the layer has one plane"),
-        ({"source": "a microscope's optics", "aperture": 2.0}, "numerical_aperture must be below"),
+        ({"source": "a microscope's optics", "aperture": 2.0}, "the numerical aperture must be below"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(viewer, widget, changes, sentence):
