@@ -17,8 +17,18 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import norm, relative
-from deconv_cli.operators.circulant import BlockCirculant, to_float64, torus_symbol
+from deconv_cli.operators.axes import norm, relative, space_axes
+from deconv_cli.operators.boundary_rules import SymmetricBoundary
+from deconv_cli.operators.circulant import (
+    BlockCirculant,
+    channels_last,
+    phase_tables,
+    sum_taps,
+    to_float64,
+    torus_symbol,
+)
+from deconv_cli.operators.cosines import BlockCosine
+from deconv_cli.operators.differences import difference_energies
 from deconv_cli.operators.linear_operator import Shape
 from deconv_cli.operators.spectrum import largest_singular_value
 from deconv_cli.regularizers import find_penalty
@@ -63,29 +73,42 @@ class CircularInverse(ClosedFormInverse):
 
     def __init__(self, problem: TikhonovProblem) -> None:
         self.problem = problem
-        torus = problem.operator.geometry.image_size
-        self._inverse = BlockCirculant(self._invert_symbol(torus), torus)
+        self._inverse = self.operator(self._invert_symbol())
 
-    def _invert_symbol(self, torus: Size) -> Tensor:
-        """Factor for use in the data's precision."""
-        problem = self.problem
-        taps, wide = problem.operator.kernel, problem.taps_to_factor
-        symbol = torus_symbol(wide, torus, problem.operator.geometry.pads.before)
-        penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)
+    @property
+    def torus(self) -> Size:
+        """The torus on which the problem is circular."""
+        return self.problem.operator.geometry.image_size
+
+    def symbol(self, taps: Tensor) -> Tensor:
+        """Evaluate the symbol at all frequencies: complex, shape `(*plane, C_out, C_in)`."""
+        return torus_symbol(taps, self.torus, self.problem.operator.geometry.pads.before)
+
+    def penalty(self, taps: Tensor) -> Tensor:
+        """Evaluate |l(θ)|² at the same frequencies: shape `(*plane,)`."""
+        return find_penalty(self.problem.penalty).symbol(self.torus, taps.dtype, taps.device)
+
+    def operator(self, blocks: Tensor) -> BlockCirculant | BlockCosine:
+        """Build the convolution with these blocks, in the precision of the data."""
+        return BlockCirculant(blocks.to(self.problem.operator.kernel.dtype.to_complex()), self.torus)
+
+    def _invert_symbol(self) -> Tensor:
+        problem, wide = self.problem, self.problem.taps_to_factor
+        taps = problem.operator.kernel
         blocks = inverse_blocks(
-            symbol,
+            self.symbol(wide),
             problem.weight,
-            penalty,
+            self.penalty(wide),
             default_rcond(taps.dtype),
-            lambda: largest_singular_value(taps, torus)[0],
+            lambda: largest_singular_value(taps, self.torus)[0],
             overwrite=True,
         )
         # Constants that nothing determines have a gain by rounding alone, and would take the digits of all else.
-        of_constants = blocks[(0,) * len(torus)]
+        of_constants = blocks[(0,) * len(self.torus)]
         for constant in problem.null_space_constants:
             line = constant.flatten().to(blocks.dtype)
             of_constants -= torch.outer(line, line @ of_constants)
-        return blocks.to(taps.dtype.to_complex())
+        return blocks
 
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""
@@ -129,14 +152,62 @@ class CircularInverse(ClosedFormInverse):
         return synchronize.as_number(block_norms(self._inverse.blocks.matrices).max())
 
     @cached_property
-    def _gram_inverse(self) -> BlockCirculant:
+    def _gram_inverse(self) -> BlockCirculant | BlockCosine:
         """(KᴴK + μ|l|²)⁺, which only the derivative in the kernel needs."""
-        torus = self.problem.operator.geometry.image_size
-        taps = self.problem.operator.kernel
-        wide = to_float64(taps)
-        penalty = find_penalty(self.problem.penalty).symbol(torus, wide.dtype, taps.device)
-        blocks = gram_inverse_blocks(torus_symbol(wide, torus), self.problem.weight, penalty)
-        return BlockCirculant(blocks.to(taps.dtype.to_complex()), torus)
+        wide = to_float64(self.problem.operator.kernel)
+        return self.operator(gram_inverse_blocks(self.symbol(wide), self.problem.weight, self.penalty(wide)))
+
+
+class MirroredSolver(CircularSolver):
+    """Division in the cosine transform, for boundary `symmetric` and even kernels, in any number of dimensions."""
+
+    why = "a kernel that is even along every axis is diagonal in the cosine transform under boundary symmetric"
+
+    def covers(self, problem: TikhonovProblem) -> str | None:
+        """Cover outputs of unchanged size, and penalties on pixels or first differences."""
+        operator, geometry = problem.operator, problem.operator.geometry
+        axes = space_axes(len(geometry.image_size))
+        is_centered = geometry.pads.before == geometry.pads.after and geometry.output_size == geometry.image_size
+        if not (isinstance(operator.boundary, SymmetricBoundary) and is_centered):
+            return "is for boundary symmetric, and kernels centered on the pixel of their output"
+        if not all(synchronize.holds_everywhere(operator.kernel == operator.kernel.flip(axis)) for axis in axes):
+            return "is for kernels that are even along every axis, but this one is not"
+        if problem.lam > 0 and any(max(term.orders) > 1 for term in find_penalty(problem.penalty).terms(len(axes))):
+            return f"is for penalties on pixels or first differences, but penalty {problem.penalty} takes others"
+        return None
+
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
+        """Invert the symbol."""
+        return MirroredInverse(problem)
+
+
+MIRRORED = MirroredSolver()
+
+
+class MirroredInverse(CircularInverse):
+    """Inverse of one problem that `MIRRORED` covers, ready for many outputs."""
+
+    @property
+    def torus(self) -> Size:
+        """The torus that holds all mirror images."""
+        return tuple(2 * n for n in self.problem.operator.geometry.image_size)
+
+    def symbol(self, taps: Tensor) -> Tensor:
+        """Evaluate the symbol, which is real, at the cosine frequencies: shape `(*size, C_out, C_in)`."""
+        geometry = self.problem.operator.geometry
+        numbers = [torch.arange(n, device=taps.device) for n in geometry.image_size]
+        tables = phase_tables(taps, self.torus, numbers, geometry.pads.before)
+        return channels_last(sum_taps(taps, [table.real for table in tables], first_axis=2))
+
+    def penalty(self, taps: Tensor) -> Tensor:
+        """Evaluate |l(θ)|² at the same frequencies."""
+        energies = difference_energies(self.torus, taps.dtype, taps.device)
+        sizes = zip(energies, self.problem.operator.geometry.image_size, strict=True)
+        return find_penalty(self.problem.penalty).symbol_at([energy[:n] for energy, n in sizes])
+
+    def operator(self, blocks: Tensor) -> BlockCosine:
+        """Build the convolution with these blocks, in the precision of the data."""
+        return BlockCosine(blocks.to(self.problem.operator.kernel.dtype))
 
 
 # Operations of a singular value decomposition of an n × n matrix, and of the orthogonal triangularization of a taller

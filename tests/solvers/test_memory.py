@@ -31,6 +31,8 @@ def restore(shape, size):
     kernel = 0.1 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for channel in range(min(shape[:2])):
         kernel[(channel, channel, *(n // 2 for n in shape[2:]))] += 3
+    for axis in range(2, kernel.ndim) if method == "dct" else ():
+        kernel += kernel.flip(axis)
     inverse = deconv_cli.pseudo_inverse(
         kernel, input_size=(size,) * (len(shape) - 2), boundary=boundary, lam=lam, method=method, max_iterations=4
     )
@@ -49,6 +51,7 @@ print(estimate / (peak() - before))
     ("method", "boundary", "lam", "shape", "size"),
     [
         ("fft", "circular", 0.0, (8, 8, 3, 3), 256),
+        ("dct", "symmetric", 1e-2, (1, 1, 11, 11), 700),
         ("strip", "unknown", 1e-2, (1, 1, 11, 11), 700),
         ("strip", "reflect", 1e-2, (2, 2, 5, 5), 300),
         ("slab", "unknown", 1e-2, (1, 1, 9, 7, 7), 96),
