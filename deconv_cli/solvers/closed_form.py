@@ -11,6 +11,7 @@ larger than the rounding of the largest one count as zero (Golub and Van Loan, M
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -27,6 +28,7 @@ from deconv_cli.operators.circulant import (
     to_float64,
     torus_symbol,
 )
+from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.cosines import BlockCosine
 from deconv_cli.operators.differences import difference_energies
 from deconv_cli.operators.linear_operator import Shape
@@ -36,7 +38,14 @@ from deconv_cli.solvers.fourier import block_norms, default_rcond, gram_inverse_
 from deconv_cli.solvers.inverse import ClosedFormInverse, Inverse
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import StoppingRule
-from deconv_cli.solvers.solver import CALL_OPERATIONS, N_IMAGES_IN_CLOSED_FORM, Cost, Solver, general_refusal
+from deconv_cli.solvers.solver import (
+    CALL_OPERATIONS,
+    N_IMAGES_IN_CLOSED_FORM,
+    Cost,
+    Solver,
+    general_refusal,
+    transform_operations,
+)
 from deconv_cli.vocabulary import Size
 
 
@@ -54,7 +63,10 @@ class CircularSolver(Solver):
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Count the symbol, its inverse, and a few images."""
-        return Cost.of_transforms(problem, 0.0, n_images=N_IMAGES_IN_CLOSED_FORM)
+        # Without neighbors the division is for nothing.
+        is_wasted = max(problem.operator.geometry.kernel_size) == 1
+        n_operations = transform_operations(problem) if is_wasted else 0.0
+        return Cost.of_transforms(problem, n_operations, n_images=N_IMAGES_IN_CLOSED_FORM)
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Invert the symbol."""
@@ -222,7 +234,7 @@ N_MATRICES, N_SQUARES = 3, 5
 
 
 class DenseSolver(Solver):
-    """A singular value decomposition of the whole matrix."""
+    """A singular value decomposition of the whole matrix, or of that of one pixel if no pixel depends on another."""
 
     memory_grows_with_border = True
     takes_singular = True
@@ -236,20 +248,24 @@ class DenseSolver(Solver):
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Estimate the operations of the decomposition, and the memory of its arrays."""
-        n_rows, n_columns = math.prod(problem.operator.output_shape), math.prod(problem.operator.input_shape)
-        n_numbers = 2 * (n_rows + n_columns)
+        part = _part_to_decompose(problem)
+        n_rows, n_columns = math.prod(part.operator.output_shape), math.prod(part.operator.input_shape)
+        n_numbers = 2 * (math.prod(problem.operator.output_shape) + math.prod(problem.operator.input_shape))
         if problem.lam > 0:
             n_rows += n_columns * len(find_penalty(problem.penalty).terms(problem.n_dims - 1))
         squares = SVD_OPERATIONS * n_columns * min(n_rows, n_columns) ** 2
         n_operations = (squares + QR_OPERATIONS * n_rows * n_columns**2) / SVD_SPEED
         n_entries = N_MATRICES * n_rows * n_columns + N_SQUARES * n_columns**2
-        return Cost(
-            n_operations + N_CALLS * CALL_OPERATIONS, BYTES_PER_NUMBER * n_entries, BYTES_PER_NUMBER * n_numbers
-        )
+        # A division in frequency would decompose a matrix like that of one pixel for every pixel.
+        n_operations = 0.0 if part is not problem else n_operations + N_CALLS * CALL_OPERATIONS
+        return Cost(n_operations, BYTES_PER_NUMBER * n_entries, BYTES_PER_NUMBER * n_numbers)
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Name the size of the matrix."""
-        n_rows, n_columns = math.prod(problem.operator.output_shape), math.prod(problem.operator.input_shape)
+        part = _part_to_decompose(problem)
+        n_rows, n_columns = math.prod(part.operator.output_shape), math.prod(part.operator.input_shape)
+        if part is not problem:
+            return f"no pixel depends on another, and a matrix of {n_rows} × {n_columns} undoes each of them, exactly"
         return f"a matrix of {n_rows} × {n_columns} is so small that it is decomposed as a whole, exactly"
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
@@ -269,9 +285,11 @@ class DenseInverse(ClosedFormInverse):
     """
 
     def __init__(self, problem: TikhonovProblem) -> None:
-        self.problem = problem
-        self._u, self._s, self._v = _decompose(problem)
-        self.rank = len(self._s) if problem.lam == 0 else None
+        self.problem, part = problem, _part_to_decompose(problem)
+        self._is_of_pixels = part is not problem
+        self._u, self._s, self._v = _decompose(part)
+        n_parts = math.prod(problem.operator.geometry.image_size) if self._is_of_pixels else 1
+        self.rank = n_parts * len(self._s) if problem.lam == 0 else None
         self._least = synchronize.as_number(self._s[-1]) if len(self._s) else 1.0
         self._inverse = 1 / self._s
 
@@ -289,7 +307,10 @@ class DenseInverse(ClosedFormInverse):
 
     def _apply(self, before: Tensor, factor: Tensor, after: Tensor, x: Tensor, shape: Shape) -> Tensor:
         """Multiply `x` of shape `(*batch, *any)` by `after · diag(factor) · beforeᵀ`; shape `(*batch, *shape)`."""
-        batch = x.shape[: x.ndim - len(shape)]
+        batch, last = x.shape[: x.ndim - len(shape)], -len(shape)
+        if self._is_of_pixels:
+            lines = to_float64(x).movedim(last, -1)
+            return (((lines @ before) * factor) @ after.T).movedim(-1, last).to(x.dtype)
         found = ((to_float64(x).reshape(-1, len(before)) @ before) * factor) @ after.T
         return found.reshape(*batch, *shape).to(x.dtype)
 
@@ -299,6 +320,17 @@ class DenseInverse(ClosedFormInverse):
         wide = torch.finfo(torch.float64).eps * math.prod(self.problem.operator.input_shape) ** 0.5
         ratio = synchronize.as_number(relative(norm(y, n_dims), norm(x, n_dims)).max())
         return wide * ratio / self._least + torch.finfo(x.dtype).eps
+
+
+def _part_to_decompose(problem: TikhonovProblem) -> TikhonovProblem:
+    """Return the problem of one pixel if no pixel depends on another, as in layers of one tap; else the whole."""
+    operator, geometry = problem.operator, problem.operator.geometry
+    has_one_tap = max(geometry.kernel_size) == 1 and geometry.output_size == geometry.image_size
+    compares = problem.lam > 0 and find_penalty(problem.penalty).takes_differences
+    if operator.is_layer or compares or not has_one_tap:
+        return problem
+    pixel = Convolution(operator.kernel, (1,) * len(geometry.image_size), boundary=operator.boundary)
+    return replace(problem, operator=pixel, known_sigma_max=problem.sigma_max)
 
 
 def _decompose(problem: TikhonovProblem) -> tuple[Tensor, Tensor, Tensor]:
