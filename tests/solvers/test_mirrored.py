@@ -34,15 +34,8 @@ def inverse_of(taps, size, **settings):
     return PseudoInverse(Kernel(taps, False), size, ResolvedSettings(boundary="symmetric", **settings))
 
 
-@pytest.mark.parametrize(
-    ("shape", "size", "lam", "penalty"),
-    [
-        (*problem, lam, penalty)
-        for problem in PROBLEMS
-        for lam, penalty in [(0.0, "identity"), (1e-2, "identity"), (1e-7, "gradient")]
-        if penalty == "identity" or problem[0][0] >= problem[0][1]  # else constants are not determined
-    ],
-)
+@pytest.mark.parametrize(("shape", "size"), PROBLEMS)
+@pytest.mark.parametrize(("lam", "penalty"), [(0.0, "identity"), (1e-2, "identity"), (1e-7, "gradient")])
 def test_it_equals_the_dense_inverse(shape, size, lam, penalty):
     inverse = inverse_of(even(random(shape)), size, lam=lam, penalty=penalty, method="dct")
     problem = inverse.problem
