@@ -170,8 +170,12 @@ def estimate_kernel(
     if families is None and tone_curve is not None:
         families = [name for name in family_names() if name != _OF_STARS]
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
-    found = compare_parts(estimate_family(picture.spectrum(), families), picture.parts())
-    found, doubt = replace(found, saturated=picture.saturated), doubt_points(found, picture)
+    saturated, found = picture.saturated, estimate_family(picture.spectrum(), families)
+    if not found.found and saturated > MAX_SATURATED:  # what is sharp may lie beside saturated pixels alone
+        picture = replace(picture, is_clipped=None)
+        found = estimate_family(picture.spectrum(), families)
+    found = compare_parts(found, picture.parts())
+    found, doubt = replace(found, saturated=saturated), doubt_points(found, picture)
     return found if doubt is None else replace(found.without_errors(), doubt=doubt)
 
 
@@ -240,14 +244,17 @@ def describe_alignment(
 ) -> tuple[str, ...]:
     """Give a sentence if the kernel is much likelier turned, mirrored or scaled, judged on the middle of the picture.
 
-    There is none if much of the picture is saturated. The kernel has the shape `(kH, kW)`, the image as stored
-    `(C, H, W)` or `(1, C, H, W)`; see `BlurredPicture.of`.
+    Of a picture that is saturated in large parts, both what lies far from these and the whole must say so. The kernel
+    has the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see `BlurredPicture.of`.
     """
     try:
         picture = BlurredPicture.of(_middle(image, _WINDOW), tone_curve=tone_curve, jpeg_table=jpeg_table)
-        if kurtosis(picture.luminance) > _MAX_KURTOSIS or picture.saturated > MAX_SATURATED:
+        if kurtosis(picture.luminance) > _MAX_KURTOSIS:
             return ()
         found = align_by_power(kernel, picture.spectrum())
+        if picture.saturated > MAX_SATURATED:
+            whole = align_by_power(kernel, replace(picture, is_clipped=None).spectrum())
+            found = min(found, whole, key=lambda one: one.evidence)
     except DeconvError:  # too small or too flat a picture, or too large a kernel
         return ()
     if found.evidence < _MUCH_LIKELIER:

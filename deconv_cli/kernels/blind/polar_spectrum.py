@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deconv_cli.errors import ShapeError
 
@@ -24,14 +25,10 @@ _N_ANGLES = 24
 _CELLS_A_SIDE = 0.2
 """Rings, as a share of the side."""
 _MOST_PIECES = 600
-_CLIPPED_SHARE = 0.02
-"""Of a piece's pixels."""
-_LEAST_SHINE = 0.1
-"""Share of a piece's variance that clipped pixels make up where it is taken at night."""
-_RIM, _AROUND = 6, 32
-"""Pixels around a clipped one that are excluded with it, and the distance of the pixels that replace them."""
-_FAR = 1e-3
-"""What all of a piece weighs beside its surroundings there, where these are clipped too."""
+_RIM, _FADE = 14, 4
+"""Pixels around a saturated one within which a piece is faded out, and half the width of each of three averages."""
+_LEAST_AREA = 0.1
+"""Of a piece, left by the fading."""
 _BATCH = 8
 
 
@@ -124,53 +121,43 @@ def side_for(size: tuple[int, int]) -> int:
 def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int | None = None) -> PolarSpectrum:
     """Average the periodograms of a picture's overlapping pieces, each under a Hann window and without its mean.
 
-    `light` and `clipped`, which marks saturated pixels, have the shape `(H, W)`. Pieces with many saturated pixels are
-    skipped if others remain, since saturated light does not follow the blur. In the others, lamps at night are filled
-    in. `side` is the side of the pieces in pixels.
+    `light` and `clipped`, which marks saturated pixels, have the shape `(H, W)`. Saturated light does not follow the
+    blur, and its outline is as sharp as if nothing had blurred it. So the window of a piece fades out around saturated
+    pixels, and a piece of which little is left is skipped; if little is left of all, they are taken as they are. `side`
+    is the side of the pieces in pixels.
 
     Raises:
         ShapeError: the picture is too small.
     """
     side = side or side_for((light.shape[0], light.shape[1]))
     grid = polar_grid(side)
-    corners = _corners(light, side)
-    if clipped is not None:
-        share = torch.stack([clipped[y : y + side, x : x + side].double().mean() for y, x in corners])
-        limit = max(_CLIPPED_SHARE, float(share.quantile(0.25)))
-        corners = [corner for corner, s in zip(corners, share.tolist(), strict=True) if s <= limit]
     window = hann_window((side, side))
     window /= window.square().mean().sqrt()
-    power = torch.zeros(side, side // 2 + 1, dtype=torch.float64)
-    for start in range(0, len(corners), _BATCH):
-        parts = [(slice(y, y + side), slice(x, x + side)) for y, x in corners[start : start + _BATCH]]
-        pieces = torch.stack([light[part] for part in parts]).double()
-        if clipped is not None:
-            pieces = _without_lamps(pieces, torch.stack([clipped[part] for part in parts]))
-        means = (pieces * window).sum((1, 2), keepdim=True) / window.sum()
+    parts = [(slice(y, y + side), slice(x, x + side)) for y, x in _corners(light, side)]
+    windows: Callable[[Sequence[tuple[slice, slice]]], Tensor] = lambda chosen: window.expand(len(chosen), -1, -1)
+    if clipped is not None and bool(clipped.any()):
+        kept = _fade_out(clipped)
+        left = [part for part in parts if float((window * kept[part]).square().mean()) > _LEAST_AREA]
+        if left:
+            parts, windows = left, lambda chosen: window * torch.stack([kept[part] for part in chosen])
+    power, area = torch.zeros(side, side // 2 + 1, dtype=torch.float64), 0.0
+    for start in range(0, len(parts), _BATCH):
+        chosen = parts[start : start + _BATCH]
+        pieces, weights = torch.stack([light[part] for part in chosen]).double(), windows(chosen)
+        means = (pieces * weights).sum((1, 2), keepdim=True) / weights.sum((1, 2), keepdim=True)
         # Not by abs(), which guards against overflow at ten times the cost.
-        power += torch.view_as_real(torch.fft.rfft2((pieces - means) * window)).square().sum((0, -1))
-    averaged = grid.average(power / (len(corners) * side * side))
-    return PolarSpectrum(grid, averaged, len(corners), torch.ones_like(averaged))
+        power += torch.view_as_real(torch.fft.rfft2((pieces - means) * weights)).square().sum((0, -1))
+        area += float(weights.square().mean((1, 2)).sum())
+    averaged = grid.average(power / (area * side * side))
+    return PolarSpectrum(grid, averaged, max(1, round(area)), torch.ones_like(averaged))
 
 
-def _without_lamps(pieces: Tensor, clipped: Tensor) -> Tensor:
-    """Replace the few clipped pixels that outshine the rest of a piece by the mean around them, shape `(B, H, W)`.
-
-    A lamp at night is most of a spectrum, and its outline is as sharp as if nothing had blurred it.
-    """
-    squares = (pieces - pieces.mean((1, 2), keepdim=True)).square()
-    shines = (squares * clipped).sum((1, 2)) > _LEAST_SHINE * squares.sum((1, 2))
-    is_dark = shines & (clipped.double().mean((1, 2)) <= _CLIPPED_SHARE)
-    if not bool(is_dark.any()):
-        return pieces
-    dark = pieces[is_dark]
-    near = _along_both_axes(torch.nn.functional.max_pool2d, clipped[is_dark].to(pieces), 2 * _RIM)
-    left_out = _along_both_axes(torch.nn.functional.avg_pool2d, near, _RIM)  # no step where it ends
-    kept = 1 - left_out
-    means = (dark * kept).sum((1, 2), keepdim=True) / kept.sum((1, 2), keepdim=True)
-    around, n_around = (_along_both_axes(torch.nn.functional.avg_pool2d, part, _AROUND) for part in (dark * kept, kept))
-    filling = (around + _FAR * means) / (n_around + _FAR)
-    return pieces.index_put((is_dark,), torch.lerp(dark, filling, left_out))
+def _fade_out(clipped: Tensor) -> Tensor:
+    """Weigh pixels by 0 at saturated ones, shape `(H, W)`, rising smoothly to 1 some way off."""
+    near = _along_both_axes(functional.max_pool2d, clipped[None].double(), _RIM)
+    for _ in range(3):
+        near = _along_both_axes(partial(functional.avg_pool2d, count_include_pad=False), near, _FADE)
+    return 1 - near[0]
 
 
 def _along_both_axes(pool: Callable[..., Tensor], pieces: Tensor, reach: int) -> Tensor:
