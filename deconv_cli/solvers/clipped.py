@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import as_factor, crop, inner, norm, relative, safe_ratio, space_axes
+from deconv_cli.operators.axes import as_factor, crop, inner, relative, safe_ratio, space_axes
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import close_smoothly
@@ -222,8 +222,8 @@ class _Bounds:
         length, low, high = torch.zeros_like(slope), torch.zeros_like(slope), torch.full_like(slope, torch.inf)
         left, missed, squares = slope, residual, gain.square()
         for _ in range(MAX_TRIALS):
-            is_above = missed > 0
-            weights = self.above * is_above + self.below * (is_above ^ (missed >= self._least))
+            is_above, is_square = ((missed > end).to(gain.dtype) for end in (0, self._least))
+            weights = self.below * is_square + (self.above - self.below) * is_above
             curvature = whole - self.sum_up((1 - weights) * squares, slope)
             newton = length + safe_ratio(left, curvature)
             length = torch.where((newton > low) & (newton < high), newton, (low + high.clamp_max(1e30)) / 2)
