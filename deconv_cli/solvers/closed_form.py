@@ -26,8 +26,12 @@ from deconv_cli.solvers.fourier import block_norms, default_rcond, gram_inverse_
 from deconv_cli.solvers.inverse import ClosedFormInverse, Inverse
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import StoppingRule
-from deconv_cli.solvers.solver import CALL_OPERATIONS, N_IMAGES_IN_CLOSED_FORM, Cost, Solver, general_refusal
+from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, symbol_bytes
 from deconv_cli.vocabulary import Size
+
+# Symbols in double precision that are alive at once while they are inverted; and images that an application keeps.
+N_SYMBOLS, N_SYMBOLS_PENALIZED = 3.5, 2.4
+N_IMAGES = 3.5
 
 
 class CircularSolver(Solver):
@@ -44,7 +48,11 @@ class CircularSolver(Solver):
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Count the symbol, its inverse, and a few images."""
-        return Cost.of_transforms(problem, 0.0, n_images=N_IMAGES_IN_CLOSED_FORM)
+        while_built = symbol_bytes(problem, N_SYMBOLS_PENALIZED if problem.lam > 0 else N_SYMBOLS)
+        n_bytes = symbol_bytes(problem, problem.operator.kernel.itemsize / 8)
+        return Cost.of_transforms(
+            problem, 0.0, n_bytes_factored=n_bytes, n_bytes_while_built=while_built, n_images=N_IMAGES
+        )
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Invert the symbol."""
