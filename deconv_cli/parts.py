@@ -120,6 +120,7 @@ SOLVERS: Registry[Any] = Registry(
     "method",
     {
         "fft": "deconv_cli.solvers.closed_form:CIRCULAR",
+        "dct": "deconv_cli.solvers.closed_form:MIRRORED",
         "strip": "deconv_cli.solvers.strip:STRIP",
         "slab": "deconv_cli.solvers.slab:SLAB",
         "direct": "deconv_cli.solvers.direct:DIRECT",

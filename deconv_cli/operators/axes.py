@@ -96,11 +96,12 @@ def squared_gradient(images: Tensor, n_axes: int) -> Tensor:
 
 
 def squared_modulus(values: Tensor) -> Tensor:
-    """Compute |z|² of complex numbers of any shape.
+    """Compute |z|² of complex or real numbers of any shape.
 
     A sum over `view_as_real`'s last axis takes five times as long, `abs`, which guards against overflow, eight times.
     """
-    return values.real.square().addcmul_(values.imag, values.imag)
+    squares = values.real.square()
+    return squares.addcmul_(values.imag, values.imag) if values.is_complex() else squares
 
 
 # Axes of what is summed at once: those of an image.

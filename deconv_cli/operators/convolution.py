@@ -60,7 +60,7 @@ class ValidCorrelation(LinearOperator):
     def _circulant(self) -> BlockCirculant:
         """The convolution on a torus, made at its first use: not every inverse needs it."""
         by_parts = len(self._torus) > 1 and self.output_shape[1] < MAX_PART_AS_WHOLE * self._torus[0]
-        return BlockCirculant(torus_symbol(self.kernel, self._torus), self._torus, by_parts=by_parts)
+        return BlockCirculant(torus_symbol(self.kernel, self._torus, self._start), self._torus, by_parts=by_parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """Correlate `x` of shape `(*batch, C_in, *size)` with the kernel."""
@@ -85,6 +85,34 @@ class ValidCorrelation(LinearOperator):
         if self.use_fft:
             return self._circulant.adjoint_parts(y, self.input_shape[1:])
         return super().adjoint_parts(y)
+
+
+class TorusCorrelation(ValidCorrelation):
+    """A correlation by the FFT that needs no border, because the torus holds what lies outside; see `shared_torus`."""
+
+    def __init__(self, kernel: Tensor, geometry: Geometry, torus: Size) -> None:
+        self.kernel, self.use_fft = kernel, True
+        self.input_shape = (kernel.shape[1], *geometry.image_size)
+        self.output_shape = (kernel.shape[0], *geometry.output_size)
+        self._torus, self._start = torus, geometry.pads.before
+
+
+def shared_torus(geometry: Geometry, boundary: BoundaryRule) -> Size | None:
+    """Find a torus smaller than an image with its border: zeros serve both ends, and periodic images need none.
+
+    `None` if other pixels lie outside, or if a periodic image has no fast size.
+    """
+    torus, pads = [], geometry.pads
+    sides = zip(geometry.image_size, geometry.output_size, pads.before, pads.after, strict=True)
+    for axis, (n, n_outputs, before, after) in enumerate(sides):
+        rule = boundary.along(axis)
+        if rule.is_zero:
+            torus.append(next_fast_size(max(n + max(before, after), n_outputs)))
+        elif rule.is_periodic and n_outputs <= n == next_fast_size(n):
+            torus.append(n)
+        else:
+            return None
+    return tuple(torus)
 
 
 def prefers_fft(kernel: Tensor) -> bool:
@@ -158,6 +186,8 @@ class Convolution(LinearOperator):
         kernel: the taps, shape `(C_out, C_in, *k)`.
         geometry: the sizes.
         boundary: the rule.
+        extension: the rule as an operator.
+        correlation: what follows it, or replaces both where a torus holds what lies outside.
         is_varying: whether the kernel varies over the frame, and `kernel` is only one of several.
         is_layer: whether it has a stride, a dilation or groups, or is transposed.
 
@@ -187,9 +217,13 @@ class Convolution(LinearOperator):
         self.kernel, self.dtype, self.device = taps, taps.dtype, taps.device
         self.geometry = Geometry.of_image(tuple(image_size), tuple(taps.shape[2:]), padding)
         self.boundary = as_rule(boundary)
-        self.correlation: LinearOperator = ValidCorrelation(taps, self.geometry.extended_size)
-        self.extension = extension_of(self.geometry, taps.shape[1], self.boundary)
+        self.extension = self._border = extension_of(self.geometry, taps.shape[1], self.boundary)
         self.input_shape = self.extension.input_shape
+        torus = shared_torus(self.geometry, self.boundary) if prefers_fft(taps) else None
+        if torus is None:
+            self.correlation: LinearOperator = ValidCorrelation(taps, self.geometry.extended_size)
+        else:
+            self.correlation, self._border = TorusCorrelation(taps, self.geometry, torus), Identity(self.input_shape)
         self.output_shape = self.correlation.output_shape
 
     @classmethod
@@ -199,19 +233,19 @@ class Convolution(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Blur `x` of shape `(*batch, C_in, *image_size)`."""
-        return self.correlation.forward(self.extension.forward(x))
+        return self.correlation.forward(self._border.forward(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the transpose to `y` of shape `(*batch, C_out, *output_size)`."""
-        return self.extension.adjoint(self.correlation.adjoint(y))
+        return self._border.adjoint(self.correlation.adjoint(y))
 
     def forward_parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Blur `x`, and yield the outputs some planes at a time; see `LinearOperator.forward_parts`."""
-        return self.correlation.forward_parts(self.extension.forward(x))
+        return self.correlation.forward_parts(self._border.forward(x))
 
     def adjoint_parts(self, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Apply the transpose in the same way, unless a border has to be folded back."""
-        is_folded = not isinstance(self.extension, Identity)
+        is_folded = not isinstance(self._border, Identity)
         return super().adjoint_parts(y) if is_folded else self.correlation.adjoint_parts(y)
 
     @cached_property

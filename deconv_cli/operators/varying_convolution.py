@@ -209,7 +209,7 @@ class VaryingConvolution(Convolution):
         super().__init__(taps[middle_place(taps)][None, None], image_size, padding=padding, boundary=boundary)
         self.taps, self.places = taps, places
         row_weights, column_weights = (self._weights(axis, is_extended=True) for axis in (0, 1))
-        self.correlation = VaryingCorrelation(taps, row_weights, column_weights)
+        self.correlation, self._border = VaryingCorrelation(taps, row_weights, column_weights), self.extension
 
     @cached_property
     def spectrum(self) -> Spectrum:

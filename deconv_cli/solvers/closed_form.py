@@ -11,14 +11,26 @@ larger than the rounding of the largest one count as zero (Golub and Van Loan, M
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import norm, relative
-from deconv_cli.operators.circulant import BlockCirculant, to_float64, torus_symbol
+from deconv_cli.operators.axes import norm, relative, space_axes
+from deconv_cli.operators.boundary_rules import SymmetricBoundary
+from deconv_cli.operators.circulant import (
+    BlockCirculant,
+    channels_last,
+    phase_tables,
+    sum_taps,
+    to_float64,
+    torus_symbol,
+)
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.cosines import BlockCosine
+from deconv_cli.operators.differences import difference_energies
 from deconv_cli.operators.linear_operator import Shape
 from deconv_cli.operators.spectrum import largest_singular_value
 from deconv_cli.regularizers import find_penalty
@@ -26,7 +38,14 @@ from deconv_cli.solvers.fourier import block_norms, default_rcond, gram_inverse_
 from deconv_cli.solvers.inverse import ClosedFormInverse, Inverse
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import StoppingRule
-from deconv_cli.solvers.solver import CALL_OPERATIONS, N_IMAGES_IN_CLOSED_FORM, Cost, Solver, general_refusal
+from deconv_cli.solvers.solver import (
+    CALL_OPERATIONS,
+    N_IMAGES_IN_CLOSED_FORM,
+    Cost,
+    Solver,
+    general_refusal,
+    transform_operations,
+)
 from deconv_cli.vocabulary import Size
 
 
@@ -44,7 +63,10 @@ class CircularSolver(Solver):
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Count the symbol, its inverse, and a few images."""
-        return Cost.of_transforms(problem, 0.0, n_images=N_IMAGES_IN_CLOSED_FORM)
+        # Without neighbors the division is for nothing.
+        is_wasted = max(problem.operator.geometry.kernel_size) == 1
+        n_operations = transform_operations(problem) if is_wasted else 0.0
+        return Cost.of_transforms(problem, n_operations, n_images=N_IMAGES_IN_CLOSED_FORM)
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Invert the symbol."""
@@ -63,29 +85,42 @@ class CircularInverse(ClosedFormInverse):
 
     def __init__(self, problem: TikhonovProblem) -> None:
         self.problem = problem
-        torus = problem.operator.geometry.image_size
-        self._inverse = BlockCirculant(self._invert_symbol(torus), torus)
+        self._inverse = self.operator(self._invert_symbol())
 
-    def _invert_symbol(self, torus: Size) -> Tensor:
-        """Factor for use in the data's precision."""
-        problem = self.problem
-        taps, wide = problem.operator.kernel, problem.taps_to_factor
-        symbol = torus_symbol(wide, torus, problem.operator.geometry.pads.before)
-        penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)
+    @property
+    def torus(self) -> Size:
+        """The torus on which the problem is circular."""
+        return self.problem.operator.geometry.image_size
+
+    def symbol(self, taps: Tensor) -> Tensor:
+        """Evaluate the symbol at all frequencies: complex, shape `(*plane, C_out, C_in)`."""
+        return torus_symbol(taps, self.torus, self.problem.operator.geometry.pads.before)
+
+    def penalty(self, taps: Tensor) -> Tensor:
+        """Evaluate |l(θ)|² at the same frequencies: shape `(*plane,)`."""
+        return find_penalty(self.problem.penalty).symbol(self.torus, taps.dtype, taps.device)
+
+    def operator(self, blocks: Tensor) -> BlockCirculant | BlockCosine:
+        """Build the convolution with these blocks, in the precision of the data."""
+        return BlockCirculant(blocks.to(self.problem.operator.kernel.dtype.to_complex()), self.torus)
+
+    def _invert_symbol(self) -> Tensor:
+        problem, wide = self.problem, self.problem.taps_to_factor
+        taps = problem.operator.kernel
         blocks = inverse_blocks(
-            symbol,
+            self.symbol(wide),
             problem.weight,
-            penalty,
+            self.penalty(wide),
             default_rcond(taps.dtype),
-            lambda: largest_singular_value(taps, torus)[0],
+            lambda: largest_singular_value(taps, self.torus)[0],
             overwrite=True,
         )
         # Constants that nothing determines have a gain by rounding alone, and would take the digits of all else.
-        of_constants = blocks[(0,) * len(torus)]
+        of_constants = blocks[(0,) * len(self.torus)]
         for constant in problem.null_space_constants:
             line = constant.flatten().to(blocks.dtype)
             of_constants -= torch.outer(line, line @ of_constants)
-        return blocks.to(taps.dtype.to_complex())
+        return blocks
 
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""
@@ -129,14 +164,62 @@ class CircularInverse(ClosedFormInverse):
         return synchronize.as_number(block_norms(self._inverse.blocks.matrices).max())
 
     @cached_property
-    def _gram_inverse(self) -> BlockCirculant:
+    def _gram_inverse(self) -> BlockCirculant | BlockCosine:
         """(KᴴK + μ|l|²)⁺, which only the derivative in the kernel needs."""
-        torus = self.problem.operator.geometry.image_size
-        taps = self.problem.operator.kernel
-        wide = to_float64(taps)
-        penalty = find_penalty(self.problem.penalty).symbol(torus, wide.dtype, taps.device)
-        blocks = gram_inverse_blocks(torus_symbol(wide, torus), self.problem.weight, penalty)
-        return BlockCirculant(blocks.to(taps.dtype.to_complex()), torus)
+        wide = to_float64(self.problem.operator.kernel)
+        return self.operator(gram_inverse_blocks(self.symbol(wide), self.problem.weight, self.penalty(wide)))
+
+
+class MirroredSolver(CircularSolver):
+    """Division in the cosine transform, for boundary `symmetric` and even kernels, in any number of dimensions."""
+
+    why = "a kernel that is even along every axis is diagonal in the cosine transform under boundary symmetric"
+
+    def covers(self, problem: TikhonovProblem) -> str | None:
+        """Cover outputs of unchanged size, and penalties on pixels or first differences."""
+        operator, geometry = problem.operator, problem.operator.geometry
+        axes = space_axes(len(geometry.image_size))
+        is_centered = geometry.pads.before == geometry.pads.after and geometry.output_size == geometry.image_size
+        if not (isinstance(operator.boundary, SymmetricBoundary) and is_centered):
+            return "is for boundary symmetric, and kernels centered on the pixel of their output"
+        if not all(synchronize.holds_everywhere(operator.kernel == operator.kernel.flip(axis)) for axis in axes):
+            return "is for kernels that are even along every axis, but this one is not"
+        if problem.lam > 0 and any(max(term.orders) > 1 for term in find_penalty(problem.penalty).terms(len(axes))):
+            return f"is for penalties on pixels or first differences, but penalty {problem.penalty} takes others"
+        return None
+
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
+        """Invert the symbol."""
+        return MirroredInverse(problem)
+
+
+MIRRORED = MirroredSolver()
+
+
+class MirroredInverse(CircularInverse):
+    """Inverse of one problem that `MIRRORED` covers, ready for many outputs."""
+
+    @property
+    def torus(self) -> Size:
+        """The torus that holds all mirror images."""
+        return tuple(2 * n for n in self.problem.operator.geometry.image_size)
+
+    def symbol(self, taps: Tensor) -> Tensor:
+        """Evaluate the symbol, which is real, at the cosine frequencies: shape `(*size, C_out, C_in)`."""
+        geometry = self.problem.operator.geometry
+        numbers = [torch.arange(n, device=taps.device) for n in geometry.image_size]
+        tables = phase_tables(taps, self.torus, numbers, geometry.pads.before)
+        return channels_last(sum_taps(taps, [table.real for table in tables], first_axis=2))
+
+    def penalty(self, taps: Tensor) -> Tensor:
+        """Evaluate |l(θ)|² at the same frequencies."""
+        energies = difference_energies(self.torus, taps.dtype, taps.device)
+        sizes = zip(energies, self.problem.operator.geometry.image_size, strict=True)
+        return find_penalty(self.problem.penalty).symbol_at([energy[:n] for energy, n in sizes])
+
+    def operator(self, blocks: Tensor) -> BlockCosine:
+        """Build the convolution with these blocks, in the precision of the data."""
+        return BlockCosine(blocks.to(self.problem.operator.kernel.dtype))
 
 
 # Operations of a singular value decomposition of an n × n matrix, and of the orthogonal triangularization of a taller
@@ -151,7 +234,7 @@ N_MATRICES, N_SQUARES = 3, 5
 
 
 class DenseSolver(Solver):
-    """A singular value decomposition of the whole matrix."""
+    """A singular value decomposition of the whole matrix, or of that of one pixel if no pixel depends on another."""
 
     memory_grows_with_border = True
     takes_singular = True
@@ -165,20 +248,24 @@ class DenseSolver(Solver):
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Estimate the operations of the decomposition, and the memory of its arrays."""
-        n_rows, n_columns = math.prod(problem.operator.output_shape), math.prod(problem.operator.input_shape)
-        n_numbers = 2 * (n_rows + n_columns)
+        part = _part_to_decompose(problem)
+        n_rows, n_columns = math.prod(part.operator.output_shape), math.prod(part.operator.input_shape)
+        n_numbers = 2 * (math.prod(problem.operator.output_shape) + math.prod(problem.operator.input_shape))
         if problem.lam > 0:
             n_rows += n_columns * len(find_penalty(problem.penalty).terms(problem.n_dims - 1))
         squares = SVD_OPERATIONS * n_columns * min(n_rows, n_columns) ** 2
         n_operations = (squares + QR_OPERATIONS * n_rows * n_columns**2) / SVD_SPEED
         n_entries = N_MATRICES * n_rows * n_columns + N_SQUARES * n_columns**2
-        return Cost(
-            n_operations + N_CALLS * CALL_OPERATIONS, BYTES_PER_NUMBER * n_entries, BYTES_PER_NUMBER * n_numbers
-        )
+        # A division in frequency would decompose a matrix like that of one pixel for every pixel.
+        n_operations = 0.0 if part is not problem else n_operations + N_CALLS * CALL_OPERATIONS
+        return Cost(n_operations, BYTES_PER_NUMBER * n_entries, BYTES_PER_NUMBER * n_numbers)
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Name the size of the matrix."""
-        n_rows, n_columns = math.prod(problem.operator.output_shape), math.prod(problem.operator.input_shape)
+        part = _part_to_decompose(problem)
+        n_rows, n_columns = math.prod(part.operator.output_shape), math.prod(part.operator.input_shape)
+        if part is not problem:
+            return f"no pixel depends on another, and a matrix of {n_rows} × {n_columns} undoes each of them, exactly"
         return f"a matrix of {n_rows} × {n_columns} is so small that it is decomposed as a whole, exactly"
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
@@ -198,9 +285,11 @@ class DenseInverse(ClosedFormInverse):
     """
 
     def __init__(self, problem: TikhonovProblem) -> None:
-        self.problem = problem
-        self._u, self._s, self._v = _decompose(problem)
-        self.rank = len(self._s) if problem.lam == 0 else None
+        self.problem, part = problem, _part_to_decompose(problem)
+        self._is_of_pixels = part is not problem
+        self._u, self._s, self._v = _decompose(part)
+        n_parts = math.prod(problem.operator.geometry.image_size) if self._is_of_pixels else 1
+        self.rank = n_parts * len(self._s) if problem.lam == 0 else None
         self._least = synchronize.as_number(self._s[-1]) if len(self._s) else 1.0
         self._inverse = 1 / self._s
 
@@ -218,7 +307,10 @@ class DenseInverse(ClosedFormInverse):
 
     def _apply(self, before: Tensor, factor: Tensor, after: Tensor, x: Tensor, shape: Shape) -> Tensor:
         """Multiply `x` of shape `(*batch, *any)` by `after · diag(factor) · beforeᵀ`; shape `(*batch, *shape)`."""
-        batch = x.shape[: x.ndim - len(shape)]
+        batch, last = x.shape[: x.ndim - len(shape)], -len(shape)
+        if self._is_of_pixels:
+            lines = to_float64(x).movedim(last, -1)
+            return (((lines @ before) * factor) @ after.T).movedim(-1, last).to(x.dtype)
         found = ((to_float64(x).reshape(-1, len(before)) @ before) * factor) @ after.T
         return found.reshape(*batch, *shape).to(x.dtype)
 
@@ -228,6 +320,17 @@ class DenseInverse(ClosedFormInverse):
         wide = torch.finfo(torch.float64).eps * math.prod(self.problem.operator.input_shape) ** 0.5
         ratio = synchronize.as_number(relative(norm(y, n_dims), norm(x, n_dims)).max())
         return wide * ratio / self._least + torch.finfo(x.dtype).eps
+
+
+def _part_to_decompose(problem: TikhonovProblem) -> TikhonovProblem:
+    """Return the problem of one pixel if no pixel depends on another, as in layers of one tap; else the whole."""
+    operator, geometry = problem.operator, problem.operator.geometry
+    has_one_tap = max(geometry.kernel_size) == 1 and geometry.output_size == geometry.image_size
+    compares = problem.lam > 0 and find_penalty(problem.penalty).takes_differences
+    if operator.is_layer or compares or not has_one_tap:
+        return problem
+    pixel = Convolution(operator.kernel, (1,) * len(geometry.image_size), boundary=operator.boundary)
+    return replace(problem, operator=pixel, known_sigma_max=problem.sigma_max)
 
 
 def _decompose(problem: TikhonovProblem) -> tuple[Tensor, Tensor, Tensor]:

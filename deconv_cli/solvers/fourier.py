@@ -40,7 +40,7 @@ def inverse_blocks(
     *,
     overwrite: bool = False,
 ) -> Tensor:
-    """Invert every block of a symbol `(*plane, C_out, C_in)` of double precision: shape `(*plane, C_in, C_out)`.
+    """Invert every block of a symbol `(*plane, C_out, C_in)`, complex or real: shape `(*plane, C_in, C_out)`.
 
     The weight is μ = λ·σ²max, and the penalty |l(θ)|², shape `(*plane,)`. For weight 0, the pseudo-inverse, singular
     values up to `rcond` times the largest of the whole symbol count as zero; `sigma_max` finds that one faster than by
@@ -59,7 +59,7 @@ def inverse_blocks(
 
 
 def gram_inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor) -> Tensor:
-    """Compute (KᴴK + μ|l|²)⁻¹ at every frequency, μ > 0: complex Hermitian, shape `(*plane, C_in, C_in)`.
+    """Compute (KᴴK + μ|l|²)⁻¹ at every frequency, μ > 0: Hermitian, shape `(*plane, C_in, C_in)`.
 
     A singular sum gets the pseudo-inverse. The symbol has the shape `(*plane, C_out, C_in)`, the penalty |l(θ)|²
     `(*plane,)`.
@@ -142,7 +142,9 @@ def default_rcond(dtype: torch.dtype) -> float:
 
 
 def block_norms(blocks: Tensor) -> Tensor:
-    """Compute the Frobenius norms of complex blocks `(*, a, b)`, shape `(*,)`."""
+    """Compute the Frobenius norms of blocks `(*, a, b)`, shape `(*,)`."""
+    if not blocks.is_complex():
+        return torch.linalg.vector_norm(blocks.flatten(-2), dim=-1)
     # As real numbers: torch's norms of complex ones are thirty times slower.
     return torch.linalg.vector_norm(torch.view_as_real(blocks.resolve_conj()).flatten(-3), dim=-1)
 
@@ -158,6 +160,8 @@ def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float, out: Tensor 
     # What the kernel and the penalty both annihilate is zero in the smallest solution.
     factor.masked_fill_(factor >= floor.reciprocal(), 0)
     inverse = torch.empty_like(blocks) if out is None else out
+    if not blocks.is_complex():
+        return torch.mul(blocks, factor, out=inverse)
     parts = torch.view_as_real(inverse)
     torch.mul(torch.view_as_real(blocks.resolve_conj()), factor[..., None], out=parts)
     parts[..., 1].neg_()
@@ -261,7 +265,8 @@ def _defect(inverse: Tensor, blocks: Tensor) -> Tensor:
     left, right = (inverse, blocks) if blocks.shape[-2] >= blocks.shape[-1] else (blocks, inverse)
     n = right.shape[-1]
     angle = torch.arange(1, n + 1, dtype=blocks.real.dtype, device=blocks.device).square()
-    vector = torch.polar(torch.ones_like(angle), angle).expand(len(blocks), n)[..., None].contiguous()
+    turns = torch.polar(torch.ones_like(angle), angle)
+    vector = (turns if blocks.is_complex() else turns.real).expand(len(blocks), n)[..., None].contiguous()
     return block_norms(left @ (right @ vector) - vector)
 
 

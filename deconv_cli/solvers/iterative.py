@@ -32,9 +32,8 @@ from deconv_cli.solvers.strip import STRIP
 TORUS_MARGIN = 16
 # Iterations that may be needed where the border makes a problem ill-conditioned.
 N_ITERATIONS = 2000
-# Iterations that run out leave an inaccurate solution, so they count as the first number of times as many for images of
-# at most the second number of samples: there a dense matrix is factored in seconds.
-COST_OF_RUNNING_OUT, FEW_SAMPLES = 5, 2048
+# Iterations that run out leave an inaccurate solution, so they count as this many times as many.
+COST_OF_RUNNING_OUT = 5
 # The torus leaves this part of the iterations without it: measured for blurs of one channel, and for layers.
 PART_LEFT_OF_BLURS = 1 / 12
 PART_LEFT = 1 / 3
@@ -102,16 +101,13 @@ def _cost_of_layer(layer: LayerConvolution) -> Cost:
 
 
 def expected_iterations(problem: TikhonovProblem) -> float:
-    """Estimate the iterations of a problem; in a small one, those that run out count as more than they are."""
+    """Estimate the iterations of a problem; those that run out count as more than they are."""
     n_plain = plain_iterations(problem)
     if problem.lam > 0:
         # The strip states its distance to the solution after a few iterations, which may take these many times as long.
         is_blur = has_one_sign(problem.operator.kernel) and STRIP.covers(problem) is not None
         n_plain = 5 + n_plain * (PART_LEFT_OF_BLURS if is_blur else PART_LEFT)
-    if n_plain <= N_ITERATIONS:
-        return n_plain
-    is_small = math.prod(problem.operator.input_shape) <= FEW_SAMPLES
-    return N_ITERATIONS * (COST_OF_RUNNING_OUT if is_small else 1)
+    return n_plain if n_plain <= N_ITERATIONS else N_ITERATIONS * COST_OF_RUNNING_OUT
 
 
 def plain_iterations(problem: TikhonovProblem) -> float:

@@ -248,7 +248,7 @@ def reaches_noise(steps: RichardsonLucySteps, sigma: float) -> Tensor:
 
 
 # The iteration ends if held-out samples gained nothing for this part of the steps so far, and at least for this many.
-PATIENCE = 0.5
+PATIENCE = 0.2
 MIN_PATIENCE = 10
 
 

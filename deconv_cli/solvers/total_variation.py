@@ -43,7 +43,7 @@ MIN_NOISE = 10.0
 # of space.
 N_IMAGES, N_FIELDS = 4, 5
 # Solvers that build the inverse of each step, the first that covers it: those that are cheap to build.
-INNER_METHODS = ("fft", "strip", "slab", "iterative", "varying")
+INNER_METHODS = ("fft", "dct", "strip", "slab", "iterative", "varying")
 
 
 class TotalVariation(Prior):

@@ -7,7 +7,8 @@ from properties import adjoint_defect, backward_defect, linearity_defect, matrix
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.operators import convolution
-from deconv_cli.operators.convolution import Convolution, ValidCorrelation
+from deconv_cli.operators.boundary_rules import CIRCULAR, UNKNOWN, ZERO, wrap
+from deconv_cli.operators.convolution import Convolution, TorusCorrelation, ValidCorrelation
 from deconv_cli.operators.geometry import Geometry
 
 
@@ -29,6 +30,33 @@ def test_it_slides_over_some_rows_at_a_time(kernel_size, monkeypatch):
     expected = torch.nn.functional.conv2d(x, kernel)
     torch.testing.assert_close(correlation.forward(x), expected, rtol=1e-13, atol=1e-13)
     assert adjoint_defect(correlation) <= 1e-13
+
+
+@pytest.mark.parametrize(
+    ("boundary", "size", "kernel_size", "padding", "is_shared"),
+    [
+        (ZERO, (11, 10), (6, 7), "same", True),
+        (ZERO, (11, 10), (6, 7), "full", True),
+        (ZERO, (11, 10), (6, 7), ((1, 4), (0, 9)), True),
+        (ZERO, (11, 10), (5, 6), 9, True),
+        (ZERO, (6, 5), (9, 11), "same", True),
+        (ZERO, (5, 6, 7), (3, 4, 5), "same", True),
+        (CIRCULAR, (5, 6, 7), (4, 3, 5), "same", True),
+        (CIRCULAR, (8, 6), (9, 5), "same", True),
+        (CIRCULAR, (8, 6), (5, 6), "full", False),
+        (CIRCULAR, (11, 6), (6, 5), "same", False),
+        (wrap(ZERO, (False, True)), (11, 10), (6, 7), "same", True),
+        (wrap(UNKNOWN, (False, True)), (11, 10), (6, 7), "same", False),
+    ],
+)
+def test_a_torus_that_holds_the_outside_needs_no_border(boundary, size, kernel_size, padding, is_shared):
+    kernel = random((2, 3, *kernel_size))
+    operator = Convolution(kernel, size, padding=padding, boundary=boundary)
+    assert isinstance(operator.correlation, TorusCorrelation) == is_shared
+    x = random((2, *operator.input_shape), seed=1)
+    expected = ValidCorrelation(kernel, operator.geometry.extended_size).forward(operator.extension.forward(x))
+    torch.testing.assert_close(operator.forward(x), expected, rtol=1e-12, atol=1e-12)
+    assert adjoint_defect(operator) <= 1e-12
 
 
 def test_padding_same_is_that_of_torch_for_even_kernels():

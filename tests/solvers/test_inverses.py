@@ -88,6 +88,33 @@ def test_circular_closed_form(channels, penalty, lam):
         assert (estimate - expected).norm() <= 1e-10 * expected.norm()
 
 
+@pytest.mark.parametrize("size", [(5,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize(("channels", "lam"), [((3, 4), 0.0), ((4, 3), 0.0), ((3, 4), 1e-2), ((2, 2), 1e-9)])
+@pytest.mark.parametrize("boundary", ["circular", "unknown", "reflect"])
+def test_layers_of_one_tap_are_undone_pixel_by_pixel(boundary, channels, lam, size):
+    taps = random((*channels, *[1] * len(size)))
+    if lam == 0:
+        taps[:, 0] = taps[:, 1]  # of less than full rank
+    inverse = PseudoInverse(Kernel(taps, False), size, ResolvedSettings(boundary=boundary, lam=lam))
+    assert (inverse.choice.method, "undoes each of them" in inverse.choice.reason) == ("dense", True)
+    rank = int(torch.linalg.matrix_rank(taps.flatten(1)))
+    assert inverse.rank == (None if lam > 0 else rank * random(size).numel())
+    y = random((2, *inverse.problem.operator.output_shape), seed=3)
+    solution = inverse.solve(y)
+    assert solution.certificate <= 1e-12
+    for estimate, data in zip(solution.value, y, strict=True):
+        expected = dense_solution(inverse, data)
+        assert (estimate - expected).norm() <= 1e-9 * expected.norm()
+    A, g = inverse.problem.operator.as_matrix(), random(inverse.problem.operator.input_shape, seed=4)
+    gram = A.T @ A + inverse.problem.weight * torch.eye(A.shape[1], dtype=A.dtype)
+    normal = torch.linalg.pinv(gram, rtol=1e-12) @ g.flatten()
+    for found, wanted in (
+        (inverse._inverse.solve_normal(g), normal),
+        (inverse._inverse.solve_transposed(g), A @ normal),
+    ):
+        assert (found.flatten() - wanted).norm() <= 1e-6 * wanted.norm()
+
+
 def test_zero_mean_kernels_get_the_least_norm_solution_on_a_torus():
     laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64)
     inverse = PseudoInverse(Kernel(laplacian[None, None], False), (8, 8), ResolvedSettings(boundary="circular"))

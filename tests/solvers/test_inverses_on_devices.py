@@ -17,7 +17,7 @@ from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.closed_form import CircularInverse
+from deconv_cli.solvers.closed_form import MIRRORED, CircularInverse
 from deconv_cli.solvers.direct import DenseBorderSystem, DirectInverse
 from deconv_cli.solvers.fourier import full_rank_inverse, torus_blocks
 from deconv_cli.solvers.iterative import ITERATIVE as ITERATIVE_SOLVER
@@ -73,6 +73,14 @@ def solve_torus(taps, weight, covers_inputs):
 def circular(taps, lam, penalty):
     problem = problem_of(taps, "circular", lam, penalty)
     return use(CircularInverse(problem))
+
+
+def mirrored(taps, lam, penalty):
+    for axis in (2, 3):
+        taps = taps + taps.flip(axis)
+    problem = problem_of(taps, "symmetric", lam, penalty)
+    assert MIRRORED.covers(problem) is None
+    return use(MIRRORED.build(problem, ONE_ITERATION))
 
 
 def strip(taps, boundary, lam, penalty, rule=ONE_ITERATION, *, in_all_ways=False):
@@ -150,6 +158,10 @@ CIRCULAR = [
         }.items(),
         [(0.0, "identity"), (LAMBDA, "identity"), (LAMBDA, "laplacian")],
     )
+]
+CIRCULAR += [
+    pytest.param(mirrored, taps, lam, penalty, id=f"mirrored-{len(taps)}-{lam:g}")
+    for taps, (lam, penalty) in itertools.product((BLUR, TALL), [(0.0, "identity"), (LAMBDA, "gradient")])
 ]
 STRIP = [
     pytest.param(strip_in_all_ways, SKEW, "reflect", LAMBDA, "identity", id="strip-all-ways"),
