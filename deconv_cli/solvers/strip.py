@@ -24,7 +24,7 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.bands import Spectrum
+from deconv_cli.solvers.bands import BandSpectrum
 from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, Spectra, as_real, count_indefinite_unknowns
 from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
@@ -108,9 +108,9 @@ class StripSystem:
         assert given is not None
         if residual is not None and closes and self._runs_on:
             residual = close_smoothly(residual, self._torus)
-        outputs = None if residual is None else Spectrum(self._transform(residual))
+        outputs = None if residual is None else BandSpectrum(self._transform(residual))
         residual = None
-        inputs = None if gradient is None else Spectrum(self._transform(gradient / self._sigma))
+        inputs = None if gradient is None else BandSpectrum(self._transform(gradient / self._sigma))
         spectra = self._complete((outputs, inputs), given.shape[:-3], log)
         image = self._to_image(self._system.image(spectra))
         return image.to(given.dtype).reshape(*given.shape[:-3], *self._input_shape)
@@ -122,7 +122,7 @@ class StripSystem:
             g: shape `(*batch, C_in, H, W)`.
             log: when to stop.
         """
-        spectra = self._complete((None, Spectrum(self._transform(g))), g.shape[:-3], log)
+        spectra = self._complete((None, BandSpectrum(self._transform(g))), g.shape[:-3], log)
         field = torch.fft.irfft2(self._system.defect(spectra), s=self._torus) / -self._sigma
         height, width = self._places.output_size
         return field[..., :height, :width].to(g.dtype).reshape(*g.shape[:-3], field.shape[-3], height, width)
@@ -131,7 +131,7 @@ class StripSystem:
         """Solve (AᴴA + μLᴴL) x = gradient to about a hundredth, by two FFTs and a small image; see `solve`."""
         if self._crossing is None or not self._system.kinds or self._lam < ROUGH_LAMBDA:
             return self.solve(None, gradient, log)
-        given = None, Spectrum(self._transform(gradient / self._sigma))
+        given = None, BandSpectrum(self._transform(gradient / self._sigma))
         rows, columns = ([-values for values in part] for part in self._system.read(given))
         solved = self._solve_bands(rows, columns, self._crossing)
         image = self._to_image(self._system.image(self._system.spectra(*solved, given)))
