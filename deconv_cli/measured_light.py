@@ -34,15 +34,15 @@ def smooth(image: Tensor, step: int = 1, beyond: str = "replicate") -> Tensor:
     return found
 
 
-def plateau_of(samples: Tensor) -> float | None:
-    """Return the largest value if samples `(*batch, H, W)` were probably clipped at it, otherwise `None`.
+def plateau_of(samples: Tensor, n_axes: int = 2) -> float | None:
+    """Return the largest value if samples `(*batch, *size)` were probably clipped at it, otherwise `None`.
 
     Many pairs of neighbors then share it, and few samples have values just below it. The rounded top of a smooth spot
     has as many samples at its largest value as at the next one.
     """
     top = samples.max()
     is_top = samples == top
-    n_full = sum(int((part[..., 1:] & part[..., :-1]).count_nonzero()) for part in (is_top, is_top.mT))
+    n_full = sum(int((part[..., 1:] & part[..., :-1]).count_nonzero()) for part in (is_top, is_top.mT)[:n_axes])
     if n_full <= FULL_TO_BELOW or bool(top == (middle := samples.median())):
         return None
     below = torch.minimum(samples[~is_top].max(), top - JUST_BELOW * (top - middle))

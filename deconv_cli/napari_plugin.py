@@ -19,6 +19,7 @@ from torch import Tensor
 import deconv_cli
 from deconv_cli import DeconvError, InputMetadata, Microscope, Reconstruction, ToneCurve, UsageError
 from deconv_cli.measured_light import clean_psf, looks_like_photograph, refusal_of
+from deconv_cli.tone_curve import WHITES
 
 FOUND, LAYER, FORMULA, MICROSCOPE = "found in the image", "a layer", "a formula", "a microscope's optics"
 PRIORS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -33,7 +34,6 @@ PRIORS: dict[str, tuple[dict[str, Any], str, str]] = {
 PREDICTED: tuple[dict[str, Any], ...] = ({}, {"prior": "quadratic"}, {"prior": "photo"})
 """Settings under which the error is predicted."""
 ERROR, TRUST, NEITHER = "the expected error", "where to trust it", "nothing"
-WHITES = {"uint8": 255.0, "uint16": 65535.0}
 WIDER = {"bool": "uint8", "uint16": "int32", "uint32": "int64", "float16": "float32"}
 """Types that torch computes little with, and the types that hold the same values."""
 KEPT = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")

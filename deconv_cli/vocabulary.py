@@ -306,8 +306,8 @@ def counted(n: int | str, word: str, words: str = "") -> str:
 
 
 def format_percent(share: float, n_digits: int = 2) -> str:
-    """Write a share as percent with `n_digits` digits: `0.0042` is `0.42 %`."""
-    percent = 100 * share
+    """Write a share as percent with `n_digits` digits: `0.0042` is `0.42 %`; a share below 1 is never `100 %`."""
+    percent = 100 * share if share >= 1 else min(100 * share, 100 - 10.0 ** min(0, 2 - n_digits))
     return f"{percent:.{n_digits}g} %" if percent < 10**n_digits - 0.5 else f"{percent:.0f} %"
 
 

@@ -59,7 +59,7 @@ ALLOWED = {
         "deconv_cli",
     },
     "deconv_cli": BELOW_WORKFLOWS | {"workflows", "chains", "blocks", "saved_files"},
-    "napari_plugin": {"deconv_cli", "measured_light"},
+    "napari_plugin": {"deconv_cli", "measured_light", "tone_curve"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr", "astropy"}

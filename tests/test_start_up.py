@@ -89,7 +89,7 @@ def test_the_list_of_commands_loads_none_of_them():
     [
         (None, "box:3", "the input '{}' does not exist; check the path."),
         (b"words", "box:3", "'{}' is not a supported file; deconv reads TIFF"),
-        (b"\x89PNG\r\n\x1a\n", "blob:3", "kernel source must be one of gaussian"),
+        (b"\x89PNG\r\n\x1a\n", "blob:3", "there is no file 'blob:3', and the name of a formula must be one of"),
     ],
 )
 def test_a_wrong_input_or_formula_is_refused_before_torch_is_loaded(tmp_path, command, content, kernel, refusal):

@@ -257,7 +257,7 @@ def block_bytes(problem: BlockProblem, data_size: Size, n_batch: int = 1, *, is_
     if problem.resolution.is_per_channel or problem.resolution.lams:
         one = kernel.of_channel(0) if kernel.is_per_channel else kernel
         cost = _cost(one, data_size, problem.resolved)
-        one_by_one = n_channels * cost.n_bytes(0) + cost.n_bytes(n_batch) - cost.n_bytes(0)
+        one_by_one = (n_channels - 1) * cost.n_bytes_built + cost.n_bytes(n_batch)
         return copies + one_by_one + n_bounded * bytes_of_channel
     n_images = n_batch * (problem.layout.n_channels if kernel.shared else 1)
     copies += n_bounded * n_channels * bytes_of_channel

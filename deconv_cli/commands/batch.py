@@ -372,13 +372,15 @@ class Batch:
         names.setdefault(name, sentence == first)
 
     def _print_sentences(self) -> None:
-        """Print each sentence once, as it is for the first of its inputs, and name that or several of them."""
+        """Print each sentence once, and name its input or several; numbers that differ are those of the first alone."""
         for (n_named, _), (show, sentence, is_same) in self._sentences.items():
-            names = list(is_same)
+            names, also = list(is_same), ""
+            if not all(is_same.values()):
+                also = f" (with other numbers also {name_some(names[1:], n_named)})"
+                names = names[:1]
             n_more = len(names[n_named:])
             where = ", ".join(names[:n_named]) + (f" and {counted(n_more, 'more file')}" if n_more else "")
-            whose = "" if all(is_same.values()) else " (the numbers are those of the first file)"
-            show(f"{where}: {with_options(sentence)}{whose}" if where else with_options(sentence))
+            show(f"{where}: {with_options(sentence)}{also}" if where else with_options(sentence))
 
     def _document(self) -> dict[str, Any]:
         return {

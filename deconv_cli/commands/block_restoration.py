@@ -80,6 +80,20 @@ def open_large(work: InvertOptions, path: Path, *, is_wanted: bool) -> LargeInpu
     return LargeInput(corner, loaded, problem, why)
 
 
+def covers_all(work: InvertOptions, job: Job, large: LargeInput) -> bool:
+    """Return whether one block covers a picture that fits the memory: the whole needs no plan and takes less time."""
+    from deconv_cli.blocks.block_extras import plan_file
+    from deconv_cli.blocks.block_grid import choose_core
+    from deconv_cli.blocks.block_problem import whole_fits
+    from deconv_cli.io.layout import Layout
+
+    problem, size = large.problem, _block_size(work, large)
+    target = plan_file(problem, job.target, problem.n_channels, work.files.output_dtype, force=True)
+    layout = Layout(target.axes, target.shape, problem.layout.dimensions)
+    core = choose_core(layout, target.unit, size or problem.image_size)
+    return all(map(int.__ge__, core, layout.sizes)) and whole_fits(problem, work.budget)
+
+
 def print_plan(work: InvertOptions, job: Job, large: LargeInput) -> None:
     """Plan the blocks, and print the plan; raises `UsageError` as `restore_large` does."""
     from deconv_cli.report.block_page import describe_block_plan

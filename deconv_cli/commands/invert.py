@@ -15,7 +15,7 @@ import typer
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch, list_jobs
-from deconv_cli.commands.block_restoration import open_large, print_plan, restore_large
+from deconv_cli.commands.block_restoration import covers_all, open_large, print_plan, restore_large
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
@@ -103,6 +103,7 @@ def invert(
         print_plan(work, jobs[0], found)
     else:
         list_jobs(jobs, as_json=printed.as_json)
+        work.note_whole(jobs[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +149,15 @@ class InvertWork(InvertOptions):
         from deconv_cli.io.limits import allowing
 
         path, image = job.source, None
-        is_wanted = self.large.is_cut_anyway or (job.n_jobs == 1 and self.resumes and has_earlier(job.target))
+        continues = job.n_jobs == 1 and self.resumes and has_earlier(job.target)
+        is_wanted = self.large.is_cut_anyway or continues
         with allowing(self.settings.get("max_memory")), self._explaining(path):
             if not (is_wanted or (self.can_be_cut and is_large(path))):
                 image = self.files.read(path)
             if self.can_be_cut and (image is None or not is_small(image.shape, self.budget)):
                 found = open_large(self, path, is_wanted=is_wanted)
-                if found is not None:
+                may_be_whole = self.large.is_cut_anyway and self.large.block_range is None and not continues
+                if found is not None and not (may_be_whole and covers_all(self, job, found)):
                     return found
             return self.files.read(path) if image is None else image
 
@@ -167,7 +170,7 @@ class InvertWork(InvertOptions):
         def restore(job: Job, source: Source, progress: WorkProgress) -> JobResult:
             if isinstance(source, LargeInput):
                 return restore_large(self, job, source, progress)
-            self._note_whole(job)
+            self.note_whole(job)
             if chain is not None:
                 return chain.restore(job, source, progress)
             with self._explaining(job.source):
@@ -191,7 +194,7 @@ class InvertWork(InvertOptions):
                 raise TooLargeError(f"{error} It cannot be cut into blocks: {refusal}") from error
             raise
 
-    def _note_whole(self, job: Job) -> None:
+    def note_whole(self, job: Job) -> None:
         """Note which options on blocks have no effect on an only input that is restored as a whole."""
         if self.large.resume:
             self.extra.check([job], force=self.files.force)
@@ -199,6 +202,8 @@ class InvertWork(InvertOptions):
             return
         if self.large.resume and not job.target.exists():
             print_note(f"there is no earlier run to resume for '{job.target}', so it is restored as a whole")
+        if self.large.is_cut_anyway:
+            print_note("one block, of whole tiles or chunks, covers the picture, so it is restored as a whole")
         if self.workers.are_given:
             print_note("this process alone restores a single file as a whole; other workers only help with blocks")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,7 @@ from deconv_cli.vocabulary import SCHEMA, counted, format_percent, format_size, 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deconv_cli.io import ImageFile
     from deconv_cli.kernels.fit_kernel import KernelFit
 
 EXAMPLE = (
@@ -66,26 +69,13 @@ class PairOptions:
             "unit_sum": self.unit_sum,
         }
 
-    def read(self, paths: tuple[Path, ...], n_axes: int) -> tuple[tuple[Tensor, ...], str]:
-        """Read pictures of one scene, in the light that the blur acts on; returns the name of the light of the last."""
-        from deconv_cli.io import read_image
-
-        images = [read_image(path).spanned_by(n_axes) for path in paths]
+    def in_light(self, images: Sequence[ImageFile]) -> tuple[tuple[Tensor, ...], str]:
+        """Return pictures of one scene in the light that the blur acts on, and the name of the light of the last."""
         if not all(image.is_picture for image in images):
             return tuple(image.values.double() for image in images), "in the samples as they are stored"
         chosen = [light_of(image, self.light) for image in images]
         values = [each.to_light(image.values.double()) for each, image in zip(chosen, images, strict=True)]
         return tuple(values), chosen[-1].reason
-
-
-def _size_of_taps(size: tuple[int, ...], path: Path) -> tuple[int, ...]:
-    """Repeat a single number for all axes of a picture or stack; other arrays, whose axes are unknown, are signals."""
-    from deconv_cli.io import read_image
-
-    if len(size) > 1:
-        return size
-    image = read_image(path)
-    return size * (image.dimensions if image.is_picture else 1)
 
 
 def fit(
@@ -110,10 +100,14 @@ def fit(
     ),
 ) -> None:
     """Fit the kernel that blurred sharp pictures, with an error bar for every tap."""
+    from deconv_cli.io import read_image
     from deconv_cli.kernels.fit_kernel import fit_kernel
 
-    named = _list_pairs(pairs)
-    taps_size = _size_of_taps(parse_size(size), named[0][0])
+    named, taps_size = _list_pairs(pairs), parse_size(size)
+    read_once = lru_cache(maxsize=1)(read_image)
+    if len(taps_size) == 1:  # holds for all axes of a picture; other arrays, whose axes are unknown, are signals
+        image = read_once(named[0][0])
+        taps_size *= image.dimensions if image.is_picture else 1
     n_axes, choices = len(taps_size), options.choices()
     for path in (answer.output, errors):
         is_picture = n_axes > 1 and options.channels != "mix"
@@ -121,7 +115,7 @@ def fit(
     refuse_clashes([], [path for pair in named for path in pair], [answer.output, errors])
     if errors is not None and loss != "squared":
         raise UsageError(f"--errors writes the error bars of the squared loss, but --loss is {loss}; leave one out.")
-    read = [options.read(pair, n_axes) for pair in named]
+    read = [options.in_light([read_once(path).spanned_by(n_axes) for path in pair]) for pair in named]
     both = [(sharp, blurred) for (sharp, blurred), _ in read]
     with running_user_code(is_silent=True) as (_, caught):
         found = fit_kernel(both, taps_size, **choices, loss=name_or_code(loss, LOSSES, "--loss"))

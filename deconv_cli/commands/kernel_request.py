@@ -12,7 +12,7 @@ from deconv_cli.commands.microscope_kernel import describe_optics, read_words
 from deconv_cli.commands.option_groups import KernelOptions, given_options
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import Size, format_size, format_spacing, nearest_name
+from deconv_cli.vocabulary import Size, check_name, format_size, format_spacing, nearest_name
 
 if TYPE_CHECKING:
     from deconv_cli.io import ImageFile
@@ -46,7 +46,8 @@ class KernelRequest:
         for path in self.paths:
             if is_formula(path):
                 for factor in filter(None, str(path).split("*")):
-                    KERNEL_SOURCES.check(factor.strip().partition(":")[0][:40])
+                    kind = f"there is no file '{path}', and the name of a formula"
+                    check_name(KERNEL_SOURCES, factor.strip().partition(":")[0][:40], kind)
                 continue
             is_word = not path.suffix and path.name == str(path) not in [str(ESTIMATE), *names]
             meant = nearest_name(names, str(path)) if is_word and not path.exists() else None

@@ -222,14 +222,14 @@ class LargeOptions:
 
     block_size: str | None = optional(
         "--block-size N|D,H,W",
-        "Restore the input in blocks of N pixels along each axis of space. Default: the whole input if it fits "
-        "--max-memory, otherwise the largest blocks that fit.",
+        "Restore the input in blocks of N pixels along each axis of space. Default, and if one block covers the "
+        "input: the whole input if it fits --max-memory, otherwise the largest blocks that fit.",
         LARGE,
     )
     dry_run: bool = optional(
         "--dry-run",
         "Write nothing. Print the plan of the blocks: memory, halo (the margin read around each block), expected "
-        "error at the seams, time. For several inputs, list each with its output.",
+        "error at the seams, time. For several inputs, or one without blocks, list each with its output.",
         LARGE,
         default=False,
     )

@@ -18,7 +18,7 @@ from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.commands.work import Job, JobResult
 from deconv_cli.errors import UsageError
 from deconv_cli.schedulers.scheduler import announce_writing
-from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.settings import Auto, ReconstructionSettings
 from deconv_cli.vocabulary import InputKind, as_typed
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ NOTABLE_NOISE = 1e-3
 """Noise in standard deviations of an array from which on it spoils estimates under the λ of tensors."""
 SHORT, NOTABLE_IN_SHORT = 1024, 0.03
 """In a signal of at most this many samples, noise may look like detail; the noise from which on it counts there."""
+SAME_GAIN = 2.0
+"""Factor up to which the gain that samples show may differ from that of a header. Of simulated counts it is 0.95 to 1.3
+of the true one, and up to 2.5 if the picture has more detail than noise."""
 N_ALIGNED = 3
 """The alignment of the kernel is tested on this many first inputs of a run: a test takes longer than restoring."""
 
@@ -47,7 +50,6 @@ def restore_whole(
     work: InvertOptions, kernel: LoadedKernel, job: Job, source: ImageFile, progress: WorkProgress
 ) -> JobResult:
     """Reconstruct one input, write the result, and describe it."""
-    from deconv_cli.io.metadata import header_number
     from deconv_cli.report.run import InvertRun, describe_found, describe_run
 
     extra, given = work.extra, work.settings
@@ -63,14 +65,15 @@ def restore_whole(
             "--error-map and --trust-mask show an error that is predicted only for plain convolutions, but this "
             f"layer has {resolution.settings.layer.describe()}; leave them out."
         )
-    electrons, gain = header_number(image.native_fields, "GAIN", "EGAIN"), resolution.settings.gain
-    if electrons and gain and (gain == "auto" or not math.isclose(gain * electrons, 1, rel_tol=0.01)):
-        notes += (f"the header says {electrons:g} electrons for each unit, which is gain={1 / electrons:.4g}",)
+    gain, of_gain = _gain(image, resolution.settings.gain, kernel.kernel.n_axes)
+    resolution, notes = replace(resolution, settings=replace(resolution.settings, gain=gain)), notes + of_gain
     tests_alignment = resolution.tests_alignment and job.number <= N_ALIGNED and kernel.source.estimate is None
     resolution = replace(resolution, notes=(*notes, *resolution.notes), tests_alignment=tests_alignment)
     n_channels = image.values.shape[1]
+    layer = kernel.kernel.with_layer(resolution.settings.layer)
+    pipeline.check_channels(image.values, layer, resolution)  # before the output, which may hold no such image
     if not resolution.is_per_channel:
-        n_channels = kernel.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
+        n_channels = layer.n_inputs(n_channels)
     plan = work.plan(job, image, n_channels)
     planned = extra.plan(image, n_channels, force=work.files.force)
     result = pipeline.reconstruct(image.values, resolution, truth=planned.truth, progress=progress)
@@ -109,6 +112,27 @@ def restore_whole(
     return_freed_memory()
     planned.write(run, record, image.values)
     return JobResult(record, partial(print_invert_summary, run, verbose=work.printed.verbose))
+
+
+def _gain(image: ImageFile, given: float | Auto | None, n_axes: int) -> tuple[float | Auto | None, tuple[str, ...]]:
+    """Return the gain for Richardson–Lucy, with a note on the header's.
+
+    That of the header replaces `auto` if the samples show it up to `SAME_GAIN`: detail raises their estimate.
+    """
+    from deconv_cli.diagnostics.noise_level import estimate_gain
+    from deconv_cli.io.metadata import header_number
+
+    electrons = header_number(image.native_fields, "GAIN", "EGAIN")
+    if given is None or electrons is None or (given != "auto" and math.isclose(given * electrons, 1, rel_tol=0.01)):
+        return given, ()
+    note = f"the header says {electrons:g} electrons for each unit, which is gain={1 / electrons:.4g}"
+    if given != "auto":
+        return given, (note,)
+    found = estimate_gain(image.values, n_axes)
+    if found is not None and abs(math.log(found * electrons)) <= math.log(SAME_GAIN):
+        return 1 / electrons, (f"{note}; it is used, since the data show about the same, {found:.4g}",)
+    shown = "do not show a gain" if found is None else f"show {found:.4g}"
+    return given, (f"{note}; it is not used, since the data {shown}",)
 
 
 def _metadata(kernel: LoadedKernel, image: ImageFile) -> InputMetadata:

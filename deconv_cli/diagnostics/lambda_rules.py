@@ -30,9 +30,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.torus_modes import TorusModes
-from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import accumulation_dtype, squared_modulus
 from deconv_cli.regularizers import PenaltyLike
@@ -100,7 +98,7 @@ class SpectralData:
         penalty: PenaltyLike,
         sigma_max: float,
         observed_share: float = 1.0,
-        noise: NoiseModel | None = None,
+        noise: Tensor | None = None,
         detailed_share: float = 1.0,
     ) -> SpectralData:
         """Transform data `(*batch, C_out, N1, N2, ...)` on a torus, by modes at all of its frequencies.
@@ -116,11 +114,9 @@ class SpectralData:
         gain = modes.sigma.square()
         # Where kernel and penalty both vanish, as for constants under differences, nothing is estimated.
         ratio = torch.where(gain == 0, 0, gain / (sigma_max**2 * modes.squared_penalty(penalty))).flatten(0, -2)
-        if noise is None or noise.is_white:
-            return cls(modes, ratio, power, outside, len(images), observed_share, detailed_share=detailed_share)
-        share = interpolated(noise.spectrum, modes.torus, power).flatten()
-        power, outside = power / share[:, None], outside / share
-        return cls(modes, ratio, power, outside, len(images), observed_share, share, detailed_share)
+        if noise is not None:
+            power, outside = power / noise[:, None], outside / noise
+        return cls(modes, ratio, power, outside, len(images), observed_share, noise, detailed_share)
 
     @property
     def gain(self) -> Tensor:

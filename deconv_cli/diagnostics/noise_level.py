@@ -55,6 +55,8 @@ _MIN_RANGE = 2.0
 # The variance grows with this power of the mean: 1 for counts, 0 for noise that does not depend on brightness.
 _MIN_POWER, _MAX_POWER = 0.6, 1.4
 
+ENOUGH_SAMPLES = 2**20
+"""Samples whose median is within 0.2 % of that of all."""
 LEAST_SIDE = 3
 """Pixels along each axis from which noise can be estimated."""
 
@@ -74,8 +76,13 @@ def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
         raise ShapeError(
             f"estimating the noise needs images of at least {least} pixels, but the shape is {tuple(y.shape)}."
         )
-    detail = y
-    for axis in space_axes(n_axes):
+    first, *others = space_axes(n_axes)
+    n = y.shape[first] - 2
+    # Some planes of a large image are enough; an odd step meets all rows of the blocks of a JPEG.
+    numbers = torch.arange(0, n, y.numel() // ENOUGH_SAMPLES | 1, device=y.device)
+    before, middle, after = (y.narrow(first, start, n).index_select(first, numbers) for start in range(3))
+    detail = (after - middle) - (middle - before)
+    for axis in others:
         detail = detail.diff(n=2, dim=axis)
     # The squares of the mask's weights, 1 −2 1 along each axis, add up to six for each.
     return synchronize.as_number(detail.abs().flatten().median()) / (6 ** (n_axes / 2) * NORMAL_MEDIAN)

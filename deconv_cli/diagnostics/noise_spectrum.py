@@ -125,8 +125,10 @@ def _mean_power(levels: Sequence[float], y: Tensor) -> float:
     return synchronize.as_number((power * half_weights(size[-1], power)).sum() / math.prod(size))
 
 
-def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor) -> Tensor:
-    """Interpolate powers at `FREQUENCIES` to the frequencies of `torch.fft.rfftn` on a torus.
+def interpolated(
+    spectrum: Sequence[float], torus: Size, like: Tensor, numbers: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Interpolate powers at `FREQUENCIES` to the frequencies of `torch.fft.rfftn` on a torus, or to the numbered ones.
 
     The logarithm is linear between them, and constant beyond. The result has the dtype and the device of `like`.
     """
@@ -134,6 +136,8 @@ def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor) -> Tensor
     for axis, length in enumerate(torus):
         fftfreq = torch.fft.rfftfreq if axis == len(torus) - 1 else torch.fft.fftfreq
         frequencies = fftfreq(length, device=like.device)
+        if numbers is not None:
+            frequencies = frequencies[numbers[axis]]
         squared = squared[..., None] + frequencies.to(like.dtype).square()
     logarithms = like.new_tensor([math.log(power) for power in spectrum])
     position = _position(squared[0].sqrt())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_rules import SpectralData
-from deconv_cli.diagnostics.noise_spectrum import draw_noise
+from deconv_cli.diagnostics.noise_spectrum import draw_noise, interpolated
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
@@ -17,6 +18,7 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, space_axes, squared_gradient
 from deconv_cli.operators.boundary_rules import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
+from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
@@ -78,6 +80,7 @@ class PeriodicExtension:
         self.torus = self.window if self.is_periodic else _roomy_torus(self.window, kernel.size)
         self.modes = torus_modes(kernel.taps, self.torus, is_bounded=False)
         self._blur = BlockCirculant(torus_symbol(kernel.taps.detach(), self.torus), self.torus)
+        self._drawn = torch.empty(0)  # the same in every round
 
     def initial(self, y: Tensor) -> SpectralData:
         """Close data `(C, *size)` or `(B, C, *size)` without the bias smoothly, before any estimate.
@@ -121,7 +124,9 @@ class PeriodicExtension:
         self.filled = torch.where(is_free, frame, piece)
         # The predicted part may be large. Without noise in it, λ would become smaller from round to round.
         left = torch.where(is_free, 0, piece - frame).square().sum() / (~is_free).sum().clamp_min(1)
-        data += left.sqrt() * draw_noise(self.noise or NoiseModel(), data, 0, len(self.window))
+        if self._drawn.shape != data.shape:
+            self._drawn = draw_noise(self.noise or NoiseModel(), data, 0, len(self.window))
+        data += left.sqrt() * self._drawn
         frame.copy_(torch.where(is_free, frame, piece))
         return self._transformed(data, detailed_share=share)
 
@@ -168,15 +173,25 @@ class PeriodicExtension:
             penalty=self.penalty,
             sigma_max=self.sigma_max,
             observed_share=observed_share,
-            noise=self.noise,
+            noise=self._noise_power,
             detailed_share=detailed_share,
         )
 
-    def _problem(self, lam: float) -> TikhonovProblem:
+    @cached_property
+    def _noise_power(self) -> Tensor | None:
+        """The power of the noise at the frequencies of the torus, shape `(F,)`; `None` for white noise."""
+        if self.noise is None or self.noise.is_white:
+            return None
+        return interpolated(self.noise.spectrum, self.torus, self.modes.sigma).flatten()
+
+    @cached_property
+    def _operator(self) -> Convolution:
         geometry = Geometry.of_output(self.window, self.kernel.size, "valid")
-        operator = self.kernel.detached().convolution(geometry, as_rule("unknown"))
-        lam = lambda_of_size(lam, self.sigma_max, self.kernel, geometry.image_size)
-        return TikhonovProblem(operator, lam, penalty=self.penalty)
+        return self.kernel.detached().convolution(geometry, as_rule("unknown"))
+
+    def _problem(self, lam: float) -> TikhonovProblem:
+        scale = (self.sigma_max / self._operator.spectrum.sigma_max) ** 2
+        return TikhonovProblem(self._operator, lam * scale, penalty=self.penalty)
 
     def _inverse(self, problem: TikhonovProblem, tolerance: float) -> Inverse:
         rule = replace(_RULE, tolerance=tolerance)

@@ -297,9 +297,9 @@ def _share_of_noise(bands: ModeBands, by_mode: Tensor) -> float:
 def noise_by_mode(noise: NoiseModel, modes: TorusModes) -> Tensor:
     """Evaluate the power of noise along each mode, relative to white noise of its size, shape `(*F, m)`."""
     power = torch.ones_like(modes.sigma)
-    return (
-        power if noise.is_white else power * modes.sampled(interpolated(noise.spectrum, modes.torus, power))[..., None]
-    )
+    if noise.is_white:
+        return power
+    return power * interpolated(noise.spectrum, modes.torus, power, modes.frequencies)[..., None]
 
 
 def _contrast(data: FadedImages) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -104,12 +105,14 @@ class FunctionTrial:
         return real(self.function.forward(*context, *self.arguments()))
 
     def known_values(self) -> list[torch.Tensor]:
-        """List all values of forward, its inputs included, and the gradients by them from autograd."""
+        """List all values of forward, the gradients by them from autograd, and the quotients of these gradients."""
         with contextlib.suppress(Exception), torch.enable_grad(), _Collecting() as mode:
             outputs = self.pieces()
             found = [*self.tensors.values(), *mode.tensors]
             gradients = differentiate(outputs, [tensor for tensor in found if tensor.requires_grad], self.weights)
-            return [*(g for g in gradients if g is not None), *(tensor.detach() for tensor in found)]
+            own = [gradient for gradient in gradients if gradient is not None]
+            slopes = [one / other for one, other in itertools.permutations(own, 2) if one.shape == other.shape]
+            return [*own, *slopes, *(tensor.detach() for tensor in found)]
         return []
 
     def proof_of_surrogate(self, index: int) -> str:

@@ -176,10 +176,12 @@ class _CheckedCall:
         # A gradient of zero, as of the weights of a state that is zero, proves nothing about the lines before.
         others = {n: given for n, given in enumerate(trial.given) if n not in errors}
         right = [positions[n] for n, given in others.items() if given is not None and bool(given.any())]
-        wrong = {positions[n]: found for n, (found, _) in errors.items() if n not in meant}
-        is_scaled = all(found.ratio and is_one_factor(found.ratio, found.ratio_range) for found in wrong.values())
-        known = trial.known_values()
-        return self._source.of_first_mistake(trial.gradients, known, list(wrong), right, is_scaled=is_scaled)
+        wrong = [n for n in errors if n not in meant]
+        is_scaled = all(c.ratio and is_one_factor(c.ratio, c.ratio_range) for c in (errors[n][0] for n in wrong))
+        pairs = [(trial.given[n], trial.expected[n]) for n in wrong] if trial.expected else []
+        ratios = [hand / own for hand, own in pairs if hand is not None and own is not None]
+        known, places = trial.known_values(), [positions[n] for n in wrong]
+        return self._source.of_first_mistake(trial.gradients, known, places, right, ratios, is_scaled=is_scaled)
 
     def _item(self, index: int, location: CodeLocation, **known: Any) -> WrongInput:  # noqa: ANN401  fields of WrongInput
         position = self._positions[index]

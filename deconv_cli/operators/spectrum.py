@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ MAX_PLANE = 2**23
 FIRST_REACH = 0.5
 # Relative rounding that such a search leaves room for.
 ROUNDING = 1e-12
+# The result of a search is kept for kernels of up to this many numbers.
+MAX_REMEMBERED = 2**14
 # Numbers in the tables of one step of it.
 MAX_TABLE = 2**22
 
@@ -107,6 +109,17 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
     if has_one_sign(wide):
         # No frequency exceeds the sum of the taps' sizes.
         return synchronize.as_number(wide.sum().abs()), (0,) * len(torus)
+    if wide.device.type == "cpu" and wide.numel() <= MAX_REMEMBERED:  # channels share a kernel and a size
+        return _remembered(wide.numpy().tobytes(), tuple(wide.shape), torus)
+    return _largest_of(wide, torus)
+
+
+@lru_cache(maxsize=16)
+def _remembered(taps: bytes, shape: Size, torus: Size) -> tuple[float, Size]:
+    return _largest_of(torch.frombuffer(bytearray(taps), dtype=torch.float64).reshape(shape), torus)
+
+
+def _largest_of(wide: Tensor, torus: Size) -> tuple[float, Size]:
     plane = half_spectrum(torus)
     if min(wide.shape[:2]) == 1 and math.prod(plane) <= MAX_PLANE:
         gains = singular_values(torus_symbol(wide, torus)).flatten()

@@ -152,9 +152,13 @@ def try_next(rerun: str, result: Reconstruction, kernel: KernelInput, *, is_pict
     found: list[tuple[str, str]] = []
     reasons = {doubt.reason for doubt in result.doubts}
     blames_kernel = bool(reasons - {DoubtReason.SOLVER, DoubtReason.LAMBDA})
-    if blames_kernel and is_picture and kernel.estimate is None and kernel.kernel.n_axes == 2:
-        estimated = varied(rerun, "found", {"--kernel": "estimate"}, is_fresh=True)
-        found.append(("Find the blur in the picture itself", estimated))
+    if blames_kernel and is_picture and kernel.kernel.n_axes == 2:
+        if kernel.estimate is None:
+            estimated = varied(rerun, "found", {"--kernel": "estimate"}, is_fresh=True)
+            found.append(("Find the blur in the picture itself", estimated))
+        else:
+            free = ["deconv", "kernel", "estimate", "--free", "--output=found.npy", "--", shlex.split(rerun)[-1]]
+            found.append(("Find a kernel of any shape, then give it by --kernel", shlex.join(free)))
     if DoubtReason.SOLVER in reasons:
         longer = {"--max-iterations": str(10 * result.settings.max_iterations)}
         found.append(("Compute longer", varied(rerun, "longer", longer)))

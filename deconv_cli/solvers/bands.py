@@ -129,7 +129,7 @@ class BandGroup:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class BandSpectrum:
     """A spectrum as the sum of a whole one and a product of narrow matrices, which is made some rows at a time.
 
     Attributes:

@@ -33,7 +33,7 @@ from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.solvers.bands import (
     Band,
     BandGroup,
-    Spectrum,
+    BandSpectrum,
     coupling,
     invert_lines,
     outside,
@@ -46,7 +46,7 @@ from deconv_cli.solvers.problem import TikhonovProblem
 
 Part = list[Tensor]
 """The rows, or the columns, of every kind of unknowns, in the order of `BorderSystem.kinds`."""
-Spectra = tuple[Spectrum | None, Spectrum | None]
+Spectra = tuple[BandSpectrum | None, BandSpectrum | None]
 """What is added to the outputs and to the inputs; `None` for nothing."""
 
 
@@ -103,14 +103,15 @@ class BorderSystem:
         (to_outputs, inputs), to_inputs = given, []
         for kind, *bands in zip(self.kinds, rows or nothing, columns or nothing, strict=True):
             if kind.kind == "outputs":
-                to_outputs = Spectrum(None if to_outputs is None else to_outputs.whole, *kind.group.factors(*bands))
+                whole = None if to_outputs is None else to_outputs.whole
+                to_outputs = BandSpectrum(whole, *kind.group.factors(*bands))
             else:
                 to_inputs.append(kind.group.factors(*(None if band is None else -band for band in bands)))
         if not to_inputs:
             return to_outputs, inputs
         left, right = zip(*to_inputs, strict=True)
         whole = None if inputs is None else inputs.whole
-        return to_outputs, Spectrum(whole, torch.cat(left, dim=-1), torch.cat(right, dim=-2))
+        return to_outputs, BandSpectrum(whole, torch.cat(left, dim=-1), torch.cat(right, dim=-2))
 
     def image(self, spectra: Spectra) -> Tensor:
         """Compute the spectrum of z = P·outputs + N·inputs."""

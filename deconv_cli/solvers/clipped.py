@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import as_factor, crop, inner, norm, relative, safe_ratio, space_axes
+from deconv_cli.operators.axes import as_factor, crop, inner, relative, safe_ratio, space_axes
+from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.solvers.iterative import TorusPreconditioner
@@ -77,7 +78,8 @@ def solve_clipped(
     # Stacks are transformed by parts.
     is_on_torus = problem.operator.boundary.is_unknown and not any(problem.operator.wraps) and problem.n_dims <= 3
     steps = _TorusSteps(problem.operator, preconditioner) if is_on_torus else on_images
-    objective = _Objective(problem, y.to(exact.operator.kernel.dtype), is_clipped)
+    wide = y.to(exact.operator.kernel.dtype)
+    objective = _Objective(problem, wide, is_clipped, steps)
     if isinstance(steps, _TorusSteps) and _fills(problem, rule):
         narrow = y.to(steps.operator.kernel.dtype)
         start = _Filling(problem, narrow, is_clipped, steps, start).solve(objective.scale, log)
@@ -115,9 +117,13 @@ class _Steps:
         """Bring an image into the form and the precision of the steps."""
         return gradient.to(self.operator.kernel.dtype)
 
+    def pull(self, data: Tensor) -> Tensor:
+        """Compute Aᴴ·data, of data `(*batch, C_out, *output_size)`."""
+        return self.operator.adjoint(data.to(self.operator.kernel.dtype))
+
     def gradient(self, counted: Tensor, rough: Tensor) -> Tensor:
         """Compute Aᴴ·counted − rough, of shapes `(*batch, C_out, *output_size)` and `(*batch, C_in, *size)`."""
-        return self.operator.adjoint(counted.to(self.operator.kernel.dtype)) - rough
+        return self.pull(counted) - rough
 
     def precondition(self, gradient: Tensor) -> Tensor:
         """Apply the preconditioner."""
@@ -155,6 +161,11 @@ class _TorusSteps(_Steps):
 
     def precondition(self, gradient: Tensor) -> Tensor:
         return self._preconditioner.gram_inverse.blocks.multiply(gradient)
+
+    def predictor(self) -> FrequencyBlocks:
+        """Compute K(KᴴK + μ|l|²)⁻¹, whose product with Kᴴ·data predicts data."""
+        symbol, inverse = (part.blocks.matrices for part in (self.symbol, self._preconditioner.gram_inverse))
+        return FrequencyBlocks(symbol * inverse if inverse.shape[-2:] == (1, 1) else symbol @ inverse)
 
     def field(self, spectrum: Tensor) -> Tensor:
         """Transform a spectrum back."""
@@ -209,12 +220,11 @@ class _Bounds:
         """
         base = slope - self.sum_up((self.counted(residual) - residual) * gain, slope)
         length, low, high = torch.zeros_like(slope), torch.zeros_like(slope), torch.full_like(slope, torch.inf)
-        left = slope
+        left, missed, squares = slope, residual, gain.square()
         for _ in range(MAX_TRIALS):
-            missed = residual - self.each(length, gain) * gain
-            is_above = missed > 0
-            weights = self.above * is_above + self.below * (is_above ^ (missed >= self._least))
-            curvature = whole - self.sum_up((1 - weights) * gain.square(), slope)
+            is_above, is_square = ((missed > end).to(gain.dtype) for end in (0, self._least))
+            weights = self.below * is_square + (self.above - self.below) * is_above
+            curvature = whole - self.sum_up((1 - weights) * squares, slope)
             newton = length + safe_ratio(left, curvature)
             length = torch.where((newton > low) & (newton < high), newton, (low + high.clamp_max(1e30)) / 2)
             missed = residual - self.each(length, gain) * gain
@@ -239,10 +249,11 @@ class _Bounds:
 class _Objective(_Bounds):
     """The objective for data with saturated samples."""
 
-    def __init__(self, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor) -> None:
+    def __init__(self, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor, steps: _Steps) -> None:
         super().__init__(y, is_clipped, problem.n_dims)
         self.problem, self.y = problem, y
-        self.scale = norm(problem.operator.adjoint(y.to(problem.operator.kernel.dtype)), self.n_dims)
+        pulled = steps.pull(y)
+        self.scale = steps.inner(pulled, pulled).sqrt()
 
     def at(self, x: Tensor, steps: _Steps) -> _Point:
         """Compute residual, penalty and gradient at an estimate by the operator in some precision."""
@@ -271,7 +282,7 @@ class _Filling(_Bounds):
         self, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor, steps: _TorusSteps, x: Tensor | None
     ) -> None:
         n_axes, self._size = problem.n_dims - 1, problem.operator.input_shape[1:]
-        self._steps, self._symbol = steps, steps.symbol
+        self._steps, self._symbol, self._predictor = steps, steps.symbol, steps.predictor()
         torus, corner, size = self._symbol.torus, (0,) * n_axes, y.shape[-n_axes:]
         self._data = close_smoothly(y, torus)
         if x is not None:
@@ -324,10 +335,8 @@ class _Filling(_Bounds):
         return crop(found, (0,) * len(self._size), self._size)
 
     def _image(self, pulled: Tensor) -> Tensor:
-        """Compute KP·data at these samples from the spectrum Kᴴ·data."""
-        return self.at_bounds(
-            self._steps.field(self._steps.symbol.blocks.multiply_once(self._steps.precondition(pulled)))
-        )
+        """Compute KP·data at these samples from the spectrum Kᴴ·data, which is overwritten."""
+        return self.at_bounds(self._steps.field(self._predictor.multiply_once(pulled)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,13 +40,17 @@ from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, c
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.solver import (
     CALL_OPERATIONS,
-    N_IMAGES_IN_CLOSED_FORM,
     Cost,
     Solver,
     general_refusal,
+    symbol_bytes,
     transform_operations,
 )
 from deconv_cli.vocabulary import Size
+
+# Symbols in double precision that are alive at once while they are inverted; and images that an application keeps.
+N_SYMBOLS, N_SYMBOLS_PENALIZED = 3.5, 2.4
+N_IMAGES = 3.5
 
 
 class CircularSolver(Solver):
@@ -66,7 +70,11 @@ class CircularSolver(Solver):
         # Without neighbors the division is for nothing.
         is_wasted = max(problem.operator.geometry.kernel_size) == 1
         n_operations = transform_operations(problem) if is_wasted else 0.0
-        return Cost.of_transforms(problem, n_operations, n_images=N_IMAGES_IN_CLOSED_FORM)
+        while_built = symbol_bytes(problem, N_SYMBOLS_PENALIZED if problem.lam > 0 else N_SYMBOLS)
+        n_bytes = symbol_bytes(problem, problem.operator.kernel.itemsize / 8)
+        return Cost.of_transforms(
+            problem, n_operations, n_bytes_factored=n_bytes, n_bytes_while_built=while_built, n_images=N_IMAGES
+        )
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Invert the symbol."""

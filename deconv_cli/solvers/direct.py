@@ -40,8 +40,8 @@ OPERATIONS_PER_PLACE = 60
 N_CALLS = 40
 # Largest relative error of a known image that is found again; above it the factors are given up.
 MAX_PROBE_ERROR = 1e-3
-# Copies of a matrix that are alive while it is written out.
-N_COPIES = 3
+# Copies of a matrix that are alive while it is written out, and images that an application keeps.
+N_COPIES, N_IMAGES = 5, 4
 
 
 class DirectSolver(Solver):
@@ -62,13 +62,18 @@ class DirectSolver(Solver):
         """Count the dense matrices, the blocks at every frequency, and the operations of the factorization."""
         n_eliminated, n_left = _unknowns(problem)
         layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
-        # Half as many complex frequencies as places, for the symbol, P and one real kernel at a time.
-        n_blocks = math.prod(half_spectrum(layout.torus)) * 6 * problem.n_outputs**2
-        n_entries = n_left**2 + 8 * n_left * n_eliminated if n_eliminated else N_COPIES * n_left**2
+        # P is complex; the symbol and what its factorization takes are alive beside it for a while.
+        n_blocks = 2 * math.prod(half_spectrum(layout.torus)) * problem.n_outputs**2
+        n_entries = n_left**2 + 5 * n_left * n_eliminated if n_eliminated else N_COPIES * n_left**2
         n_operations = (2 * n_left**2 * n_eliminated + 2 / 3 * n_left**3) / FACTORIZATION_SPEED
         n_operations += OPERATIONS_PER_PLACE * n_entries / problem.n_outputs**2 + N_CALLS * CALL_OPERATIONS
-        n_bytes = BYTES_PER_NUMBER * (n_entries + 2 * n_blocks)
-        return Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes)
+        return Cost.of_transforms(
+            problem,
+            n_operations,
+            n_bytes_factored=BYTES_PER_NUMBER * (n_left**2 + n_blocks),
+            n_bytes_while_built=BYTES_PER_NUMBER * (n_entries + 3 * n_blocks),
+            n_images=N_IMAGES,
+        )
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Name the size of the system."""

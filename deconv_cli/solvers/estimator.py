@@ -131,12 +131,12 @@ class Estimator(ABC):
         """Refuse, by `TooLargeError`, to build, or to apply to `n_images` images, if that does not fit the memory."""
         method, taps, max_memory = self.choice.method, self.kernel.taps, self.settings.max_memory
         is_built, is_batch = n_images is not None, n_images not in (None, 1)
-        needed = cost.n_bytes(1 if n_images is None else n_images)
+        needed = cost.n_bytes(n_images or 1)
         if max_memory is not None:
             budget, source = max_memory, f"that max_memory allows {COUNTED}"
         else:
             budget, source = free_memory(taps.device), "that are free"
-            needed -= cost.n_bytes_built if is_built else 0
+            needed = (n_images or 1) * cost.n_bytes_per_image if is_built else needed
         if needed <= budget:
             return
         advice = ["a smaller image"] if max_memory is None else ["a larger max_memory", "a smaller image"]

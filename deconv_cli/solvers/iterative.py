@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deconv_cli.operators.axes import crop, masked
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
+from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.linear_operator import LinearOperator, SymmetricOperator
@@ -24,8 +25,9 @@ from deconv_cli.solvers.inverse import Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import Progress, Solution, StoppingRule, default_tolerance
-from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, symbol_bytes, transform_operations
+from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, transform_operations
 from deconv_cli.solvers.strip import STRIP
+from deconv_cli.vocabulary import Size
 
 # Room around the image on the preconditioner's torus, so that opposite edges do not influence each other. It is at most
 # as wide as the image.
@@ -41,6 +43,8 @@ PART_LEFT = 1 / 3
 N_ITERATIONS_OF_LAYERS = 100
 # With as many outputs as pixels they run out where the layer almost loses pixels: phases or a small matrix come first.
 N_ITERATIONS_OF_SQUARE_LAYERS = 1e5
+# Symbols of the preconditioner, with Gram matrices, in double precision that are alive while it is built.
+N_SYMBOLS = 3
 # Operations that an iteration takes beyond its products, however small a layer is, and images that are alive at once.
 OPERATIONS_PER_ITERATION = 4 * CALL_OPERATIONS
 N_IMAGES_OF_LAYERS = 12
@@ -61,10 +65,16 @@ class IterativeSolver(Solver):
         """Count the preconditioner's symbols, a few images, and the iterations that the condition number asks for."""
         if isinstance(problem.operator, LayerConvolution):
             return _cost_of_layer(problem.operator)
+        n_operations = 4 * expected_iterations(problem) * transform_operations(problem)
+        if problem.lam == 0:
+            return Cost.of_transforms(problem, n_operations, n_bytes_factored=0)
+        n_places, n_channels = math.prod(_preconditioner_torus(problem.operator)), problem.n_inputs + problem.n_outputs
+        n_numbers = n_places * problem.n_inputs * n_channels
         return Cost.of_transforms(
             problem,
-            4 * expected_iterations(problem) * transform_operations(problem),
-            n_bytes_factored=symbol_bytes(problem) if problem.lam > 0 else 0,
+            n_operations,
+            n_bytes_factored=problem.operator.kernel.itemsize * n_numbers,
+            n_bytes_while_built=N_SYMBOLS * 8 * n_numbers,
         )
 
     def reason(self, problem: TikhonovProblem) -> str:
@@ -163,6 +173,15 @@ class IterativeInverse(IteratedInverse):
         return iterate(equations, self.rule, preconditioner=None if transposed else self._preconditioner)
 
 
+def _preconditioner_torus(operator: Convolution) -> Size:
+    """Find the torus of the preconditioner: the image, with room around it along each axis with edges."""
+    geometry = operator.geometry
+    sizes = zip(geometry.extended_size, geometry.kernel_size, strict=True)
+    roomy = tuple(next_fast_size(n + max(k, min(TORUS_MARGIN, n))) for n, k in sizes)
+    lengths = zip(roomy, geometry.image_size, operator.boundary.wraps_beside_edges(len(roomy)), strict=True)
+    return tuple(n if is_wrapped else room for room, n, is_wrapped in lengths)
+
+
 class TorusPreconditioner(SymmetricOperator):
     """`Eᵀ(KᴴK + μ|l|²)⁻¹E`: zero-pad onto a torus, divide in frequency, crop.
 
@@ -174,11 +193,8 @@ class TorusPreconditioner(SymmetricOperator):
         self.input_shape = self.output_shape = operator.input_shape
         self._operator = operator
         geometry, dtype = operator.geometry, operator.kernel.dtype
-        sizes = zip(geometry.extended_size, geometry.kernel_size, strict=True)
-        roomy = tuple(next_fast_size(n + max(k, min(TORUS_MARGIN, n))) for n, k in sizes)
-        self._wraps = operator.boundary.wraps_beside_edges(len(roomy))
-        lengths = zip(roomy, geometry.image_size, self._wraps, strict=True)
-        torus = tuple(n if is_wrapped else room for room, n, is_wrapped in lengths)
+        self._wraps = operator.boundary.wraps_beside_edges(problem.n_dims - 1)
+        torus = _preconditioner_torus(operator)
         wide = problem.taps_to_factor
         symbol = torus_symbol(wide, torus, masked(geometry.pads.before, self._wraps))
         penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, wide.device)

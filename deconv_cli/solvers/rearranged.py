@@ -59,15 +59,16 @@ class PhasesSolver(Solver):
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Add up the costs of the plain problems."""
-        n_groups, n_operations, n_built, n_applied = _layer(problem).options.groups, 0.0, 0, 0
+        n_groups, n_operations, n_built, n_more, n_applied = _layer(problem).options.groups, 0.0, 0, 0, 0
         for parts, plain, method in zip(*_rearrange(problem), strict=True):
             cost = find_solver(method).cost(plain)
             n_applications = n_groups * len(parts)
             once = n_groups * (OPERATIONS_PER_PROBLEM + transform_operations(plain))
             n_operations += once + n_applications * cost.n_operations
             n_built += n_groups * cost.n_bytes_built
+            n_more = max(n_more, cost.n_bytes_while_built - cost.n_bytes_built)
             n_applied = max(n_applied, len(parts) * cost.n_bytes_per_image)
-        return Cost(n_operations, n_built, n_applied)
+        return Cost(n_operations, n_built, n_applied, n_built + n_more)
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Say how many plain problems it is."""

@@ -33,7 +33,7 @@ from deconv_cli.solvers.richardson_lucy_steps import (
     run_until,
 )
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
-from deconv_cli.solvers.solver import GIVEN, Choice, Cost
+from deconv_cli.solvers.solver import GIVEN, Choice, Cost, symbol_bytes
 from deconv_cli.vocabulary import Size, counted, format_percent
 
 OBJECTIVE = "the Poisson divergence Σ y·log(y/Ax) − y + Ax over all x ≥ 0"
@@ -117,7 +117,8 @@ class RichardsonLucyEstimator(Estimator):
         n_inputs, n_outputs = self.operator.input_shape[0], self.operator.output_shape[0]
         n_places = max(math.prod(self.geometry.extended_size), math.prod(self.geometry.output_size))
         n_numbers = n_places * max(n_inputs, n_outputs)
-        cost = Cost.of_transforms(TikhonovProblem(self.operator, 0.0), 0.0)
+        problem = TikhonovProblem(self.operator, 0.0)
+        cost = Cost.of_transforms(problem, 0.0, n_bytes_factored=symbol_bytes(problem, 3))
         self.cost = replace(cost, n_bytes_per_image=N_IMAGES * kernel.taps.itemsize * n_numbers)
         self.check_memory(self.cost)
 

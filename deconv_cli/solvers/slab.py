@@ -313,8 +313,9 @@ class ObservedSystem(SlabSystem):
         return self._filter.transform_box(vector.reshape(-1, *self._operator.output_shape))
 
 
-# Images with the channels of input and output that an application keeps at once, for each kind of unknowns.
-N_IMAGES = 3
+# Images with the channels of input and output that an application keeps at once, for each kind of unknowns; and symbols
+# of several channels in double precision that are alive while they are inverted.
+N_IMAGES, N_SYMBOLS = 3.5, 12
 # Tens of calls of torch to invert the slabs.
 N_CALLS = 40
 # The dual problem is solved where the torus is this part of that of a kernel as large as the outputs. Measured for
@@ -378,8 +379,14 @@ class SlabSolver(Solver):
         n_kinds = 1 + len(_differences(problem)) * problem.n_inputs / problem.n_outputs / 2
         n_operations = 2 * transform_operations(problem) * (5 + 4 * digits) + N_CALLS * CALL_OPERATIONS
         layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
-        n_bytes, n_images = _symbol_bytes(problem, layout), math.ceil(N_IMAGES * n_kinds)
-        return Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes, n_images=n_images)
+        is_single = problem.n_outputs == problem.n_inputs == 1
+        return Cost.of_transforms(
+            problem,
+            n_operations,
+            n_bytes_factored=_symbol_bytes(problem, layout),
+            n_bytes_while_built=0 if is_single else symbol_bytes(problem, N_SYMBOLS),
+            n_images=N_IMAGES * n_kinds,
+        )
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Invert the system on the slabs."""
@@ -431,9 +438,9 @@ def _differences(problem: TikhonovProblem) -> tuple[Difference, ...]:
 
 
 def _symbol_bytes(problem: TikhonovProblem, layout: TorusLayout) -> int:
-    """Estimate the memory of the symbol, of a copy of it while the slabs are inverted, and of their inverses."""
+    """Estimate the memory of the symbol, of a copy of it, and of the inverses of the slabs."""
     if is_dual(problem):
-        return symbol_bytes(problem)
+        return symbol_bytes(problem, 5)
     is_tied = layout.n_tied > 0
     n_channels, box = (problem.n_inputs, layout.image_size) if is_tied else (problem.n_outputs, layout.output_size)
     n_places = math.prod(layout.torus)
@@ -445,5 +452,4 @@ def _symbol_bytes(problem: TikhonovProblem, layout: TorusLayout) -> int:
     n_numbers = min(most_numbers(layout.torus), matrices) + n_places * n_channels**2
     if _differences(problem):
         n_numbers += n_places * problem.n_outputs * problem.n_inputs
-    transient = symbol_bytes(problem) if n_channels**2 > MAX_PAIRS_AS_PLANES else 0
-    return 2 * itemsize * n_numbers + transient
+    return 2 * itemsize * n_numbers

@@ -23,12 +23,7 @@ from deconv_cli.vocabulary import format_memory
 
 # The memory estimates count arrays of the size of the symbol and of the images. The counts were fitted to peaks
 # measured in processes of their own, and a test keeps them within a factor of two.
-# Symbols in double precision that are alive at once while they are factored, by the larger number of channels; with a
-# penalty, Gram matrices are among them.
-N_SYMBOLS = 3
-N_SYMBOLS_PENALIZED = 5
-# Images with the channels of input and output that an application keeps at once: in closed form, or iterated.
-N_IMAGES_IN_CLOSED_FORM = 3
+# Images with the channels of input and output that an application of an iteration keeps at once.
 N_IMAGES_ITERATED = 8
 # The cost of a solver's step beyond its arithmetic, in operations: tens of calls of torch, measured on small images.
 CALL_OPERATIONS = 5e5
@@ -44,15 +39,15 @@ class Cost:
     Attributes:
         n_operations: floating-point operations of building the inverse and applying it to one image, beyond the
             division in frequency that every solver begins with; those that run faster than FFTs count less.
-        n_bytes_built: memory while the inverse is built, and at most after that.
+        n_bytes_built: memory of the inverse once it is built.
         n_bytes_per_image: memory for each image that it is applied to at once.
-        basis: of the vectors that GMRES stores, the numbers for each image and their bytes; `None` if it stores none.
+        n_bytes_while_built: peak of memory while the inverse is built, if that may be the larger one.
     """
 
     n_operations: float
     n_bytes_built: int
     n_bytes_per_image: int
-    basis: tuple[int, int] | None = None
+    n_bytes_while_built: int = 0
 
     @classmethod
     def of_transforms(
@@ -60,33 +55,29 @@ class Cost:
         problem: TikhonovProblem,
         n_operations: float,
         *,
-        n_bytes_factored: int | None = None,
-        n_images: int = N_IMAGES_ITERATED,
-        basis: tuple[int, int] | None = None,
+        n_bytes_factored: int,
+        n_bytes_while_built: int = 0,
+        n_images: float = N_IMAGES_ITERATED,
+        n_more_numbers: int = 0,
     ) -> Cost:
         """Estimate the cost of a solver that works by FFTs.
 
-        The factors take by default the memory of the symbol, and an application keeps `n_images` with the channels of
-        input and output at once.
+        An application keeps `n_images` with the channels of input and output at once, and `n_more_numbers` for each
+        image.
         """
         taps, n_pixels, channels = problem.operator.kernel, _n_pixels(problem), (problem.n_outputs, problem.n_inputs)
-        n_bytes_built = symbol_bytes(problem) if n_bytes_factored is None else n_bytes_factored
-        itemsize = taps.itemsize if problem.runs_in_own_precision else to_float64(taps[:0]).itemsize
-        n_bytes_per_image = n_images * itemsize * n_pixels * sum(channels)
+        n_numbers = int(n_images * n_pixels * sum(channels)) + n_more_numbers
+        n_bytes_built, n_bytes_per_image = n_bytes_factored, arithmetic_itemsize(problem) * n_numbers
         if prefers_fft(taps):
             n_bytes_built += 2 * taps.itemsize * n_pixels * math.prod(channels)  # the operator's own symbol
         elif not unfolds_by_parts(taps):
             # torch's direct convolution unfolds the image into as many copies as there are taps.
-            n_bytes_per_image += taps.itemsize * n_pixels * math.prod(taps.shape[2:]) * max(taps.shape[:2])
-        return cls(n_operations, n_bytes_built, n_bytes_per_image, basis)
+            n_bytes_per_image += taps.itemsize * n_pixels * math.prod(taps.shape[2:]) * min(taps.shape[:2])
+        return cls(n_operations, n_bytes_built, n_bytes_per_image, n_bytes_while_built)
 
     def n_bytes(self, n_images: int = 1) -> int:
-        """Add up the peak of memory for a batch."""
-        n_bytes = self.n_bytes_built + n_images * self.n_bytes_per_image
-        if self.basis is None:
-            return n_bytes
-        n_numbers, itemsize = n_images * self.basis[0], self.basis[1]
-        return n_bytes + (2 * count_vectors(n_numbers) + 1) * n_numbers * itemsize
+        """Estimate the peak of memory for a batch, from the building on."""
+        return max(self.n_bytes_while_built, self.n_bytes_built + n_images * self.n_bytes_per_image)
 
 
 def count_vectors(n_numbers: int) -> int:
@@ -146,12 +137,16 @@ def general_refusal(problem: TikhonovProblem) -> str | None:
     return None
 
 
-def symbol_bytes(problem: TikhonovProblem, n_symbols: int | None = None) -> int:
-    """Estimate the memory of symbols in double precision, by default as many as a factorization keeps at once."""
-    if n_symbols is None:
-        n_symbols = N_SYMBOLS_PENALIZED if problem.lam > 0 else N_SYMBOLS
+def symbol_bytes(problem: TikhonovProblem, n_symbols: float) -> int:
+    """Compute the memory of symbols in double precision."""
     # Half as many complex numbers of sixteen bytes as pixels.
-    return n_symbols * 8 * _n_pixels(problem) * max(problem.n_outputs, problem.n_inputs) ** 2
+    return int(n_symbols * 8 * _n_pixels(problem)) * problem.n_outputs * problem.n_inputs
+
+
+def arithmetic_itemsize(problem: TikhonovProblem) -> int:
+    """Return the bytes of a real number in the arithmetic of a solver."""
+    taps = problem.operator.kernel
+    return taps.itemsize if problem.runs_in_own_precision else to_float64(taps[:0]).itemsize
 
 
 def transform_operations(problem: TikhonovProblem) -> float:

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.circulant import near_fast_size, to_float64, torus_symbol
+from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES, near_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.bands import Spectrum
+from deconv_cli.solvers.bands import BandSpectrum
 from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, Spectra, as_real, count_indefinite_unknowns
 from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
@@ -32,11 +32,19 @@ from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.inverse import BorderInverse, Inverse
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import GradientLog, StoppingRule
-from deconv_cli.solvers.solver import Cost, Solver, count_vectors, general_refusal, symbol_bytes, transform_operations
+from deconv_cli.solvers.solver import (
+    Cost,
+    Solver,
+    arithmetic_itemsize,
+    count_vectors,
+    general_refusal,
+    symbol_bytes,
+    transform_operations,
+)
 from deconv_cli.vocabulary import Size
 
-# Entries of a symbol that are factored in double precision at a time.
-MAX_ENTRIES_AT_ONCE = 2**18
+# Entries of a symbol that are factored in double precision at a time, and arrays of so many that are alive then.
+MAX_ENTRIES_AT_ONCE, N_FACTORED = 2**18, 5
 # Pixels of the small image beside those of eight kernels. Measured for a disk of nine taps with λ = 1e-3, 1e-10: 20
 # iterations under mirrored pixels without it, 5 with 64 of them, 4 with 128 and 3 with 256.
 CROSSING = 128
@@ -53,13 +61,6 @@ ROUGH_LAMBDA = 1e-3
 MAX_CROSSING_ITERATIONS = 100
 # A solution to this part of its right-hand side is corrected by an outer iteration.
 ROUGH_TOLERANCE = 0.1
-
-
-def krylov_basis(problem: TikhonovProblem) -> tuple[int, int] | None:
-    """Return the length of the vectors that GMRES stores, and the bytes of a number; `None` for conjugate gradients."""
-    n_numbers, taps = count_indefinite_unknowns(problem), problem.operator.kernel
-    itemsize = (taps if problem.runs_in_own_precision else to_float64(taps[:0])).itemsize
-    return (n_numbers, itemsize) if n_numbers else None
 
 
 class StripSystem:
@@ -107,9 +108,9 @@ class StripSystem:
         assert given is not None
         if residual is not None and closes and self._runs_on:
             residual = close_smoothly(residual, self._torus)
-        outputs = None if residual is None else Spectrum(self._transform(residual))
+        outputs = None if residual is None else BandSpectrum(self._transform(residual))
         residual = None
-        inputs = None if gradient is None else Spectrum(self._transform(gradient / self._sigma))
+        inputs = None if gradient is None else BandSpectrum(self._transform(gradient / self._sigma))
         spectra = self._complete((outputs, inputs), given.shape[:-3], log)
         image = self._to_image(self._system.image(spectra))
         return image.to(given.dtype).reshape(*given.shape[:-3], *self._input_shape)
@@ -121,7 +122,7 @@ class StripSystem:
             g: shape `(*batch, C_in, H, W)`.
             log: when to stop.
         """
-        spectra = self._complete((None, Spectrum(self._transform(g))), g.shape[:-3], log)
+        spectra = self._complete((None, BandSpectrum(self._transform(g))), g.shape[:-3], log)
         field = torch.fft.irfft2(self._system.defect(spectra), s=self._torus) / -self._sigma
         height, width = self._places.output_size
         return field[..., :height, :width].to(g.dtype).reshape(*g.shape[:-3], field.shape[-3], height, width)
@@ -130,7 +131,7 @@ class StripSystem:
         """Solve (AᴴA + μLᴴL) x = gradient to about a hundredth, by two FFTs and a small image; see `solve`."""
         if self._crossing is None or not self._system.kinds or self._lam < ROUGH_LAMBDA:
             return self.solve(None, gradient, log)
-        given = None, Spectrum(self._transform(gradient / self._sigma))
+        given = None, BandSpectrum(self._transform(gradient / self._sigma))
         rows, columns = ([-values for values in part] for part in self._system.read(given))
         solved = self._solve_bands(rows, columns, self._crossing)
         image = self._to_image(self._system.image(self._system.spectra(*solved, given)))
@@ -303,8 +304,12 @@ def _narrow_blocks(
 
 BYTES_PER_NUMBER = 16
 # The matrices across a wide border grow with its cube: beyond the memory of this many symbols, other solvers do better.
-MAX_BAND_SYMBOLS = 8
+MAX_BAND_SYMBOLS, MAX_BAND_SYMBOLS_PENALIZED = 24, 40
 MIN_BAND_BYTES = 2**26
+# Images that an application keeps.
+N_IMAGES = 4.5
+# Copies of these matrices in double precision while they are written out and inverted: more where pixels repeat others.
+N_BANDS, N_BANDS_OF_COPIES = 2, 6
 
 
 class StripSolver(Solver):
@@ -330,7 +335,7 @@ class StripSolver(Solver):
             is_covered = problem.has_full_rank_by_shape and not (
                 is_square and any(n_outputs == n_pixels and k > 1 for n_outputs, n_pixels, k in sizes)
             )
-        if is_covered and _band_bytes(problem) > max(MIN_BAND_BYTES, MAX_BAND_SYMBOLS * symbol_bytes(problem)):
+        if is_covered and _band_bytes(problem) > max(MIN_BAND_BYTES, _most_band_bytes(problem)):
             return "is for borders that are narrow compared with the image, but this kernel extends too far"
         if not is_covered:
             return (
@@ -344,9 +349,25 @@ class StripSolver(Solver):
         # Measured for blurs and layers: 3 to 10 iterations at a condition number of 1e2, 10 to 60 at 1e6. To set it up
         # takes as long as ten.
         digits = min(6.0, math.log10(problem.condition))
-        n_operations = 4 * transform_operations(problem) * (10 + digits**2)
-        n_bytes = symbol_bytes(problem) + _band_bytes(problem)
-        return Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes, basis=krylov_basis(problem))
+        n_steps = 10 + digits**2
+        n_operations = 4 * transform_operations(problem) * n_steps
+        share, channels = arithmetic_itemsize(problem) / 8, (problem.n_outputs, problem.n_inputs)
+        bands = share * _band_bytes(problem)
+        is_single = max(channels) == 1
+        # P, M and N; those of one channel are real but for P. Those of few channels are copied.
+        n_blocks = 2 if is_single else 1 + channels[0] / channels[1] + channels[1] / channels[0]
+        n_copies = 1 if is_single or math.prod(channels) > MAX_PAIRS_AS_PLANES else 2
+        kept = symbol_bytes(problem, share * n_blocks)
+        wide = min(symbol_bytes(problem, N_FACTORED), N_FACTORED * 16 * MAX_ENTRIES_AT_ONCE)
+        n_bands = N_BANDS_OF_COPIES if problem.operator.boundary.copies_pixels else N_BANDS
+        return Cost.of_transforms(
+            problem,
+            n_operations,
+            n_bytes_factored=kept + int(bands),
+            n_bytes_while_built=symbol_bytes(problem, 1.5) + n_copies * kept + wide + int(n_bands * bands),
+            n_images=N_IMAGES,
+            n_more_numbers=int((2 * n_steps + 1) * count_indefinite_unknowns(problem)),  # GMRES stores its vectors
+        )
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Build the border's system."""
@@ -356,6 +377,12 @@ class StripSolver(Solver):
 
 
 STRIP = StripSolver()
+
+
+def _most_band_bytes(problem: TikhonovProblem) -> int:
+    n_symbols = MAX_BAND_SYMBOLS_PENALIZED if problem.lam > 0 else MAX_BAND_SYMBOLS
+    n_pixels = math.prod(problem.operator.geometry.extended_size)
+    return 8 * n_symbols * n_pixels * max(problem.n_outputs, problem.n_inputs) ** 2
 
 
 def _band_bytes(problem: TikhonovProblem) -> int:

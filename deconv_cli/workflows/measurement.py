@@ -220,7 +220,7 @@ def examine_picture(
         clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma)
         result = replace(result, clipping=clipping)
     samples = data.detach() if data.is_floating_point() else data.double()
-    result = replace(result, notes=(*result.notes, *_describe_levels(samples, resolution.ceiling)))
+    result = replace(result, notes=(*result.notes, *_describe_levels(samples, resolution.ceiling, kernel.n_axes)))
     if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
         taps = kernel.taps[0, 0].detach().cpu()
         sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)
@@ -230,14 +230,14 @@ def examine_picture(
     return result
 
 
-def _describe_levels(samples: Tensor, ceiling: float | None) -> tuple[str, ...]:
+def _describe_levels(samples: Tensor, ceiling: float | None, n_axes: int) -> tuple[str, ...]:
     """Note a picture of two levels, and samples that are probably saturated below the `ceiling` of their type."""
     low, high = map(synchronize.as_number, samples.aminmax())
     notes = list[str]()
     if low < high and int(((samples > low) & (samples < high)).count_nonzero()) < 0.01 * samples.numel():
         notes.append("the picture has only two levels, so the blur of the scene is lost: give one with gray levels")
     is_below = ceiling is None or high < ceiling * (1 - 1e-6)
-    if is_below and plateau_of(samples) is not None and kurtosis(samples) > OF_POINTS:
+    if is_below and plateau_of(samples, n_axes) is not None and kurtosis(samples) > OF_POINTS:
         notes.append(
             f"many samples share the largest value, {high:g}: they are probably saturated, but were treated as "
             "measurements, so the result is probably wrong around them"

@@ -178,7 +178,7 @@ def _middle(y: Tensor, kernel: Kernel) -> Tensor:
     return crop(outputs, start, window)
 
 
-FILLING_ACCURACY = 0.1
+FILLING_ACCURACY = 0.15
 """Change of λ between two rounds that may remain while samples are filled in before the noise is measured."""
 TILE = 256
 """Samples along each axis that are filled at once."""

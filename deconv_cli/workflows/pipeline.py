@@ -221,7 +221,7 @@ class Pipeline:
         if resolution.is_per_channel:
             kernel = replace(kernel, is_per_channel=True)
             kernels = list(kernel.taps[:, 0])
-        self._check_channels(y, kernel, resolution)
+        self.check_channels(y, kernel, resolution)
         axis, settings = kernel.channel_axis, resolution.settings
         n_channels = y.shape[axis]
         biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
@@ -389,12 +389,12 @@ class Pipeline:
         chooses = resolution.chooses_lambda and kernel.shared and has_axes and y.shape[kernel.channel_axis] > 1
         return resolution.is_per_channel or bool(resolution.lams) or chooses
 
-    def _check_channels(self, y: Tensor, kernel: Kernel, resolution: ResolvedInput) -> None:
+    def check_channels(self, y: Tensor, kernel: Kernel, resolution: ResolvedInput) -> None:
         """Refuse kernels, λ or a bias for another number of channels."""
         if kernel.is_per_channel:
             kernel.check_channels(y)
         else:
-            kernel.split(y)
+            kernel.split(y, are_outputs=True)
         n_lams, n_channels = len(resolution.lams), y.shape[kernel.channel_axis]
         if n_lams not in (0, n_channels):
             raise UsageError(

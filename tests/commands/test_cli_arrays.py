@@ -147,3 +147,10 @@ def test_each_input_decides_how_a_formula_is_read(deconv, save, values, tmp_path
     for path in inputs:
         deconv("forward", path, "-k", "gaussian:1", "-o", tmp_path / "alone.npy", "--force")
         assert torch.equal(values(tmp_path / "out" / path.name), values(tmp_path / "alone.npy"))
+
+
+def test_a_kernel_that_does_not_fit_is_refused_before_the_format_of_the_output(refuses, tmp_path):
+    np.save(tmp_path / "y.npy", np.ones((7, 20, 20), np.float32))
+    np.save(tmp_path / "k.npy", np.ones((3, 5, 3, 3), np.float32))
+    words = ["invert", tmp_path / "y.npy", "-k", tmp_path / "k.npy", "-o", tmp_path / "x.png"]
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says="gives 3 channels, but the image of 20×20 samples has 7")

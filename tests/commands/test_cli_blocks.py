@@ -69,13 +69,40 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
 
 
 def test_blocks_of_another_size_than_asked_for_are_explained(deconv, large):
-    tiff = words(large)
+    tiff = words(large, "--block-range", "1/1")  # jobs that share the blocks keep to them
     tiff[tiff.index("-o") + 1] = large.with_name("out.tif")
     sentence = "blocks have 80×72 samples instead of the 40×40 of --block-size, because 'out.tif' is written in whole"
     assert sentence in deconv(*tiff, "--dry-run").stderr
     done = deconv(*tiff, "--json")
     assert "the picture is one block of 80×72; nothing is cut" in " ".join(done.stderr.split())
     assert done.stderr.count(sentence) == sum(sentence in note for note in done.report["notes"]) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [["out.npy", "--block-size", "100"], ["out.tif", "--block-size", "40"], ["out.npy"]]
+)
+def test_a_picture_that_one_block_covers_is_restored_as_a_whole(deconv, large, options, monkeypatch):
+    monkeypatch.delattr("deconv_cli.blocks.invert_blocks.plan_blocks")
+    line = [
+        "invert",
+        large,
+        "-k",
+        "box:3",
+        "--defaults",
+        "picture",
+        "--noise",
+        "white",
+        "-o",
+        large.with_name(options[0]),
+    ]
+    note = "note: one block, of whole tiles or chunks, covers the picture, so it is restored as a whole"
+    planned = deconv(*line, *options[1:], "--dry-run")
+    assert note in " ".join(planned.stderr.split())
+    assert planned.stdout.startswith(f"{large} → ")
+    if len(options) > 1:
+        done = deconv(*line, *options[1:], "--json")
+        assert note in " ".join(done.stderr.split())
+        assert "plan" not in done.report
 
 
 def with_extras(large, *more):

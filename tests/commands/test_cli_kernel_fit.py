@@ -33,6 +33,16 @@ def test_a_pair_of_tensors_gives_the_kernel_that_invert_takes(deconv, save, tmp_
     deconv("invert", tmp_path / "y.npy", "-k", tmp_path / "fit.npy", "-o", tmp_path / "back.npy")
 
 
+def test_each_picture_is_read_once(deconv, save, monkeypatch):
+    x, y = (save(name, np.random.default_rng(0).random(300)) for name in "xy")
+    read, names = deconv_cli.io.read_image, []
+    monkeypatch.setattr(
+        "deconv_cli.io.read_image", lambda path, **given: (names.append(path.stem), read(path, **given))[1]
+    )
+    deconv("kernel", "fit", x, y, "--size", "3", "--boundary", "zero")
+    assert names == ["x", "y"]
+
+
 def test_a_kernel_that_cannot_be_written_leaves_no_error_bars(refuses, save, tmp_path, monkeypatch):
     def fail(path, *_):
         if path.name == "k.npy":

@@ -263,3 +263,24 @@ def test_the_gain_of_a_header_is_named(deconv, tmp_path):
     says = "the header says 2.5 electrons for each unit, which is --gain 0.4"
     assert says in deconv("invert", path, *rest, "--gain", 2.5, expect=either).stderr
     assert says not in deconv("invert", path, *rest, "--gain", 0.4, expect=either).stderr
+
+
+@pytest.mark.parametrize(
+    ("header", "gain", "says"),
+    [
+        ("GAIN", 0.5, "it is used, since the data show about the same, 0.4"),
+        ("EGAIN", None, "it is not used, since the data show 0.4"),
+    ],
+)
+def test_the_gain_of_a_header_that_the_counts_show_is_used(deconv, tmp_path, header, gain, says):
+    fits = pytest.importorskip("astropy.io.fits")
+    path = tmp_path / "counts.fits"
+    draw = torch.Generator().manual_seed(0)
+    scene = torch.linspace(20, 400, 96).expand(96, 96)
+    electrons = 2.0 if gain else 120.0  # a step of a camera's amplifier
+    counts = 0.5 * torch.poisson(scene, generator=draw).numpy()
+    fits.PrimaryHDU(counts, fits.Header({header: electrons})).writeto(path)
+    rest = ("--kernel", "gaussian:1", "--method", "richardson-lucy", "--gain", "auto", "-o", tmp_path / "x.fits")
+    done = deconv("invert", path, *rest, "--json", expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
+    assert says in " ".join(done.stderr.split())
+    assert (done.report["gain"] == gain) == (gain is not None)

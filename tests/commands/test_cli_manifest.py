@@ -175,7 +175,8 @@ def test_notes_that_differ_in_numbers_alone_are_printed_once(deconv, frames, gen
         np.save(frames / f"{number}.npy", (300 + 100 * number) * np.load(frames / f"{number}.npy"))
     words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out", "--output-dtype", "uint8"]
     done = deconv(*words, "--manifest", tmp_path / "run.jsonl")
-    assert f"note: {frames / '1.npy'} and 2 more files: rounded to uint8" in done.stderr
+    assert f"note: {frames / '1.npy'}: rounded to uint8" in done.stderr
+    assert f" (with other numbers also {frames / '2.npy'} and 1 more)\n" in done.stderr
     assert done.stderr.count("rounded to uint8") == 1
     lines = lines_of(tmp_path / "run.jsonl")
     assert len({note for line in lines for note in line["notes"]}) == 3

@@ -410,6 +410,15 @@ SOUND = {
     + LOOP.replace("range(3)", "range(10)")
     + "raise RuntimeError('not ended before')\n",
 }
+SOUND["a tensor written partly without gradients"] = (
+    HEAD
+    + OPTIMIZER
+    + LOOP.replace(
+        "    loss = ",
+        "    made = torch.zeros(8, 2)\n    made[:5] = model(x[:5])\n"
+        "    with torch.no_grad():\n        made[5:] = model(x[5:])\n    loss = ",
+    ).replace("mse_loss(model(x)", "mse_loss(made")
+)
 STEPS = {"pulled to old weights": 6}
 
 

@@ -209,6 +209,55 @@ def test_a_line_that_moves_values_is_not_blamed_for_the_line_that_uses_them(func
     assert cause.location.line == line_of(function.backward, text)
 
 
+class CubeTwice(torch.autograd.Function):
+    """The factor 3 of the derivative is a 2, after a line that is right and does not read the incoming gradient."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return w * x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        square = x * x
+        for_x = grad * w * 2 * square
+        return for_x, (grad * x**3).sum(0)
+
+
+class CubeOfSlope(CubeTwice):
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        square = x * x
+        slope = 2 * square
+        for_x = grad * w * slope
+        return for_x, (grad * x**3).sum(0)
+
+
+class CubeWithoutWeight(CubeTwice):
+    @staticmethod
+    def backward(ctx, grad):
+        x, _ = ctx.saved_tensors
+        square = x * x
+        slope = 3 * square
+        for_x = grad * slope
+        return for_x, (grad * x**3).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [(CubeTwice, "def backward"), (CubeOfSlope, "slope = 2"), (CubeWithoutWeight, "for_x = grad * slope")],
+)
+def test_a_line_without_the_incoming_gradient_is_blamed_for_a_wrong_slope_alone(function, text):
+    class Net(nn.Linear):
+        def forward(self, x):
+            return function.apply(super().forward(x), self.bias)
+
+    (cause,) = causes(checked(Net(4, 4), 8, 4), "weight")
+    assert cause.location.line == line_of(function.backward, text)
+
+
 class Forces(nn.Module):
     """Energy and its derivative by the positions."""
 

@@ -39,6 +39,15 @@ def names_in(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
+def test_a_repeating_pattern_is_written_small(tmp_path, rng, planned):
+    pattern = np.tile(rng.integers(0, 255, (16, 16)).astype("uint8"), (20, 20))
+    Image.fromarray(pattern).save(tmp_path / "in.png")
+    source = read_image(tmp_path / "in.png")
+    planned(tmp_path / "out.png", source).prepare(source.values.float()).write({})
+    assert (tmp_path / "out.png").stat().st_size < pattern.size // 10
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), pattern)
+
+
 @pytest.mark.parametrize("name", ["out.pcx", "out", "out.jp2", "out.pth"])
 def test_unknown_suffixes(tmp_path, source, planned, name):
     with pytest.raises(UsageError, match=r"\.ome\.tif"):

@@ -78,6 +78,8 @@ def test_a_few_clipped_samples_are_seen_and_equal_tops_are_not():
     between = gaussian((40, 40), (19.5, 20.5), (1.5, 1.5))  # four equal samples are its top
     assert int((between == between.max()).count_nonzero()) == 4
     assert plateau_of(between) is None
+    signals = gaussian((1, 40), (0, 20), (1.5, 1.5)).expand(12, 40)  # of twelve channels, each with one largest sample
+    assert plateau_of(signals, 1) is None
 
 
 def test_beads_that_are_unfit_are_counted():

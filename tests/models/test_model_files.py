@@ -223,5 +223,10 @@ class TestDamage:
         refused(MalformedInputError, read_model, tmp_path / "x.pt", says="not a supported model file")
         with zipfile.ZipFile(tmp_path / "z.pt", "w") as archive:
             archive.writestr("a.txt", "text")
-        refused(MalformedInputError, read_model, tmp_path / "z.pt", says="no supported model")
+        refused(
+            MalformedInputError,
+            read_model,
+            tmp_path / "z.pt",
+            says="is a zip archive, but not a file of torch.save, which has an entry data.pkl; this one has a.txt;",
+        )
         refused(UsageError, read_model, tmp_path / "none.pt", says="does not exist")

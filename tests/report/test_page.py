@@ -136,9 +136,14 @@ def test_commands_change_one_thing_and_write_files_of_their_own(contents):
 def test_a_wrong_kernel_is_looked_for_in_the_picture(contents):
     given = contents()
     tests = dataclasses.replace(given.run.diagnosis.tests, finding=ResidualFinding.WRONG_KERNEL)
-    text = Reader(given.with_result(residual_tests=tests).with_diagnosis(tests=tests).render()).text
+    given = given.with_result(residual_tests=tests).with_diagnosis(tests=tests)
+    text = Reader(given.render()).text
     assert "Find the blur in the picture itself" in text
     assert "deconv invert --kernel=estimate --output=out_found.tif --report=out_found.html --" in text
+    found = KernelEstimate(True, "disk", (), (Candidate("disk", (5.2,), 3.0),), 512.0)
+    kernel = dataclasses.replace(given.run.kernel, estimate=found)
+    first, *_ = try_next("deconv invert --output=o/x.tif -- y.png", given.run.reconstruction, kernel, is_picture=True)
+    assert first[1] == "deconv kernel estimate --free --output=found.npy -- y.png"
 
 
 def test_what_is_not_its_own_is_text(page):

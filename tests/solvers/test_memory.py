@@ -51,6 +51,7 @@ print(estimate / (peak() - before))
     ("method", "boundary", "lam", "shape", "size"),
     [
         ("fft", "circular", 0.0, (8, 8, 3, 3), 256),
+        ("fft", "circular", 1e-2, (16, 8, 3, 3), 256),
         ("dct", "symmetric", 1e-2, (1, 1, 11, 11), 700),
         ("strip", "unknown", 1e-2, (1, 1, 11, 11), 700),
         ("strip", "reflect", 1e-2, (2, 2, 5, 5), 300),

@@ -61,6 +61,7 @@ class BackwardSource:
         known: Sequence[torch.Tensor],
         wrong: Sequence[int],
         right: Sequence[int],
+        ratios: Sequence[torch.Tensor],
         *,
         is_scaled: bool,
     ) -> CodeLocation | None:
@@ -68,9 +69,10 @@ class BackwardSource:
 
         Args:
             run: calls backward.
-            known: the values of forward and the gradients by them, from autograd.
+            known: the values of forward, the gradients by them, from autograd, and quotients of these.
             wrong: positions of the inputs with a wrong gradient.
             right: positions of the inputs with a right gradient.
+            ratios: the wrong gradients over those of autograd.
             is_scaled: each wrong gradient is the right one times a factor, which no transpose or unfolding makes.
         """
         assigned, known = self._assigned, [value.flatten() for value in known]  # a new shape is no mistake
@@ -95,10 +97,26 @@ class BackwardSource:
                 cleared |= {line} | _slice(assigned, [], read)
         started = {line for line, names, read in assigned if _is_updated(names, assigned) and not names & read}
         suspects = [line for line in values if line in behind - cleared - started]
+        # A line before the incoming gradient is wrong if a slope in place of its value corrects the gradient.
+        incoming, doubtful = self._lines_after_incoming(), set[int]()
+        for line in suspects:
+            value = values[line][-1]
+            slopes = [value / ratio.flatten() for ratio in ratios if ratio.numel() == value.numel()]
+            if line not in incoming and any(_is_known([slope], known, is_updated=False) for slope in slopes):
+                return self._at(line)
+            doubtful |= {line} if slopes and line not in incoming else set()
         first = next((line for line in suspects if line not in moving), None)
-        if first is not None and not is_scaled and suspects[0] in moving:
-            return self._whole  # the line that moves values may be wrong as well
+        if first in doubtful or (first is not None and not is_scaled and suspects[0] in moving):
+            return self._whole  # an earlier line that moves values, or a later one, may be wrong as well
         return None if first is None else self._at(first)
+
+    def _lines_after_incoming(self) -> set[int]:
+        """List the lines that depend on the incoming gradients, the arguments of backward after the context."""
+        if self._code is None:
+            return set()
+        n_arguments = self._code.co_argcount + bool(self._code.co_flags & inspect.CO_VARARGS)
+        users = [(line, read, written) for line, written, read in self._assigned]
+        return _slice(users, [], self._code.co_varnames[1:n_arguments])
 
     def _values_assigned(self, run: Callable[[], object], names: dict[int, set[str]]) -> dict[int, list[torch.Tensor]]:
         """Collect the values that each line assigns, flattened, in the order in which the lines first run."""

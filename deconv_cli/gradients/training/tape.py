@@ -6,6 +6,7 @@ graph, so a tensor that the script drops is dropped here too. Results without a 
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -133,7 +134,7 @@ class Tape(TorchFunctionMode):
         is_writing = _is_writing(name, keywords)
         written = keywords.get("out", next(iter(tensors), None)) if is_writing else None
         # Writes of optimizers and initializers are no part of a pass, which runs again with the current weights.
-        is_of_weights = is_writing and (not torch.is_grad_enabled() or self._is_memory_of_weight(written))
+        is_of_weights = is_writing and (self._is_outside(written) or self._is_memory_of_weight(written))
         if is_of_weights or not self._matters(name, function, tensors):
             result = function(*args, **keywords)
             if isinstance(result, torch.Tensor) and name in MADE_OF_VALUES:
@@ -154,6 +155,15 @@ class Tape(TorchFunctionMode):
             return tensor is not None
         storage = None if tensor.requires_grad else self._weights.get(storage_key(tensor))
         return storage is not None and not storage.expired()
+
+    def _is_outside(self, tensor: Any) -> bool:  # noqa: ANN401  any argument
+        """Return whether gradients are off, and no recorded operation of the pass wrote to this memory."""
+        if torch.is_grad_enabled():
+            return False
+        is_written = isinstance(tensor, torch.Tensor) and storage_key(tensor) in self._writers
+        with contextlib.suppress(RuntimeError):  # torch does not answer for a view of overwritten memory
+            return not is_written or tensor.is_leaf is None
+        return True
 
     def entry_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
         """Find the operation that made a tensor."""

@@ -22,7 +22,7 @@ from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputErr
 from deconv_cli.io import limits
 from deconv_cli.io.files import read_head, refusing_damage
 from deconv_cli.io.tensors import TensorFile
-from deconv_cli.vocabulary import format_memory
+from deconv_cli.vocabulary import format_memory, name_some
 
 _MAX_DEPTH, _MAX_MEMBERS = 32, 100_000
 """Of containers: a pickle may hold ones that contain themselves, or one another in ever more ways."""
@@ -99,7 +99,8 @@ def _refuse_program(path: Path, names: list[str]) -> None:
             )
     if not any(name.endswith("data.pkl") for name in names):
         raise MalformedInputError(
-            f"'{path}' is a zip archive, but holds no supported model; it may be another kind of file."
+            f"'{path}' is a zip archive, but not a file of torch.save, which has an entry data.pkl; this one has "
+            f"{name_some(names, 3) or 'no entry'}; give a file of torch.save, or extract the file you need."
         )
 
 
