@@ -19,9 +19,9 @@ def sharp_picture(name: str) -> torch.Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
 
 
-def blurred_picture(name: str, taps: torch.Tensor, *, sigma: float = 0.3) -> torch.Tensor:
+def blurred_picture(name: str, taps: torch.Tensor, *, sigma: float = 0.3, exposure: float = 1.0) -> torch.Tensor:
     """The same under a cross-correlation in linear light, with noise, rounded; shape (C, H', W'), uint8."""
-    light = CURVE.to_light(sharp_picture(name).double())
+    light = exposure * CURVE.to_light(sharp_picture(name).double())
     blurred = torch.nn.functional.conv2d(light[:, None], taps[None, None])[:, 0]
     noise = torch.randn(blurred.shape, generator=torch.Generator().manual_seed(0), dtype=blurred.dtype)
     return CURVE.to_stored(blurred.clamp(0, 255)).add(sigma * noise).round().clamp(0, 255).to(torch.uint8)

@@ -97,6 +97,16 @@ def test_lamps_do_not_outshine_a_dark_scene():
     assert numbers(found) == pytest.approx([13, 70], rel=0.04)
 
 
+def test_a_blur_is_found_beside_saturated_pixels():
+    """Their outlines are sharp, and hide the blur of the rest."""
+    found = deconv_cli.estimate_kernel(
+        blurred_picture("camera", make_kernel("disk:3.3"), exposure=1.6), tone_curve=CURVE
+    )
+    assert found.saturated > 0.1
+    assert found.family == "disk"
+    assert numbers(found) == pytest.approx([3.3], rel=0.02)
+
+
 def test_the_blades_of_a_diaphragm_are_counted():
     picture = blurred_picture("astronaut", make_kernel("polygon:6@6@10"), sigma=0.05)
     found = deconv_cli.estimate_kernel(picture, tone_curve=CURVE, families=["polygon", "disk"])

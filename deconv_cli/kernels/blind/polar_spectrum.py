@@ -134,16 +134,16 @@ def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int 
     window = hann_window((side, side))
     window /= window.square().mean().sqrt()
     parts = [(slice(y, y + side), slice(x, x + side)) for y, x in _corners(light, side)]
-    windows: Callable[[Sequence[tuple[slice, slice]]], Tensor] = lambda chosen: window.expand(len(chosen), -1, -1)
-    if clipped is not None and bool(clipped.any()):
-        kept = _fade_out(clipped)
+    kept = None if clipped is None or not bool(clipped.any()) else _fade_out(clipped)
+    if kept is not None:
         left = [part for part in parts if float((window * kept[part]).square().mean()) > _LEAST_AREA]
-        if left:
-            parts, windows = left, lambda chosen: window * torch.stack([kept[part] for part in chosen])
+        parts, kept = (left, kept) if left else (parts, None)
     power, area = torch.zeros(side, side // 2 + 1, dtype=torch.float64), 0.0
     for start in range(0, len(parts), _BATCH):
         chosen = parts[start : start + _BATCH]
-        pieces, weights = torch.stack([light[part] for part in chosen]).double(), windows(chosen)
+        pieces, weights = torch.stack([light[part] for part in chosen]).double(), window.expand(len(chosen), -1, -1)
+        if kept is not None:
+            weights = weights * torch.stack([kept[part] for part in chosen])
         means = (pieces * weights).sum((1, 2), keepdim=True) / weights.sum((1, 2), keepdim=True)
         # Not by abs(), which guards against overflow at ten times the cost.
         power += torch.view_as_real(torch.fft.rfft2((pieces - means) * weights)).square().sum((0, -1))
