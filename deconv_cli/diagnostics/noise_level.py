@@ -55,8 +55,11 @@ _MIN_RANGE = 2.0
 # The variance grows with this power of the mean: 1 for counts, 0 for noise that does not depend on brightness.
 _MIN_POWER, _MAX_POWER = 0.6, 1.4
 
-ENOUGH_SAMPLES = 2**20
-"""Samples whose median is within 0.2 % of that of all."""
+ENOUGH_SAMPLES, ENOUGH_PLANES = 2**20, 16
+"""Samples whose median is within 0.2 % of that of all, and planes across an image that stand for all of it."""
+GOLDEN = 0.618
+"""What steps exceed a whole number by, so that they meet all phases of a pattern, as of blocks of a JPEG."""
+
 LEAST_SIDE = 3
 """Pixels along each axis from which noise can be estimated."""
 
@@ -78,8 +81,8 @@ def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
         )
     first, *others = space_axes(n_axes)
     n = y.shape[first] - 2
-    # Some planes of a large image are enough; an odd step meets all rows of the blocks of a JPEG.
-    numbers = torch.arange(0, n, y.numel() // ENOUGH_SAMPLES | 1, device=y.device)
+    step = min(y.numel() // ENOUGH_SAMPLES, n // ENOUGH_PLANES)
+    numbers = torch.arange(0, n, step + GOLDEN if step > 0 else 1, dtype=torch.float64).long().to(y.device)
     before, middle, after = (y.narrow(first, start, n).index_select(first, numbers) for start in range(3))
     detail = (after - middle) - (middle - before)
     for axis in others:

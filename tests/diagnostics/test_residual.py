@@ -143,6 +143,17 @@ def test_the_noise_is_found_over_a_scene(sigma):
     assert estimate_noise(y + sigma * random(tuple(y.shape))) == pytest.approx(sigma, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("levels", "size", "part"),
+    [(torch.arange(40.0), (128, 1024), 16), (torch.tensor([9.0, 1, 1, 1, 1] * 1000), (1200,), 160)],
+)
+def test_some_planes_of_large_data_stand_for_all(levels, size, part):
+    """Of a stack whose noise grows with depth, and of a sensor with five kinds of rows."""
+    y = levels.reshape(1, -1, *[1] * len(size)) * random((1, len(levels), *size))
+    expected = estimate_noise(y[..., :part], 1 + len(size))
+    assert estimate_noise(y, 1 + len(size)) == pytest.approx(expected, rel=0.05)
+
+
 def test_noise_of_less_than_three_pixels_is_refused():
     with pytest.raises(ShapeError, match="at least 3×3"):
         estimate_noise(torch.zeros(1, 2, 9))
