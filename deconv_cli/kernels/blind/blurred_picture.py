@@ -252,7 +252,7 @@ def describe_alignment(
         if kurtosis(picture.luminance) > _MAX_KURTOSIS:
             return ()
         found = align_by_power(kernel, picture.spectrum())
-        if picture.saturated > MAX_SATURATED:
+        if picture.saturated > MAX_SATURATED and found.evidence >= _MUCH_LIKELIER:
             whole = align_by_power(kernel, replace(picture, is_clipped=None).spectrum())
             found = min(found, whole, key=lambda one: one.evidence)
     except DeconvError:  # too small or too flat a picture, or too large a kernel
