@@ -189,7 +189,7 @@ class MirroredSolver(CircularSolver):
         axes = space_axes(len(geometry.image_size))
         is_centered = geometry.pads.before == geometry.pads.after and geometry.output_size == geometry.image_size
         if not (isinstance(operator.boundary, SymmetricBoundary) and is_centered):
-            return "is for boundary symmetric, and kernels centered on the pixel of their output"
+            return "is for whole images with boundary symmetric, and kernels centered on the pixel of their output"
         if not all(synchronize.holds_everywhere(operator.kernel == operator.kernel.flip(axis)) for axis in axes):
             return "is for kernels that are even along every axis, but this one is not"
         if problem.lam > 0 and any(max(term.orders) > 1 for term in find_penalty(problem.penalty).terms(len(axes))):

@@ -86,7 +86,7 @@ def test_auto_takes_it_for_every_kernel_that_is_a_formula():
 @pytest.mark.parametrize(
     ("shape", "settings", "reason"),
     [
-        ((1, 1, 3, 3), {"boundary": "reflect"}, "is for boundary symmetric"),
+        ((1, 1, 3, 3), {"boundary": "reflect"}, "is for whole images with boundary symmetric"),
         ((1, 1, 3, 3), {"padding": "valid"}, "centered on the pixel"),
         ((1, 1, 4, 4), {}, "centered on the pixel"),
         ((1, 1, 3, 3), {"lam": 1e-2, "penalty": "laplacian"}, "penalty laplacian takes others"),
