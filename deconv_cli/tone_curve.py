@@ -107,7 +107,7 @@ class ToneCurve:
         """Return the root mean square slope of light over stored values `(*, C, *size)` for each channel."""
 
         def slope(table: Tensor, position: Tensor) -> Tensor:
-            return table.diff()[_interval(position, table)] * (len(table) - 1)
+            return table.diff().take(_interval(position, table)) * (len(table) - 1)
 
         slopes = self._by_channel(stored.detach().to(torch.float32), slope, n_axes, is_odd=False).square()
         squares = slopes.flatten(-n_axes).mean(dim=-1)
@@ -142,7 +142,7 @@ class ToneCurve:
     @staticmethod
     def _undone(table: Tensor, stored: Tensor) -> Tensor:
         low = _interval(stored, table)
-        return table[low] + (stored * (len(table) - 1) - low) * table.diff()[low]
+        return table.take(low).lerp(table.take(low + 1), stored * (len(table) - 1) - low)
 
     @staticmethod
     def _done(table: Tensor, light: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from deconv_cli.operators import synchronize
+from deconv_cli.operators import spectrum, synchronize
 
 READS = (
     "holds_anywhere",
@@ -148,6 +148,7 @@ def record(task: Task, inputs: tuple[Any, ...]) -> tuple[list[Tensor], list[tupl
         return wrapped
 
     with ExitStack() as replaced:
+        replaced.enter_context(mock.patch.object(spectrum, "MAX_REMEMBERED", 0))  # a device remembers no search
         for name in READS:
             replaced.enter_context(mock.patch.object(synchronize, name, noting(name, getattr(synchronize, name))))
         return tensors(task(*inputs)), tape

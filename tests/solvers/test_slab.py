@@ -191,7 +191,7 @@ def test_a_recurrence_that_rounding_has_lost_is_stopped():
 @pytest.mark.parametrize(("size", "taps"), [((7, 6), (7, 5)), ((4, 5, 6), (5, 6, 6))])
 def test_a_kernel_as_large_as_the_outputs_is_undone_among_them(monkeypatch, size, taps):
     monkeypatch.setattr(strip, "MIN_BAND_BYTES", 0)
-    monkeypatch.setattr(strip, "MAX_BAND_SYMBOLS", 0)
+    monkeypatch.setattr(strip, "_most_band_bytes", lambda _: 0)
     problem = problem_of((1, 1, *taps), size, "same", "unknown", 1e-2)
     assert slab.is_dual(problem)
     check(problem)
@@ -200,7 +200,7 @@ def test_a_kernel_as_large_as_the_outputs_is_undone_among_them(monkeypatch, size
 @pytest.mark.parametrize(("side", "n_taps", "lam"), [(13, 11, 1e-1), (14, 9, 1e-3), (12, 11, 1e-5)])
 def test_under_a_penalty_on_differences_a_wide_kernel_is_undone_within_an_honest_bound(monkeypatch, side, n_taps, lam):
     monkeypatch.setattr(strip, "MIN_BAND_BYTES", 0)
-    monkeypatch.setattr(strip, "MAX_BAND_SYMBOLS", 0)
+    monkeypatch.setattr(strip, "_most_band_bytes", lambda _: 0)
     taps = ball((n_taps, n_taps)).float()[None, None]
     problem = TikhonovProblem(Convolution(taps, (side, side), boundary="unknown"), lam, penalty="gradient")
     A, L = (operator.as_matrix().double() for operator in (problem.operator, problem.penalty_operator))
@@ -215,7 +215,7 @@ def test_under_a_penalty_on_differences_a_wide_kernel_is_undone_within_an_honest
 
 def test_a_wide_kernel_of_sum_zero_has_no_bound_under_a_penalty_on_differences(monkeypatch):
     monkeypatch.setattr(strip, "MIN_BAND_BYTES", 0)
-    monkeypatch.setattr(strip, "MAX_BAND_SYMBOLS", 0)
+    monkeypatch.setattr(strip, "_most_band_bytes", lambda _: 0)
     taps = ball((9, 9)).float()[None, None]
     for kernel, reason in ((taps, None), (taps - taps.mean(), "whose sum is not zero")):
         problem = TikhonovProblem(Convolution(kernel, (14, 14), boundary="unknown"), 1e-3, penalty="gradient")
