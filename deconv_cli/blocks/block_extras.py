@@ -193,6 +193,7 @@ def plan_file(
     output_dtype: OutputDType | None,
     *,
     force: bool | None,
+    make_folder: bool = False,
 ) -> RegionTarget:
     """Plan a file of the size of the estimate; nothing is written yet."""
     return plan_regions(
@@ -203,6 +204,7 @@ def plan_file(
         size=problem.image_size,
         output_dtype=output_dtype,
         force=force,
+        make_folder=make_folder,
     )
 
 

@@ -88,7 +88,8 @@ def covers_all(work: InvertOptions, job: Job, large: LargeInput) -> bool:
     from deconv_cli.io.layout import Layout
 
     problem, size = large.problem, _block_size(work, large)
-    target = plan_file(problem, job.target, problem.n_channels, work.files.output_dtype, force=True)
+    dtype, make_folder = work.files.output_dtype, job.make_folder
+    target = plan_file(problem, job.target, problem.n_channels, dtype, force=True, make_folder=make_folder)
     layout = Layout(target.axes, target.shape, problem.layout.dimensions)
     core = choose_core(layout, target.unit, size or problem.image_size)
     return all(map(int.__ge__, core, layout.sizes)) and whole_fits(problem, work.budget)

@@ -101,9 +101,10 @@ def invert(
         Batch("invert", files, printed, many, workers).run(jobs, work, left_out)
     elif is_one and isinstance(found := work.read(jobs[0]), LargeInput):
         print_plan(work, jobs[0], found)
+        if not printed.quiet and work.is_one_block(jobs[0], found):
+            print_note("one block covers the picture, so it is restored as a whole, in less time")
     else:
         list_jobs(jobs, as_json=printed.as_json)
-        work.note_whole(jobs[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +157,16 @@ class InvertWork(InvertOptions):
                 image = self.files.read(path)
             if self.can_be_cut and (image is None or not is_small(image.shape, self.budget)):
                 found = open_large(self, path, is_wanted=is_wanted)
-                may_be_whole = self.large.is_cut_anyway and self.large.block_range is None and not continues
-                if found is not None and not (may_be_whole and covers_all(self, job, found)):
+                if found is not None and (self.large.dry_run or not self.is_one_block(job, found)):
                     return found
             return self.files.read(path) if image is None else image
+
+    def is_one_block(self, job: Job, large: LargeInput) -> bool:
+        """Return whether one block covers a picture that fits the memory, and no run over its blocks goes on."""
+        from deconv_cli.blocks.checkpoint import has_earlier
+
+        continues = self.large.resume or self.large.block_range is not None or has_earlier(job.target)
+        return not continues and covers_all(self, job, large)
 
     def open(self) -> Process:
         """Read the kernel or the model, unless each input has its own; return the function that restores one input."""
@@ -170,7 +177,7 @@ class InvertWork(InvertOptions):
         def restore(job: Job, source: Source, progress: WorkProgress) -> JobResult:
             if isinstance(source, LargeInput):
                 return restore_large(self, job, source, progress)
-            self.note_whole(job)
+            self._note_whole(job)
             if chain is not None:
                 return chain.restore(job, source, progress)
             with self._explaining(job.source):
@@ -194,7 +201,7 @@ class InvertWork(InvertOptions):
                 raise TooLargeError(f"{error} It cannot be cut into blocks: {refusal}") from error
             raise
 
-    def note_whole(self, job: Job) -> None:
+    def _note_whole(self, job: Job) -> None:
         """Note which options on blocks have no effect on an only input that is restored as a whole."""
         if self.large.resume:
             self.extra.check([job], force=self.files.force)
@@ -202,7 +209,7 @@ class InvertWork(InvertOptions):
             return
         if self.large.resume and not job.target.exists():
             print_note(f"there is no earlier run to resume for '{job.target}', so it is restored as a whole")
-        if self.large.is_cut_anyway:
+        if self.large.block_size is not None:
             print_note("one block, of whole tiles or chunks, covers the picture, so it is restored as a whole")
         if self.workers.are_given:
             print_note("this process alone restores a single file as a whole; other workers only help with blocks")

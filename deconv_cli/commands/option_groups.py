@@ -229,7 +229,7 @@ class LargeOptions:
     dry_run: bool = optional(
         "--dry-run",
         "Write nothing. Print the plan of the blocks: memory, halo (the margin read around each block), expected "
-        "error at the seams, time. For several inputs, or one without blocks, list each with its output.",
+        "error at the seams, time. For several inputs, list each with its output.",
         LARGE,
         default=False,
     )

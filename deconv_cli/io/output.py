@@ -63,6 +63,7 @@ def plan_regions(
     size: Sequence[int],
     output_dtype: OutputDType | None = None,
     force: bool | None = False,
+    make_folder: bool = False,
 ) -> RegionTarget:
     """Decide where a result that is written by parts goes, and as what; nothing is written yet.
 
@@ -71,7 +72,7 @@ def plan_regions(
     be replaced. All else, with the errors, is as in `plan_output`.
     """
     codec = codec_of_suffix(path)
-    check_output_files(path, codec, source.path, force=force)
+    check_output_files(path, codec, source.path, force=force, make_folder=make_folder)
     request = _request(path, codec, source, layout, n_channels, output_dtype)
     return codec.plan_regions(request, request.layout_of_result(n_channels, size), source)
 

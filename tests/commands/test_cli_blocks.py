@@ -78,31 +78,43 @@ def test_blocks_of_another_size_than_asked_for_are_explained(deconv, large):
     assert done.stderr.count(sentence) == sum(sentence in note for note in done.report["notes"]) == 1
 
 
-@pytest.mark.parametrize(
-    "options", [["out.npy", "--block-size", "100"], ["out.tif", "--block-size", "40"], ["out.npy"]]
-)
+@pytest.mark.parametrize("options", [["out.npy", "--block-size", "100"], ["out.tif", "--block-size", "40"]])
 def test_a_picture_that_one_block_covers_is_restored_as_a_whole(deconv, large, options, monkeypatch):
+    target = large.with_name(options[0])
+    line = ["invert", large, "-k", "box:3", "--defaults", "picture", "--noise", "white", "-o", target, *options[1:]]
+    planned = deconv(*line, "--dry-run", "--json")
+    assert "one block covers the picture, so it is restored as a whole" in " ".join(planned.stderr.split())
+    assert planned.report["plan"]["blocks"] == 1
+    assert planned.report["expected_time_s"] > 0
     monkeypatch.delattr("deconv_cli.blocks.invert_blocks.plan_blocks")
-    line = [
-        "invert",
-        large,
-        "-k",
-        "box:3",
-        "--defaults",
-        "picture",
-        "--noise",
-        "white",
-        "-o",
-        large.with_name(options[0]),
-    ]
+    done = deconv(*line, "--json")
     note = "note: one block, of whole tiles or chunks, covers the picture, so it is restored as a whole"
-    planned = deconv(*line, *options[1:], "--dry-run")
-    assert note in " ".join(planned.stderr.split())
-    assert planned.stdout.startswith(f"{large} → ")
-    if len(options) > 1:
-        done = deconv(*line, *options[1:], "--json")
-        assert note in " ".join(done.stderr.split())
-        assert "plan" not in done.report
+    assert note in " ".join(done.stderr.split())
+    assert "plan" not in done.report
+
+
+def test_one_block_of_a_file_of_a_folder_makes_the_folder_of_the_output(deconv, large):
+    folder = large.with_name("many")
+    folder.mkdir()
+    for name in "ab":
+        np.save(folder / f"{name}.npy", np.load(large))
+    deconv("invert", folder, "-k", "box:3", "--lambda", "0.01", "-o", large.with_name("out"), "--block-size", "500")
+
+
+def test_one_block_neither_forgets_an_earlier_run_nor_leaves_its_files(deconv, refuses, large):
+    line = words(large)
+    deconv(*line, "--block-range", "1/2")
+    line[line.index("--block-size") + 1] = "500"
+    refuses(*line, code=ExitCode.USAGE, says="an earlier run for")
+    deconv(*line, "--force")
+    assert not list(large.parent.glob(".*.blocks"))
+
+
+def test_one_block_that_is_complete_is_not_restored_again(deconv, large):
+    line = words(large)
+    line[line.index("--block-size") + 1] = "500"
+    deconv(*line, "--resume")
+    assert "is complete already" in deconv(*line, "--resume").stderr
 
 
 def with_extras(large, *more):

@@ -245,9 +245,32 @@ class CubeWithoutWeight(CubeTwice):
         return for_x, (grad * x**3).sum(0)
 
 
+class LogCosh(torch.autograd.Function):
+    """A line before the incoming gradient is wrong, and a right one uses it."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return w * torch.log(torch.cosh(x))
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        rising = torch.exp(x)
+        falling = 2 / rising
+        slope = (rising - falling) / (rising + falling)
+        for_x = grad * w * slope
+        return for_x, (grad * torch.log(torch.cosh(x))).sum(0)
+
+
 @pytest.mark.parametrize(
     ("function", "text"),
-    [(CubeTwice, "def backward"), (CubeOfSlope, "slope = 2"), (CubeWithoutWeight, "for_x = grad * slope")],
+    [
+        (CubeTwice, "def backward"),
+        (LogCosh, "def backward"),
+        (CubeOfSlope, "slope = 2"),
+        (CubeWithoutWeight, "for_x = grad * slope"),
+    ],
 )
 def test_a_line_without_the_incoming_gradient_is_blamed_for_a_wrong_slope_alone(function, text):
     class Net(nn.Linear):

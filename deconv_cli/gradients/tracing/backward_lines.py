@@ -103,7 +103,7 @@ class BackwardSource:
             value = values[line][-1]
             slopes = [value / ratio.flatten() for ratio in ratios if ratio.numel() == value.numel()]
             if line not in incoming and any(_is_known([slope], known, is_updated=False) for slope in slopes):
-                return self._at(line)
+                return self._at(line) if is_scaled or not doubtful else self._whole  # it may use a wrong line
             doubtful |= {line} if slopes and line not in incoming else set()
         first = next((line for line in suspects if line not in moving), None)
         if first in doubtful or (first is not None and not is_scaled and suspects[0] in moving):
