@@ -35,6 +35,10 @@ class Mistake(Enum):
         "{function} overwrites the incoming gradient, which other operations may still read.",
         "work on a copy: grad = grad.clone()",
     )
+    DRAWS_AGAIN = (
+        "{function} draws random numbers, so its gradient is not that of what forward drew.",
+        "let forward save what it drew, with ctx.save_for_backward, and use that",
+    )
     NOT_LINEAR = (
         "the gradient for {name} is not linear in the incoming gradient, as the chain rule requires; {function} "
         "ignores, clips or thresholds the incoming gradient, or adds to it.",
@@ -137,7 +141,7 @@ class _CheckedCall:
         errors = {index: error for index, error in compared if error is not None}
         written = _find_write(trial)
         # A write spoils the values that backward reads afterwards, but not the incoming gradient of each call.
-        is_spoiled = written is Mistake.WRITES_TO_SAVED
+        is_spoiled = written in (Mistake.WRITES_TO_SAVED, Mistake.DRAWS_AGAIN)
         found = [] if is_spoiled else self._of_errors(errors)
         if written is None:
             return found
@@ -219,7 +223,7 @@ def _find_mistake(trial: FunctionTrial, index: int, found: Comparison) -> tuple[
 
 
 def _find_write(trial: FunctionTrial) -> Mistake | None:
-    """Find that backward writes to the tensors that it reads."""
+    """Find that backward writes to the tensors that it reads, or draws random numbers."""
     arguments = trial.arguments()
     given = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     outputs = real(trial.function.apply(*arguments))
@@ -230,8 +234,17 @@ def _find_write(trial: FunctionTrial) -> Mistake | None:
     if any(not torch.equal(weight, own) for weight, own in zip(weights, trial.weights, strict=True)):
         return Mistake.WRITES_TO_INCOMING
     is_written = any(not torch.equal(tensor.detach(), own) for tensor, own in zip(given, before, strict=True))
-    again = [] if is_written else differentiate(outputs, tensors, trial.weights)
-    return Mistake.WRITES_TO_SAVED if is_written or not _agree(first, again, 1e-6) else None
+    if is_written:
+        return Mistake.WRITES_TO_SAVED
+    runs = []
+    for seed in (1, 0, 0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            runs.append(differentiate(outputs, tensors, trial.weights, retain_graph=True))
+    if _agree(first, runs[0], 1e-6):
+        return None
+    is_drawn = _agree(runs[1], runs[2], 1e-6) and not _agree(runs[0], runs[1], 1e-6)
+    return Mistake.DRAWS_AGAIN if is_drawn else Mistake.WRITES_TO_SAVED
 
 
 def _agree(one: Sequence[torch.Tensor | None], other: Sequence[torch.Tensor | None], tolerance: float) -> bool:

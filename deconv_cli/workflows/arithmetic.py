@@ -201,8 +201,9 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
         return None
     window = tuple(min(n, _TILE) for n in size)
     start = tuple((n - kept) // 2 for n, kept in zip(size, window, strict=True))
-    images = crop(stored.detach().reshape(-1, *stored.shape[-3:])[0], start, window).float()
-    is_saturated = float((images >= curve.white).float().mean()) > MAX_SATURATED
+    whole = stored.detach().reshape(-1, *stored.shape[-3:])[0].float()
+    is_saturated = float((whole >= curve.white).any(0).float().mean()) > MAX_SATURATED
+    images = crop(whole, start, window)
     if is_saturated or float(images.std()) < _FLAT * ROUNDING_NOISE * curve.white / _BYTE:
         return None
     middle, found = images.shape[0] // 2, {}

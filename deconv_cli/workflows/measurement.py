@@ -49,11 +49,14 @@ from deconv_cli.workflows.resolve_settings import ResolvedInput
 from deconv_cli.workflows.trust import (
     CLEAR_RESIDUAL,
     FAR_ABOVE_NOISE,
+    MAX_CLIPPED_SHARE,
     looks_rectified,
     measure_clipping,
     measure_scale,
 )
 
+_OF_BLUR = 0.9
+"""Least sum of the taps of a blur, in parts of the sum of their sizes."""
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 _BANDS: WeakKeyDictionary[PseudoInverse, ModeBands] = WeakKeyDictionary()
 
@@ -121,6 +124,9 @@ def measure(
         result = replace(result, scale=replace(result.scale, larger_kernel=larger))
     if not resolution.is_tested:
         return result
+    if settings.defaults is InputKind.TENSOR and kernel.taps.shape[:2] == (1, 1):
+        sentences = _describe_range(result.image.detach(), detached, kernel.taps.detach())
+        result = replace(result, notes=(*result.notes, *sentences))
     faded = FadedImages.of(arranged, kernel.n_axes)
     if not settings.predicts and (full := find_full(detached, kernel, resolution)) is not None:
         share_full = format_percent(synchronize.as_number(full.double().mean()))
@@ -129,7 +135,7 @@ def measure(
             "the result is wrong around them; the quadratic prior treats them as lower bounds"
         )
         result = replace(result, notes=(*result.notes, note))
-    elif settings.stops_at_noise:
+    elif settings.stops_at_noise or settings.objective == "photo":
         result = replace(result, excess=_measure_excess(of_all.root_mean_square, faded, resolution))
     if settings.noise == "auto":
         whole = faded if bounds is None else None
@@ -164,6 +170,18 @@ def measure(
     if choice is not None and not drowns:
         return replace(result, noise_between=ratio)
     return replace(result, noise_ratio=ratio)
+
+
+def _describe_range(image: Tensor, data: Tensor, taps: Tensor) -> tuple[str, ...]:
+    """Note an estimate that leaves the range of data under a blur, as of a picture whose border was another one."""
+    low, high, total, size = map(synchronize.as_number, (*data.aminmax(), taps.sum().abs(), taps.abs().sum()))
+    share = measure_clipping(image, data, low, high, noise=0.0).extreme
+    if total < _OF_BLUR * size or share <= MAX_CLIPPED_SHARE:
+        return ()
+    return (
+        f"{format_percent(share)} of the estimate lie far outside of {low:.3g} to {high:.3g}, the range of the data; "
+        'if these are a picture, try defaults="picture"',
+    )
 
 
 def _measure_excess(rms: float, data: FadedImages, resolution: ResolvedInput) -> float | None:

@@ -126,7 +126,11 @@ def test_a_suggested_line_runs_and_trains(source):
 
 
 @pytest.mark.parametrize(
-    "source", ["y = x.detach().numpy()", "y = x.detach() + z.detach()", "for v in x.tolist():", "h.data,"]
+    "source",
+    [
+        *("y = x.detach().numpy()", "y = x.detach() + z.detach()", "for v in x.tolist():", "h.data,"),
+        "if on: h.data.clamp_(min=0)",
+    ],
 )
 def test_no_line_is_suggested_that_may_fail(source):
     assert line_with_gradient(source) is None

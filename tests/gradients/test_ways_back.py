@@ -281,6 +281,40 @@ def test_a_line_without_the_incoming_gradient_is_blamed_for_a_wrong_slope_alone(
     assert cause.location.line == line_of(function.backward, text)
 
 
+class DropsAgain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        ctx.kept = (torch.rand_like(x) > 0.5).to(x)
+        return x * w * ctx.kept
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        grad = grad * (torch.rand_like(x) > 0.5).to(x)
+        return grad * w, (grad * x).sum(0)
+
+
+class ClampsItsMask(DropsAgain):
+    """What it writes to is no input, and is the same after the second call as after the first."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        grad = grad * ctx.kept.clone()
+        ctx.kept.zero_()
+        return grad * w, (grad * x).sum(0)
+
+
+@pytest.mark.parametrize(("function", "why"), [(DropsAgain, "draws random numbers"), (ClampsItsMask, "overwrites")])
+def test_a_backward_that_draws_or_overwrites_is_told_apart(function, why):
+    class Net(nn.Linear):
+        def forward(self, x):
+            return function.apply(super().forward(x), self.bias)
+
+    assert any(f"backward {why}" in cause.why for cause in causes(checked(Net(4, 4), 8, 4), "weight"))
+
+
 class Forces(nn.Module):
     """Energy and its derivative by the positions."""
 

@@ -267,7 +267,7 @@ def line_with_gradient(source: str) -> str | None:
         return None
     remover = _Remover()
     lines = [ast.unparse(remover.visit(statement)) for statement in body]
-    if len(lines) != 1 or remover.n_removed != 1 or _NUMPY.search(source):
+    if len(lines) != 1 or "\n" in lines[0] or remover.n_removed != 1 or _NUMPY.search(source):
         return None
     if isinstance(body[0], ast.Expr):  # or a part of a longer statement
         return LEAVE_OUT if source.endswith(".detach_()") else None

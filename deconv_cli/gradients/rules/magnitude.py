@@ -131,10 +131,10 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
 
 
 def find_zero_by_construction(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter whose effect a normalization behind it removes."""
+    """Find a parameter whose effect a normalization behind it removes, or which a Function ignores."""
     if name not in evidence.double.constants:
         return None
-    why = "a normalization or a softmax behind it removes everything that this parameter adds to the loss."
+    why = "a normalization or a softmax behind it removes all that this parameter adds, or a Function does not use it."
     suggestion = "nothing; it does no harm, and a layer without it (bias=False) gives the same"
     cause = Cause("a parameter without effect", evidence.module_of(name), why, suggestion)
     return Finding(Verdict.ZERO_BY_CONSTRUCTION, (cause,))
