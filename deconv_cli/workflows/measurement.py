@@ -49,6 +49,7 @@ from deconv_cli.workflows.resolve_settings import ResolvedInput
 from deconv_cli.workflows.trust import (
     CLEAR_RESIDUAL,
     FAR_ABOVE_NOISE,
+    FAR_FOR_PHOTO,
     MAX_CLIPPED_SHARE,
     looks_rectified,
     measure_clipping,
@@ -196,7 +197,8 @@ def _measure_excess(rms: float, data: FadedImages, resolution: ResolvedInput) ->
     contrast = synchronize.as_number(
         (data.images - data.images.mean(space_axes(data.n_axes), keepdim=True)).std(correction=0)
     )
-    least = max(FAR_ABOVE_NOISE * level, EXCESS * (fitted or 0.0), CLEAR_RESIDUAL * contrast)
+    factor = FAR_FOR_PHOTO if resolution.settings.objective == "photo" else FAR_ABOVE_NOISE
+    least = max(factor * level, EXCESS * (fitted or 0.0), CLEAR_RESIDUAL * contrast)
     return rms / level if level > 0 and rms > least else None
 
 

@@ -51,6 +51,8 @@ of exact data; below the second it may be rounding alone."""
 FAR_ABOVE_NOISE = 3.0
 """Multiple of the noise that the residual may have if λ was chosen from the data, or an iteration ended at the noise.
 Iterations under right kernels left at most 2.2; wrong kernels of stars and of photographs up to 18."""
+FAR_FOR_PHOTO = 10.0
+"""The same under the prior `photo`, which leaves fine detail of a real lens: 4.4 times the noise of a right kernel."""
 OTHER_SCALE = 10.0
 """Factor between the contrasts and between the means of result and truth from which on they have different scales."""
 CLEAR_RESIDUAL = 0.1
