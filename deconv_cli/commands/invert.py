@@ -162,7 +162,7 @@ class InvertWork(InvertOptions):
             return self.files.read(path) if image is None else image
 
     def is_one_block(self, job: Job, large: LargeInput) -> bool:
-        """Return whether one block covers a picture that fits the memory, and no run over its blocks goes on."""
+        """Return whether one block covers a picture that fits the memory, and no run over its blocks is unfinished."""
         from deconv_cli.blocks.checkpoint import has_earlier
 
         continues = self.large.resume or self.large.block_range is not None or has_earlier(job.target)

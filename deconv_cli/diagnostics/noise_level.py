@@ -56,7 +56,7 @@ _MIN_RANGE = 2.0
 _MIN_POWER, _MAX_POWER = 0.6, 1.4
 
 ENOUGH_SAMPLES, ENOUGH_PLANES = 2**20, 16
-"""Samples whose median is within 0.2 % of that of all, and planes across an image that stand for all of it."""
+"""Samples whose median is within 0.2 % of that of all, and the least number of planes whose noise is that of all."""
 GOLDEN = 0.618
 """What steps exceed a whole number by, so that they meet all phases of a pattern, as of blocks of a JPEG."""
 

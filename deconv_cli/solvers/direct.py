@@ -62,7 +62,7 @@ class DirectSolver(Solver):
         """Count the dense matrices, the blocks at every frequency, and the operations of the factorization."""
         n_eliminated, n_left = _unknowns(problem)
         layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
-        # P is complex; the symbol and what its factorization takes are alive beside it for a while.
+        # P is complex. For a while the symbol and the work space of its factorization are alive too.
         n_blocks = 2 * math.prod(half_spectrum(layout.torus)) * problem.n_outputs**2
         n_entries = n_left**2 + 5 * n_left * n_eliminated if n_eliminated else N_COPIES * n_left**2
         n_operations = (2 * n_left**2 * n_eliminated + 2 / 3 * n_left**3) / FACTORIZATION_SPEED

@@ -43,7 +43,7 @@ from deconv_cli.solvers.solver import (
 )
 from deconv_cli.vocabulary import Size
 
-# Entries of a symbol that are factored in double precision at a time, and arrays of so many that are alive then.
+# Entries of a symbol that are factored in double precision at a time, and number of arrays of this size meanwhile.
 MAX_ENTRIES_AT_ONCE, N_FACTORED = 2**18, 5
 # Pixels of the small image beside those of eight kernels. Measured for a disk of nine taps with λ = 1e-3, 1e-10: 20
 # iterations under mirrored pixels without it, 5 with 64 of them, 4 with 128 and 3 with 256.
@@ -354,7 +354,7 @@ class StripSolver(Solver):
         share, channels = arithmetic_itemsize(problem) / 8, (problem.n_outputs, problem.n_inputs)
         bands = share * _band_bytes(problem)
         is_single = max(channels) == 1
-        # P, M and N; those of one channel are real but for P. Those of few channels are copied.
+        # P, M and N. For one channel only P is complex. For few channels all three are copied.
         n_blocks = 2 if is_single else 1 + channels[0] / channels[1] + channels[1] / channels[0]
         n_copies = 1 if is_single or math.prod(channels) > MAX_PAIRS_AS_PLANES else 2
         kept = symbol_bytes(problem, share * n_blocks)

@@ -244,8 +244,9 @@ def describe_alignment(
 ) -> tuple[str, ...]:
     """Give a sentence if the kernel is much likelier turned, mirrored or scaled, judged on the middle of the picture.
 
-    Of a picture that is saturated in large parts, both what lies far from these and the whole must say so. The kernel
-    has the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see `BlurredPicture.of`.
+    If much of the picture is saturated, two spectra must agree: that of the whole, and that of the pixels far from the
+    saturated ones. The kernel has the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see
+    `BlurredPicture.of`.
     """
     try:
         picture = BlurredPicture.of(_middle(image, _WINDOW), tone_curve=tone_curve, jpeg_table=jpeg_table)
