@@ -175,9 +175,11 @@ def measure(
 
 def _describe_range(image: Tensor, data: Tensor, taps: Tensor) -> tuple[str, ...]:
     """Note an estimate that leaves the range of data under a blur, as of a picture whose border was another one."""
-    low, high, total, size = map(synchronize.as_number, (*data.aminmax(), taps.sum().abs(), taps.abs().sum()))
+    if not synchronize.holds_everywhere(taps.sum().abs() >= _OF_BLUR * taps.abs().sum()):
+        return ()
+    low, high = map(synchronize.as_number, data.aminmax())
     share = measure_clipping(image, data, low, high, noise=0.0).extreme
-    if total < _OF_BLUR * size or share <= MAX_CLIPPED_SHARE:
+    if share <= MAX_CLIPPED_SHARE:
         return ()
     return (
         f"{format_percent(share)} of the estimate lie far outside of {low:.3g} to {high:.3g}, the range of the data; "
