@@ -418,5 +418,6 @@ def _find_cautions(result: Reconstruction) -> list[str]:
             "along them; use λ > 0 to keep these small"
         )
     if result.well_posedness is not None and result.well_posedness.is_well_posed is False:
-        found.append(result.well_posedness.reason)
+        exact = "" if result.image.dtype == torch.float64 else ", or data and kernel that were computed in float64"
+        found.append(f"{result.well_posedness.reason}; use λ > 0{exact}")
     return found
