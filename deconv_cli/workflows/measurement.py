@@ -239,7 +239,7 @@ def examine_picture(
     limits = limits_of(stored, metadata.sample_type)
     if limits is not None:
         image, sigma = result.image.detach(), result.settings.noise_sigma
-        clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma)
+        clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma, kernel_size=kernel.size)
         result = replace(result, clipping=clipping)
     samples = data.detach() if data.is_floating_point() else data.double()
     result = replace(result, notes=(*result.notes, *_describe_levels(samples, resolution.ceiling, kernel.n_axes)))

@@ -312,6 +312,15 @@ def test_what_was_clipped_before_is_not_counted():
         assert measure_clipping(estimate, inside, 0, 255).share == share
 
 
+def test_light_beside_saturated_samples_may_exceed_white():
+    data = torch.full((1, 9, 12), 90, dtype=torch.uint8)
+    data[..., 4:6] = 255
+    image = torch.where((data < 255).roll(1, -1) & (data < 255).roll(-1, -1), 90.0, 400.0)
+    assert measure_clipping(image, data, 0, 255).share == pytest.approx(0.2)
+    assert measure_clipping(image, data, 0, 255, kernel_size=(3, 3)).share == 0
+    assert measure_clipping(image.roll(3, -1), data, 0, 255, kernel_size=(3, 3)).share == pytest.approx(3 / 8)
+
+
 def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_counted():
     data = torch.tensor([[[0, 10, 40, 50]]], dtype=torch.int32)
     image = torch.tensor([[[0.0, -4.0, 30.0, 60.0]]])
