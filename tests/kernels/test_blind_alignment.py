@@ -85,6 +85,13 @@ def test_only_a_wrong_kernel_is_accused_beside_saturated_pixels():
     assert "if it is scaled by 0.8" in said[1][0]
 
 
+def test_the_change_is_read_far_from_saturated_pixels():
+    """The spectrum of the whole picture calls a kernel that is too narrow too wide."""
+    blurred = blurred_picture("astronaut", make_kernel("disk:4"), exposure=2.2)
+    (sentence,) = describe_alignment(make_kernel("disk:3.3"), blurred, tone_curve=CURVE)
+    assert "if it is scaled by 1.11" in sentence
+
+
 def test_what_fits_is_left_alone():
     kernel = make_kernel("gaussian:1.8")
     found = deconv_cli.align_kernel(kernel, blurred_picture("camera", kernel), tone_curve=CURVE)
