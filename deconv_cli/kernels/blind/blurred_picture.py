@@ -244,8 +244,9 @@ def describe_alignment(
 ) -> tuple[str, ...]:
     """Give a sentence if the kernel is much likelier turned, mirrored or scaled, judged on the middle of the picture.
 
-    If much of the picture is saturated, both the whole and the pixels far from the saturated ones must speak against the
-    kernel; what to change is read from the latter, since saturated edges hide the size of a blur. The kernel has the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see
+    If much of the picture is saturated, both the whole and the pixels far from the saturated ones must speak against
+    the kernel. What to change is read from the latter, since saturated edges hide the size of a blur. The kernel has
+    the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see
     `BlurredPicture.of`.
     """
     try:
