@@ -194,6 +194,9 @@ class LiftedCasts(TorchFunctionMode):
 class LiftedHalves(TorchDispatchMode):
     """Keeps float64 where a hand-written backward casts to half precision, so that its formula is judged."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         keywords = kwargs or {}
         if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64 and keywords.get("dtype") in HALF:

@@ -26,7 +26,7 @@ from deconv_cli.vocabulary import Light, counted
 if TYPE_CHECKING:
     import torch
 
-    from deconv_cli.io.regions import RegionSource
+    from deconv_cli.io.region_arrays import RegionSource
     from deconv_cli.tone_curve import ToneCurve
 
 # Exif 2.32, tag 274, "Orientation": rows become columns, and axes are flipped.

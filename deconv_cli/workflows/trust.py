@@ -83,6 +83,10 @@ WRONG_THOUGH_RECORDED = (
     "the residual is much larger along the edges than inside, although deconv forward recorded this boundary: the "
     "kernel is probably wrong"
 )
+WRONG_AT_FRAME = (
+    "the residual is much larger along the edges than inside, so no λ was found: the assumed boundary is probably wrong"
+)
+_OF_SCIPY = {"reflect": "symmetric", "symmetric": "reflect"}
 WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
 """Reasons of the quadratic prior that show a wrong kernel of a photograph."""
 
@@ -233,6 +237,13 @@ def doubt_clipping(clipping: Clipping, objective: str) -> list[Doubt]:
     ends = {"below": low, "above": high}.get(clipping.side, f"{low} to {high}")
     found = f"{format_percent(clipping.share, 3)} of the restored samples lie far {clipping.side} {ends}"
     return [Doubt(DoubtReason.CLIPPING, f"{found}: {NOISE_OR_KERNEL.format(SMOOTHER.get(objective, 'a larger λ'))}")]
+
+
+def describe_border(boundary: str) -> str:
+    """Say that a boundary is wrong, and name the one that another library calls by its name."""
+    other = _OF_SCIPY.get(boundary)
+    named = "" if other is None else f'boundary="{other}", since libraries name these two differently, or '
+    return f'{WRONG_AT_FRAME}; try {named}boundary="unknown"'
 
 
 def overshoots_at_edges(clipping: Clipping | None) -> bool:

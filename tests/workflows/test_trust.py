@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blurred_pictures import sharp_picture
 from PIL import Image, ImageDraw
 from torch.nn import functional
 
@@ -299,6 +300,25 @@ def test_a_kernel_of_another_size_is_named_instead_of_the_light(sentences, monke
     options = {"defaults": "picture", "tone_curve": ToneCurve.srgb(255.0), "prior": "quadratic", "light": "stored"}
     result = deconv_cli.invert(y, kernel, **options)
     assert any("try light" in caution for caution in result.cautions) != bool(sentences)
+
+
+def test_data_without_noise_need_no_lambda_and_no_warning_about_it():
+    x = sharp_picture("camera")[:, 60:140, 40:130].double() / 255
+    y = deconv_cli.forward(x, make_kernel("gaussian:1"), boundary="circular")
+    result = deconv_cli.invert(y, make_kernel("gaussian:1"), boundary="circular", defaults="picture")
+    assert result.lambda_choice.failure is not None
+    assert result.warnings == ()
+
+
+def test_a_wrong_border_of_data_without_noise_is_named_before_kernel_and_lambda():
+    x = sharp_picture("camera")[:, 40:160, 40:180].double()
+    y = deconv_cli.forward(x, make_kernel("gaussian:2"), boundary="symmetric")  # that SciPy calls reflect
+    result = deconv_cli.invert(y, make_kernel("gaussian:2"), boundary="reflect", defaults="picture")
+    (sentence,) = result.warnings
+    assert 'the assumed boundary is probably wrong; try boundary="symmetric"' in sentence
+    assert not any("fits the kernel better" in note for note in result.notes)
+    unnamed = deconv_cli.invert(y, make_kernel("gaussian:2"), boundary="replicate", defaults="picture")
+    assert unnamed.warnings[0].endswith('probably wrong; try boundary="unknown"')
 
 
 def test_what_was_clipped_before_is_not_counted():
