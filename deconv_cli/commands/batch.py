@@ -433,14 +433,12 @@ def list_jobs(jobs: Iterable[Job], *, as_json: bool) -> None:
     """Print which output each input would have, whether it exists, and which inputs cannot be read."""
     planned = describe_jobs(jobs)
     if as_json:
-        nothing = {"plan": None, "expected_time_s": None}
-        print_document({"schema": SCHEMA, "command": "invert", "dry_run": True, "planned": planned, **nothing})
+        record = {"schema": SCHEMA, "command": "invert", "dry_run": True, "plan": None, "expected_time_s": None}
+        print_document(record | {"planned": planned})
         return
     for job in planned:
-        end = " (exists already)" if job["exists"] else ""
-        print_answer(
-            f"{job['input']} → {job['output']}{end}" if job["fault"] is None else f"cannot be restored: {job['fault']}"
-        )
+        line = f"{job['input']} → {job['output']}{' (exists already)' if job['exists'] else ''}"
+        print_answer(line if job["fault"] is None else f"cannot be restored: {job['fault']}")
 
 
 def describe_jobs(jobs: Iterable[Job]) -> list[dict[str, object]]:

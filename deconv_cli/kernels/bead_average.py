@@ -75,10 +75,8 @@ def average_beads(windows: Tensor) -> BeadAverage:
         design = torch.cat([template[None], slopes]).flatten(1).T
         fitted = torch.linalg.lstsq(design, aligned.flatten(1).T).solution
         steps = (-fitted[1:] / fitted[0].clamp_min(1e-300)).T.clamp(-0.5, 0.5)
-        rest = aligned.flatten(1).T - design @ fitted
-        is_used = _look_alike(rest.square().sum(0), fitted[0], template) & ~_look_double(
-            rest, fitted[0], design, slopes
-        )
+        rest, heights = aligned.flatten(1).T - design @ fitted, fitted[0]
+        is_used = _look_alike(rest.square().sum(0), heights, template) & ~_look_double(rest, heights, design, slopes)
         shifts = shifts + steps
         if float(steps[is_used].abs().max()) < SETTLED:
             break
@@ -117,8 +115,7 @@ def _look_double(rest: Tensor, heights: Tensor, design: Tensor, slopes: Tensor) 
     share = explained / (heights.square() * design[:, 0].square().sum()).clamp_min(1e-300)
     lengths = rest.new_zeros(len(heights), n_axes, n_axes)
     for (a, b), value in zip(pairs, found, strict=True):
-        lengths[:, a, b] += value / 2
-        lengths[:, b, a] += value / 2
+        lengths[:, b, a] = value if a == b else value / 2  # the lower triangle is read
     least, *_, most = torch.linalg.eigvalsh(lengths).T
     return (part > LONGER * part.median()) & (share > LEAST_LONGER**2) & (most > -least)
 

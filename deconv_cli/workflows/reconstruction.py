@@ -405,12 +405,9 @@ def _find_cautions(result: Reconstruction) -> list[str]:
     of_channels: list[tuple[int, str]] = []
     for number, part in enumerate(result.channels or (result,), start=1):
         choice, tests, warnings = part.lambda_choice, part.residual_tests, []
-        # Any λ explains a flat image, so that the rules have nothing to choose by; data without noise need none.
-        is_exact = choice is not None and choice.failure is not None and part.residual.relative <= trust.ROUNDING
-        is_any_right = (
-            is_exact or part.is_off_at_frame or (choice is not None and trust.is_flat(part.image, choice.sigma))
-        )
-        if choice is not None and choice.warning is not None and not is_any_right:
+        # Any λ explains a flat image, so that the rules have nothing to choose by. A failure is a doubt, or harmless.
+        is_open = choice is not None and choice.failure is None and not trust.is_flat(part.image, choice.sigma)
+        if choice is not None and choice.warning is not None and is_open:
             warnings.append(choice.warning)
         if tests is not None and not part.doubts and not part.noise_between:
             # Of 40 blurred channels of photographs one looked over-smoothed under the λ that was chosen from the data,

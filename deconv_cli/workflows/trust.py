@@ -83,9 +83,6 @@ WRONG_THOUGH_RECORDED = (
     "the residual is much larger along the edges than inside, although deconv forward recorded this boundary: the "
     "kernel is probably wrong"
 )
-WRONG_AT_FRAME = (
-    "the residual is much larger along the edges than inside, so no λ was found: the assumed boundary is probably wrong"
-)
 _OF_SCIPY = {"reflect": "symmetric", "symmetric": "reflect"}
 WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
 """Reasons of the quadratic prior that show a wrong kernel of a photograph."""
@@ -243,7 +240,8 @@ def describe_border(boundary: str) -> str:
     """Say that a boundary is wrong, and name the one that another library calls by its name."""
     other = _OF_SCIPY.get(boundary)
     named = "" if other is None else f'boundary="{other}", since libraries name these two differently, or '
-    return f'{WRONG_AT_FRAME}; try {named}boundary="unknown"'
+    where = "the residual is much larger along the edges than inside, so no λ was found"
+    return f'{where}: the assumed boundary is probably wrong; try {named}boundary="unknown"'
 
 
 def overshoots_at_edges(clipping: Clipping | None) -> bool:
