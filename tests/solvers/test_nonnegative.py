@@ -43,7 +43,9 @@ def test_by_default_it_ends_near_enough_to_the_minimum():
     assert found.solution.certificate <= LEAST_TOLERANCE
     assert found.solution.n_iterations < closer.solution.n_iterations
     assert float((found.image - minimum.image).norm()) < 2e-3 * float(minimum.image.norm())
-    loose = deconv_cli.invert(y, BLUR[0, 0], nonnegative=True, lam=1e-2)
+    taps = random((1, 1, 3, 3, 3), seed=3).abs()
+    stack = stars(estimator(taps, size=(12, 13, 14)))
+    loose = deconv_cli.invert(stack, taps[0, 0], dimensions=3, nonnegative=True, lam=1e-2)
     assert LEAST_TOLERANCE < loose.solution.certificate <= MOST_TOLERANCE
 
 
