@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.diagnostics.noise_level import LEAST_SIDE, estimate_noise
+from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import accumulation_dtype, space_axes
 from deconv_cli.solvers.solution import Solution
@@ -239,9 +240,8 @@ def doubt_clipping(clipping: Clipping, objective: str) -> list[Doubt]:
 def describe_border(boundary: str) -> str:
     """Say that a boundary is wrong, and name the one that another library calls by its name."""
     other = _OF_SCIPY.get(boundary)
-    named = "" if other is None else f'boundary="{other}", since libraries name these two differently, or '
-    where = "the residual is much larger along the edges than inside, so no λ was found"
-    return f'{where}: the assumed boundary is probably wrong; try {named}boundary="unknown"'
+    named = "" if other is None else f', or boundary="{other}", since libraries name these two differently'
+    return f"{ResidualFinding.WRONG_BOUNDARY.sentence}{named}; no λ was found, and if that stays so, check the kernel"
 
 
 def overshoots_at_edges(clipping: Clipping | None) -> bool:
