@@ -1,4 +1,4 @@
-"""The memory of this process: its peak, and keeping memory instead of returning it to the system.
+"""The memory of this process: its peak, keeping memory instead of returning it to the system, and collecting garbage.
 
 glibc returns large blocks to the kernel as soon as they are freed, and the kernel clears every page that it hands out
 again. A reconstruction allocates image after image: half of the processor's time went into clearing pages.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
+import importlib
 import sys
 from pathlib import Path
 
@@ -55,6 +57,21 @@ def keep_freed_memory() -> bool:
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _TOP_PAD), (_M_ARENA_MAX, 1))
     done = [library.mallopt(parameter, value) == 1 for parameter, value in wanted]
     return all(done)
+
+
+def load_torch() -> None:
+    """Import torch without collecting garbage, which takes a seventh less time.
+
+    The objects of its modules stay until the process ends, so later collections pass over them.
+    """
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    try:
+        importlib.import_module("torch")
+    finally:
+        gc.enable()
+    gc.freeze()
 
 
 def kept_bytes() -> int:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import numpy
@@ -153,6 +154,22 @@ def test_the_tab_key_completes_commands_options_and_their_words():
     ]  # fmt: skip
     assert "typer" in imported
     assert "torch" not in imported
+
+
+def test_a_quiet_run_looks_for_no_garbage_among_the_objects_of_torch_and_loads_no_rich(tmp_path):
+    script = """
+        import atexit, gc, sys
+        from deconv_cli.commands.app import main
+        atexit.register(lambda: print(len(gc.get_objects()) < 100))  # the last to run, since it comes first
+        try:
+            main()
+        finally:
+            print(gc.isenabled(), gc.get_freeze_count() > 100_000, "rich" in sys.modules)
+    """
+    path, output = tmp_path / "x.npy", tmp_path / "y.npy"
+    numpy.save(path, numpy.ones((8, 8), dtype=numpy.float32))
+    done = python("-c", textwrap.dedent(script), "forward", str(path), "-k", "box:3", "-o", str(output), "-q")
+    assert done.stdout.decode().split() == [str(output), "True", "True", "False", "True"]
 
 
 def test_version_is_that_of_the_package():

@@ -16,6 +16,7 @@ from typing import Any
 
 import typer
 
+from deconv_cli.allocator import load_torch
 from deconv_cli.commands.console import about, print_answer, print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import BatchOptions, FileOptions, PrintOptions, WorkOptions, print_workers
@@ -233,6 +234,7 @@ class Batch:
         """Do small files side by side, and then the others one by one, with all cores for each."""
         if jobs[0].n_jobs == 1:
             self._take(jobs[0], attempt(lambda _: _recognize(jobs[0]), jobs[0].number))
+        load_torch()
         import torch
 
         from deconv_cli.blocks.block_problem import MAX_BYTES_A_SAMPLE

@@ -34,10 +34,13 @@ class _ProgressLine:
     @contextmanager
     def _moving(self, first: str) -> Iterator[Self]:
         """Show the line while the block runs, on a terminal."""
+        if self._is_silent:
+            yield self
+            return
         from rich.console import Console
 
         console = Console(stderr=True)
-        if self._is_silent or not console.is_terminal:
+        if not console.is_terminal:
             yield self
             return
         try:

@@ -61,7 +61,8 @@ def group_by_gain(gain: Tensor, *amounts: Tensor) -> list[tuple[Tensor, Tensor]]
         levels = torch.zeros_like(sums).index_add_(0, group, (amount * level).to(wide))
         gains = 10 ** (levels / sums.clamp_min(torch.finfo(wide).tiny))
         gains[0], gains[-1] = 0, torch.inf
-        found.append((gains, sums))
+        is_filled = sums != 0  # a third of them for a photograph
+        found.append((gains[is_filled], sums[is_filled]))
     return found
 
 

@@ -21,7 +21,7 @@ from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
-from deconv_cli.allocator import keep_freed_memory
+from deconv_cli.allocator import keep_freed_memory, load_torch
 from deconv_cli.errors import WorkerError
 from deconv_cli.schedulers import scheduler
 from deconv_cli.schedulers.scheduler import (
@@ -282,6 +282,7 @@ def _serve(pipe: Connection, share: MachineShare, place: int) -> None:
     with suppress(EOFError, ConnectionError):
         pickled = pipe.recv_bytes()  # before torch is loaded, which takes long: the sender waits
         keep_freed_memory()
+        load_torch()
         share.take(place)
         scheduler.on_writing = partial(pipe.send, None)
         task = pickle.loads(pickled)  # noqa: S301  from the process that started this one

@@ -113,7 +113,7 @@ def test_groups_of_gains_say_what_all_gains_do(rule, monkeypatch):
     n_groups, grouped = chosen()
     monkeypatch.setattr(lambda_rules, "_N_GROUPS", 10**9)
     n_gains, alone = chosen()
-    assert n_groups < 5000 < n_gains
+    assert n_groups < 2500 < n_gains  # of 4802: those that hold anything
     assert grouped.values == pytest.approx(alone.values, rel=1e-5, abs=1e-5)
     assert grouped.chosen == pytest.approx(alone.chosen, rel=1e-3)
 
