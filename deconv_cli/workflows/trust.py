@@ -174,8 +174,8 @@ def measure_clipping(
     """Measure how much of an estimate lies far beyond a range.
 
     `noise` is the standard deviation of the noise in the data, which is estimated if it is not given. If the data have
-    the shape of the estimate, samples at the ends of the range do not count. Nor do those that a saturated one reaches
-    by the kernel, if so many lie beyond that they would be doubted: the light there may exceed white.
+    the shape of the estimate, samples at the ends of the range do not count. If so many lie beyond that they would be
+    doubted, nor do those above it that a saturated sample reaches by the kernel: the light there may exceed white.
     """
     if data.dtype is torch.uint16:  # which torch cannot compare
         data = data.int()
@@ -191,7 +191,7 @@ def measure_clipping(
     is_inside = (data > lowest) & (data < highest) if data.shape == image.shape else torch.ones_like(image).bool()
     is_outside, is_far = ((image < lowest - m) | (image > highest + m) for m in (margin, EXTREME * contrast))
     if kernel_size and data.shape == image.shape and _share(is_outside, is_inside) > MAX_CLIPPED_SHARE:
-        is_inside &= ~_spread(data >= highest, kernel_size)
+        is_inside &= ~(_spread(data >= highest, kernel_size) & (image > highest))
     share, extreme = _share(is_outside, is_inside), _share(is_far, is_inside)
     side = "below" if most <= above else "above" if below <= least else "outside"
     return Clipping(lowest, highest, share, side, extreme)

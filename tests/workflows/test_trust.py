@@ -344,7 +344,8 @@ def test_light_beside_saturated_samples_may_exceed_white():
     image = torch.where((data < 255).roll(1, -1) & (data < 255).roll(-1, -1), 90.0, 400.0)
     assert measure_clipping(image, data, 0, 255).share == pytest.approx(0.2)
     assert measure_clipping(image, data, 0, 255, kernel_size=(3, 3)).share == 0
-    assert measure_clipping(image.roll(3, -1), data, 0, 255, kernel_size=(3, 3)).share == pytest.approx(3 / 8)
+    assert measure_clipping(image.roll(3, -1), data, 0, 255, kernel_size=(3, 3)).share == pytest.approx(3 / 9)
+    assert measure_clipping(255 - image, data, 0, 255, kernel_size=(3, 3)).share == pytest.approx(0.2)  # darkness
 
 
 def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_counted():
