@@ -17,12 +17,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import norm
-from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
+from deconv_cli.operators.circulant import FrequencyBlocks, multiply_lines, multiply_lines_adjoint, torus_symbol
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.bands import BandGroup, coupling, invert_lines, outside, solve_lines
+from deconv_cli.solvers.bands import BandGroup, coupling, from_lines, invert_lines, outside, read_bands, to_lines
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
 from deconv_cli.vocabulary import Size
@@ -58,12 +58,12 @@ class SquareBorderSystem:
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C, H, W)`."""
         spectrum = self._estimate.multiply(self._transform(y))
-        ties = self._ties.read(spectrum)
+        ties = _read(self._ties, spectrum, 0, 1)
         goal = MAX_TIE_ULPS * torch.finfo(y.dtype).eps * _norm(ties)
         for _ in range(MAX_CORRECTIONS):
-            u = self.solve(-ties[0], -ties[1])
-            spectrum = self._estimate.multiply(self._outputs.spectrum(*u)).add_(spectrum)
-            ties = self._ties.read(spectrum)
+            u = self._solve(-ties[0], -ties[1])
+            spectrum = self._estimate.multiply(_spectrum(self._outputs, *u)).add_(spectrum)
+            ties = _read(self._ties, spectrum, 0, 1)
             if synchronize.holds_everywhere(_norm(ties) <= goal):
                 break
         return self._to_field(spectrum, self._places.image_size, y)
@@ -71,9 +71,9 @@ class SquareBorderSystem:
     def estimate_transposed(self, g: Tensor) -> Tensor:
         """Apply the transpose of `estimate` to `g` of shape `(*batch, C, H, W)`."""
         spectrum = self._transform(g)
-        right = self._outputs.read(self._estimate.multiply(spectrum, adjoint=True))
-        nu = self.solve_transposed(*right)
-        spectrum = self._estimate.multiply(spectrum - self._ties.spectrum(*nu), adjoint=True)
+        right = _read(self._outputs, self._estimate.multiply(spectrum, adjoint=True), 0, 1)
+        nu = self._solve(*right, transposed=True)
+        spectrum = self._estimate.multiply(spectrum - _spectrum(self._ties, *nu), adjoint=True)
         return self._to_field(spectrum, self._places.output_size, g)
 
     def _transform(self, field: Tensor) -> Tensor:
@@ -84,45 +84,39 @@ class SquareBorderSystem:
         field = torch.fft.irfft2(spectrum, s=self._places.torus)[..., : size[0], : size[1]]
         return field.to(like.dtype).reshape(like.shape)
 
-    def solve(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve D u = r, for r on the band of rows `(B, C, w1, N2)` and the rest of columns `(B, C, h, w2)`."""
-        first = self._solve_rows(rows)
-        columns = columns - self._ties.read_columns(self._apply(first, None))
-        columns = self._solve_columns(columns)
-        coupled = self._ties.read_rows(self._apply(None, columns))
-        return first - self._solve_rows(coupled), columns
+    def _solve(self, rows: Tensor, columns: Tensor, *, transposed: bool = False) -> tuple[Tensor, Tensor]:
+        """Solve D u = r or Dᵀν = r for lines of `bands.BandGroup`; unknowns where bands cross stand in the rows."""
+        source, to = (self._ties, self._outputs) if transposed else (self._outputs, self._ties)
+        multiply = multiply_lines_adjoint if transposed else multiply_lines
 
-    def solve_transposed(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve Dᵀν = r; arguments as for `solve`."""
-        first = self._solve_rows(rows, transposed=True)
-        columns = columns - self._outputs.read_columns(self._apply_transposed(first, None))
-        columns = self._solve_columns(columns, transposed=True)
-        coupled = self._outputs.read_rows(self._apply_transposed(None, columns))
-        return first - self._solve_rows(coupled, transposed=True), columns
+        def apply(rows: Tensor | None, columns: Tensor | None, axis: int) -> Tensor:
+            return _read(to, self._estimate.multiply(_spectrum(source, rows, columns), adjoint=transposed), axis)[0]
 
-    def _apply(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        return self._estimate.multiply(self._outputs.spectrum(rows, columns))
+        first = multiply(self._rows, rows)
+        columns = self._solve_columns(columns - apply(first, None, 1), transposed=transposed)
+        return first - multiply(self._rows, apply(None, columns, 0)), columns
 
-    def _apply_transposed(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        return self._estimate.multiply(self._ties.spectrum(rows, columns), adjoint=True)
-
-    def _solve_rows(self, rows: Tensor, *, transposed: bool = False) -> Tensor:
-        lines = rows.transpose(-3, -2).flatten(-3, -2)
-        solved = solve_lines(self._rows, lines, transposed=transposed)
-        return solved.unflatten(-2, (rows.shape[-2], rows.shape[-3])).transpose(-3, -2)
-
-    def _solve_columns(self, columns: Tensor, *, transposed: bool = False) -> Tensor:
+    def _solve_columns(self, columns: Tensor, *, transposed: bool) -> Tensor:
         if columns.numel() == 0:
             return columns
-        flat = columns.movedim(-1, -3).flatten(-3)  # lines of the band first, as in the rows
-        solved = torch.linalg.lu_solve(self._factors, self._pivots, flat.T, adjoint=transposed).T
-        n_channels, height, width = columns.shape[-3:]
-        return solved.unflatten(-1, (width, n_channels, height)).movedim(-3, -1)
+        length, height = self._places.torus[0], self._outputs.rows.first
+        values = from_lines(columns, length)[..., :height]
+        flat = torch.linalg.lu_solve(self._factors, self._pivots, values.flatten(-2).T, adjoint=transposed).T
+        return to_lines(functional.pad(flat.unflatten(-1, values.shape[-2:]), (0, length - height)))
 
 
-def _norm(bands: tuple[Tensor, Tensor]) -> Tensor:
+def _spectrum(group: BandGroup, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    left, right = group.factors(rows, columns)
+    return left @ right
+
+
+def _read(group: BandGroup, spectrum: Tensor, *axes: int) -> list[Tensor]:
+    return read_bands([group], [(slice(None), [spectrum])], axes)
+
+
+def _norm(bands: list[Tensor]) -> Tensor:
     """Compute the norms of vectors on both bands, shape `(B,)`."""
-    return torch.hypot(*(norm(band, 3) for band in bands))
+    return torch.hypot(*(torch.linalg.vector_norm(band, dim=(-2, -1)) for band in bands))
 
 
 def _toeplitz(lines: Tensor, length: int, height: int) -> Tensor:
