@@ -89,10 +89,13 @@ class BandGroup:
         self.down = rows.phases(n1, like) * down.T
         self._across = columns.phases(n_half, like) * across
         self.across_weighted = self._across * half_weights(n2, like)
-        # Of each band: the factors along it, times the scale of lines, and the lines of single places in the other.
-        self._along = across, down[: n1 // 2 + 1, 0]
-        self._scales = _scale(n2, like), _scale(n1, like)
-        pairs = zip((columns, rows), self._scales, strict=True)
+        # Of rows and of columns: the factors of lines that are placed on the torus or read off it, and the lines of
+        # single places in the other band.
+        scales = _scale(n2, like), _scale(n1, like)
+        along = across, down[: n1 // 2 + 1, 0]
+        self._placing = [a.conj() / scale for a, scale in zip(along, scales, strict=True)]
+        self._reading = [a * scale / n for a, scale, n in zip(along, scales, (n1, 2 * n2), strict=True)]
+        pairs = zip((columns, rows), scales, strict=True)
         self._places = [phases(band.places(like.device), band.length, len(s), like).conj() * s for band, s in pairs]
 
     def across(self, axis: int) -> Band:
@@ -117,23 +120,23 @@ class BandGroup:
         return torch.cat(left, dim=-1), torch.cat(right, dim=-2)
 
     def _unscaled(self, lines: Tensor, axis: int) -> Tensor:
-        return self._by_channel(lines, axis) * (self._along[axis].conj() / self._scales[axis])
+        return self._by_channel(lines, axis) * self._placing[axis]
 
     def _by_channel(self, lines: Tensor, axis: int) -> Tensor:
         return lines.unflatten(-2, (self.across(axis).width, self.n_channels)).transpose(-3, -2)
 
     def to_rows(self, sums: Tensor) -> Tensor:
         """Turn sums over all rows of a spectrum, of shape `(*batch, C, w, N2 // 2 + 1)`, into the band of rows."""
-        return self._scaled(sums / self.torus[0], 0)
+        return self._scaled(sums, 0)
 
     def to_columns(self, sums: Tensor) -> Tensor:
         """Turn weighted sums over half the columns, of shape `(*batch, C, w, N1)`, into the band of columns."""
         n_half = self.torus[0] // 2 + 1
         mirrored = sums.roll(-1, -1).flip(-1)  # entry k of this is entry −k of that
-        return self._scaled((sums[..., :n_half] + mirrored[..., :n_half].conj()) / (2 * self.torus[1]), 1)
+        return self._scaled(sums[..., :n_half] + mirrored[..., :n_half].conj(), 1)
 
     def _scaled(self, values: Tensor, axis: int) -> Tensor:
-        return (values * (self._along[axis] * self._scales[axis])).transpose(-3, -2).flatten(-3, -2)
+        return (values * self._reading[axis]).transpose(-3, -2).flatten(-3, -2)
 
     def cross(self, lines: Tensor, axis: int) -> Tensor:
         """Copy the values of one band to the other, of rows for axis 0 or columns for axis 1, where they cross."""

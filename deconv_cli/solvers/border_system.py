@@ -97,7 +97,9 @@ class BorderSystem:
             Their sums with `given`, which are whole.
         """
         (to_outputs, inputs), to_inputs = given, []
-        for kind, *bands in zip(self.kinds, self._split(rows, 0), self._split(columns, 1), strict=True):
+        nothing: list[Tensor | None] = [None] * len(self.kinds)
+        parts = [nothing if part is None else self._split(part, axis) for axis, part in enumerate((rows, columns))]
+        for kind, *bands in zip(self.kinds, *parts, strict=True):
             if kind.kind == "outputs":
                 whole = None if to_outputs is None else to_outputs.whole
                 to_outputs = BandSpectrum(whole, *kind.group.factors(*bands))
@@ -109,9 +111,8 @@ class BorderSystem:
         whole = None if inputs is None else inputs.whole
         return to_outputs, BandSpectrum(whole, torch.cat(left, dim=-1), torch.cat(right, dim=-2))
 
-    def _split(self, lines: Tensor | None, axis: int) -> Sequence[Tensor | None]:
-        sizes = [group.n_channels * group.across(axis).width for group in self.groups]
-        return [None] * len(sizes) if lines is None else lines.split(sizes, dim=-2)
+    def _split(self, lines: Tensor, axis: int) -> tuple[Tensor, ...]:
+        return lines.split([group.n_channels * group.across(axis).width for group in self.groups], dim=-2)
 
     def image(self, spectra: Spectra) -> Tensor:
         """Compute the spectrum of z = P·outputs + N·inputs."""
@@ -121,17 +122,15 @@ class BorderSystem:
         """Compute the spectrum of M·outputs − Pᴴ·inputs."""
         return torch.cat([rows.defect(*rows.at(spectra)) for rows in self._parts], dim=-2)
 
-    def read(self, spectra: Spectra, *axes: int) -> list[Tensor]:
-        """Evaluate the system's left-hand side for spectra: lines in the band of rows, axis 0, or columns, axis 1.
-
-        For spectra of unknowns, these themselves are to be added to those of differences.
-        """
-        return read_bands(self.groups, self._left_sides(spectra), axes)
+    def read(self, spectra: Spectra) -> tuple[Tensor, Tensor]:
+        """Evaluate the left-hand side in the band of rows and in that of columns, for spectra of right-hand sides."""
+        rows, columns = read_bands(self.groups, self._left_sides(spectra), (0, 1))
+        return rows, columns
 
     def couple(self, lines: Tensor, axis: int) -> Tensor:
-        """Evaluate the left-hand side in the band of rows, axis 0, for unknowns in the columns, or the reverse."""
-        bands = (None, lines) if axis == 0 else (lines, None)
-        (found,) = self.read(self.spectra(*bands), axis)
+        """Evaluate the left-hand side in the band of rows, axis 0, for unknowns in the columns; for axis 1 reversed."""
+        spectra = self.spectra(None, lines) if axis == 0 else self.spectra(lines, None)
+        (found,) = read_bands(self.groups, self._left_sides(spectra), (axis,))
         for kind, values, given in zip(self.kinds, self._split(found, axis), self._split(lines, 1 - axis), strict=True):
             if kind.kind == "differences":
                 values += kind.group.cross(given, axis)

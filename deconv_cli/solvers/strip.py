@@ -132,41 +132,41 @@ class StripSystem:
         if self._crossing is None or not self._system.kinds or self._lam < ROUGH_LAMBDA:
             return self.solve(None, gradient, log)
         given = None, BandSpectrum(self._transform(gradient / self._sigma))
-        solved = self._solve_bands([-lines for lines in self._system.read(given, 0, 1)], self._crossing)
-        image = self._to_image(self._system.image(self._system.spectra(*solved, given)))
+        solved = self._solve_bands(*self._system.read(given), self._crossing)
+        image = self._to_image(self._system.image(self._system.spectra(-solved[0], -solved[1], given)))
         return image.to(gradient.dtype).reshape(gradient.shape)
 
-    def _solve_bands(self, right: list[Tensor], small: StripSystem) -> list[Tensor]:
+    def _solve_bands(self, rows: Tensor, columns: Tensor, small: StripSystem) -> tuple[Tensor, Tensor]:
         """Solve each band as if it were closed, and add what their crossing changes in a small image."""
-        corners = [self._corners(lines, axis, small) for axis, lines in enumerate(right)]
-        goal = ROUGH_ACCURACY * torch.stack([_pack(lines).norm(dim=-1) for lines in corners]).norm(dim=0)
-        changes = small._solve_border(*corners, _until(goal))
-        for axis, (change, lines) in enumerate(zip(changes, corners, strict=True)):
-            change -= multiply_lines(small._closed[axis], lines)
-        return [
-            multiply_lines(self._closed[axis], lines) + small._spread(change, axis, self)
-            for axis, (lines, change) in enumerate(zip(right, changes, strict=True))
-        ]
+        corners = self._corners(rows, 0, small), self._corners(columns, 1, small)
+        goal = ROUGH_ACCURACY * torch.hypot(*(_pack(lines).norm(dim=-1) for lines in corners))
+        exact = small._solve_border(*corners, _until(goal))
+
+        def solve(right: Tensor, axis: int) -> Tensor:
+            change = exact[axis] - multiply_lines(small._closed[axis], corners[axis])
+            return multiply_lines(self._closed[axis], right) + small._spread(change, axis, self)
+
+        return solve(rows, 0), solve(columns, 1)
 
     def _complete(self, given: Spectra, batch: tuple[int, ...], log: GradientLog) -> Spectra:
         if not self._system.kinds:  # the torus is all there is
             return given
-        right = [-lines for lines in self._system.read(given, 0, 1)]
+        rows, columns = self._system.read(given)
 
         def goes_on(remaining: Tensor) -> bool:
             remaining = (self._sigma * remaining).reshape(batch)
             log.add(remaining)
             return not log.is_spent and not synchronize.holds_everywhere(remaining <= log.goal)
 
-        solved = self._solve_border(*right, None if log.is_spent else goes_on)
-        return self._system.spectra(*solved, given)
+        rows, columns = self._solve_border(rows, columns, None if log.is_spent else goes_on)
+        return self._system.spectra(-rows, -columns, given)
 
-    def _solve_border(self, rows: Tensor, columns: Tensor, watch: Watch | None) -> list[Tensor]:
+    def _solve_border(self, rows: Tensor, columns: Tensor, watch: Watch | None) -> tuple[Tensor, Tensor]:
         """Solve the system for right-hand sides in both bands; `None` leaves the columns at zero."""
         first = multiply_lines(self._closed[0], rows)
         right = columns - self._system.couple(first, 1)
         columns = torch.zeros_like(right) if watch is None else self._iterate(right, watch)
-        return [first - multiply_lines(self._closed[0], self._system.couple(columns, 0)), columns]
+        return first - multiply_lines(self._closed[0], self._system.couple(columns, 0)), columns
 
     def _iterate(self, right: Tensor, watch: Watch) -> Tensor:
         """Solve for the columns, with the rows eliminated."""
