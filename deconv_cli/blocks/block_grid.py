@@ -182,7 +182,7 @@ def choose_core(layout: Layout, unit: Size, largest: Sequence[int]) -> Size:
 
 
 def _divide(length: int, largest: int, unit: int) -> int:
-    """Cut a length into equal parts of whole units: none longer than `largest`, unless it is a single unit."""
+    """Cut a length into equal parts of whole units, none longer than `largest` unless it is a single unit."""
     n_units = -(-length // unit)
     n_parts = 1 if largest >= length else -(-n_units // max(largest // unit, 1))
-    return -(-n_units // n_parts) * unit
+    return min(-(-n_units // n_parts) * unit, length)

@@ -48,9 +48,9 @@ BlockListener = Callable[[int, int], None]
 """Is called with the number of blocks that are done and the number of all."""
 CLOSER = 0.1
 """Factor on the tolerance of linear estimates under an unknown boundary; see `_solved_closely`."""
-CLOSE_STEPS = 1e-5
-"""Tolerance of the inverse in the steps of prior photo: at 1e-3 blocks differ by 3e-4 to 9e-4 of the range far from a
-cut, at 1e-5 hardly more than with exact steps."""
+CLOSE_TOLERANCES = {"photo": 1e-5, "nonnegative": 1e-4}
+"""Of other estimates, by the objective. In the steps of prior photo at 1e-3 blocks differ by 3e-4 to 9e-4 of the range
+far from a cut, at 1e-5 hardly more than with exact steps."""
 
 
 @dataclass(frozen=True)
@@ -165,15 +165,15 @@ def lay_out_problem(
 
 
 def _solved_closely(problem: BlockProblem) -> BlockProblem:
-    """Lower the tolerance of linear estimates under an unknown boundary, and of prior photo.
+    """Lower the tolerance of linear estimates under an unknown boundary, of prior photo and of nonnegative estimates.
 
     Few data determine the pixels on an edge of the frame. At the usual tolerance two blocks differ there by more than
     the effect of a cut elsewhere, and larger blocks differ by more. The steps of prior photo are solved closely under
     every boundary: at their usual tolerance two blocks differ by as much as is allowed at seams.
     """
     settings = problem.resolved
-    if settings.objective == "photo":
-        return problem.with_settings(tolerance=settings.tolerance or CLOSE_STEPS)
+    if (tolerance := CLOSE_TOLERANCES.get(settings.objective)) is not None:
+        return problem.with_settings(tolerance=settings.tolerance or tolerance)
     if settings.is_linear and BOUNDARIES[settings.boundary].is_unknown:
         return problem.with_settings(tolerance=(settings.tolerance or default_tolerance(problem.dtype)) * CLOSER)
     return problem

@@ -432,10 +432,22 @@ def _results(
 
 
 def list_jobs(jobs: Iterable[Job], *, as_json: bool) -> None:
-    """Print which output each input would have, and whether it exists."""
-    planned = [{"input": str(j.source), "output": str(j.target), "exists": j.target.exists()} for j in jobs]
+    """Print which output each input would have, whether it exists, and which inputs cannot be read."""
+    planned = describe_jobs(jobs)
     if as_json:
-        print_document({"schema": SCHEMA, "command": "invert", "planned": planned})
+        record = {"schema": SCHEMA, "command": "invert", "dry_run": True, "plan": None, "expected_time_s": None}
+        print_document(record | {"planned": planned})
         return
     for job in planned:
-        print_answer(f"{job['input']} → {job['output']}{' (exists already)' if job['exists'] else ''}")
+        line = f"{job['input']} → {job['output']}{' (exists already)' if job['exists'] else ''}"
+        print_answer(line if job["fault"] is None else f"cannot be restored: {job['fault']}")
+
+
+def describe_jobs(jobs: Iterable[Job]) -> list[dict[str, object]]:
+    """Describe inputs and outputs as JSON; `fault` says why an input cannot be read, judged by its header."""
+    from deconv_cli.io.image import fault_of
+
+    return [
+        {"input": str(j.source), "output": str(j.target), "exists": j.target.exists(), "fault": fault_of(j.source)}
+        for j in jobs
+    ]

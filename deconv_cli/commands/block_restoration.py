@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands import option_groups as options
+from deconv_cli.commands.batch import describe_jobs
 from deconv_cli.commands.console import print_document, print_note
 from deconv_cli.commands.invert_options import InvertOptions
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
@@ -107,7 +108,8 @@ def print_plan(work: InvertOptions, job: Job, large: LargeInput) -> None:
     if not printed.quiet:
         print_block_plan(planned, job.target, expected_s)
     if printed.as_json:
-        print_document(describe_block_plan(planned) | {"expected_time_s": expected_s})
+        more = {"expected_time_s": expected_s, "planned": describe_jobs([job])}
+        print_document(describe_block_plan(planned) | more)
 
 
 def restore_large(work: InvertOptions, job: Job, large: LargeInput, progress: WorkProgress) -> JobResult:

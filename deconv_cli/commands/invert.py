@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deconv_cli.io import ImageFile
 
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
+ONE_BLOCK = "one block, of whole tiles or chunks, covers the picture, so it is restored as a whole"
 
 
 def invert(
@@ -102,7 +103,7 @@ def invert(
     elif is_one and isinstance(found := work.read(jobs[0]), LargeInput):
         print_plan(work, jobs[0], found)
         if not printed.quiet and work.is_one_block(jobs[0], found):
-            print_note("one block covers the picture, so it is restored as a whole, in less time")
+            print_note(ONE_BLOCK)
     else:
         list_jobs(jobs, as_json=printed.as_json)
 
@@ -210,7 +211,7 @@ class InvertWork(InvertOptions):
         if self.large.resume and not job.target.exists():
             print_note(f"there is no earlier run to resume for '{job.target}', so it is restored as a whole")
         if self.large.block_size is not None:
-            print_note("one block, of whole tiles or chunks, covers the picture, so it is restored as a whole")
+            print_note(ONE_BLOCK)
         if self.workers.are_given:
             print_note("this process alone restores a single file as a whole; other workers only help with blocks")
 

@@ -41,6 +41,8 @@ _RULE = StoppingRule(_TOLERANCE, max_iterations=200)
 """For estimates with clipped samples; at a tolerance of 1e-3 creases remain in what they predict."""
 _IMPROVEMENT = 0.2
 """The part of the gradient that a step of `improved` leaves."""
+_NEAR_LAMBDA = 0.3
+"""An inverse also improves estimates for λ whose logarithm is as near as this."""
 _MIN_GAP, _MIN_GAP_IN_SPACE = 16, 4
 
 
@@ -48,8 +50,8 @@ class PeriodicExtension:
     """Continues data onto a torus: observed in the frame, predicted from an estimate beyond it.
 
     It takes a piece of at most 768 × 768 samples (less if channels mix) from the middle of the data, and assumes
-    nothing about the scene outside it; periodic data of that size stay as they are. It keeps the inverse of the latest
-    λ. Of the boundary, it uses only whether it is circular. `max_memory` is how many bytes an estimate may take.
+    nothing about the scene outside it; periodic data of that size stay as they are. Of the boundary, it uses only
+    whether it is circular. `max_memory` is how many bytes an estimate may take.
 
     Attributes:
         sigma_max: the largest singular value on the torus of the whole data, which λ is measured by.
@@ -81,6 +83,7 @@ class PeriodicExtension:
         self.modes = torus_modes(kernel.taps, self.torus, is_bounded=False)
         self._blur = BlockCirculant(torus_symbol(kernel.taps.detach(), self.torus), self.torus)
         self._drawn = torch.empty(0)  # the same in every round
+        self._kept: tuple[float, Inverse] | None = None
 
     def initial(self, y: Tensor) -> SpectralData:
         """Close data `(C, *size)` or `(B, C, *size)` without the bias smoothly, before any estimate.
@@ -101,7 +104,10 @@ class PeriodicExtension:
             estimate = TorusPreconditioner(problem).estimate(piece)
         equations = NormalEquations.of_data(problem, piece)
         gradient = equations.remaining(estimate, equations.residual(estimate))
-        return estimate + self._inverse(problem, _IMPROVEMENT).approximate_normal(gradient)
+        if self._kept is None or abs(math.log(lam / self._kept[0])) > _NEAR_LAMBDA:
+            self._kept = None  # frees its memory first
+            self._kept = lam, self._inverse(problem, _IMPROVEMENT)
+        return estimate + self._kept[1].approximate_normal(gradient)
 
     def continued(
         self, y: Tensor, lam: float, is_clipped: Tensor | None = None, estimate: Tensor | None = None

@@ -22,6 +22,7 @@ from deconv_cli.gradients.finite_differences import (
 from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.nested_tensors import NARROW
 from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.torch_modes import LiftedHalves
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
@@ -94,9 +95,11 @@ def _compare(
         on_progress("checking hand-written backwards")
     wrong, unchecked = check_functions(forward, _FUNCTIONS_SHARE * budget)
     on_progress("comparing with finite differences")
+    with LiftedHalves():
+        traced = trace_backward(forward.loss, subject.trainable)
     found = DoubleEvidence(
         forward,
-        trace_backward(forward.loss, subject.trainable),
+        traced,
         wrong_inputs=tuple(wrong),
         unchecked=tuple(unchecked),
     )

@@ -25,6 +25,7 @@ from deconv_cli.gradients.finite_differences import (
     compare_along,
 )
 from deconv_cli.gradients.nested_tensors import real
+from deconv_cli.gradients.torch_modes import LiftedHalves
 from deconv_cli.gradients.tracing.forward_trace import FunctionCall
 from deconv_cli.gradients.tracing.operations import STEPS, plain_name
 
@@ -191,9 +192,10 @@ def differentiate(
 ) -> Gradients:
     """Differentiate the weighted sum of the outputs that have a graph."""
     pairs = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
-    found: Gradients = torch.autograd.grad(
-        [output for output, _ in pairs], tensors, [weight for _, weight in pairs], allow_unused=True, **options
-    )
+    with LiftedHalves():
+        found: Gradients = torch.autograd.grad(
+            [output for output, _ in pairs], tensors, [weight for _, weight in pairs], allow_unused=True, **options
+        )
     return found
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-NARROW = (torch.float32, torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
+NARROW = (torch.float32, *HALF)
 """Types with fewer digits than float64."""
 
 

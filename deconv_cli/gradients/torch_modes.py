@@ -14,9 +14,10 @@ from torch import nn
 from torch.autograd.function import _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
-from deconv_cli.gradients.nested_tensors import NARROW, tensors_in
+from deconv_cli.gradients.nested_tensors import HALF, NARROW, tensors_in
 from deconv_cli.gradients.tracing.operations import DETACHING_INSIDE, plain_name, reads_values
 
 
@@ -187,6 +188,19 @@ class LiftedCasts(TorchFunctionMode):
         types_given = {leaf.dtype for leaf in tensors_in((args, keywords))}
         if not is_writing and types_given & {*NARROW, torch.complex64} and types_given & _ALREADY_WIDE:
             args, keywords = pytree.tree_map(_to_float64, (args, keywords))
+        return func(*args, **keywords)
+
+
+class LiftedHalves(TorchDispatchMode):
+    """Keeps float64 where a hand-written backward casts to half precision, so that its formula is judged."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        keywords = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64 and keywords.get("dtype") in HALF:
+            keywords = {**keywords, "dtype": torch.float64}
         return func(*args, **keywords)
 
 

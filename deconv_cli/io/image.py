@@ -26,6 +26,7 @@ from deconv_cli.vocabulary import Light, counted
 if TYPE_CHECKING:
     import torch
 
+    from deconv_cli.io.region_arrays import RegionSource
     from deconv_cli.tone_curve import ToneCurve
 
 # Exif 2.32, tag 274, "Orientation": rows become columns, and axes are flipped.
@@ -221,11 +222,25 @@ def is_result(path: Path) -> bool:
         codec = codec_of_content(path, read_head(path))
         if not codec.record_inside:
             return read_image(path).record is not None
-        with refusing_damage(path, codec.name):
-            found = codec.read_header(path)
+        found = _read_header(path)
     except DeconvError:
         return False
     return records.matching_record(found.record, found.shape) is not None
+
+
+def _read_header(path: Path) -> StoredImage | RegionSource:
+    codec = codec_of_content(path, read_head(path))
+    with refusing_damage(path, codec.name):
+        return codec.read_header(path)
+
+
+def fault_of(path: Path) -> str | None:
+    """Say why an input cannot be read; `None` if its header can."""
+    try:
+        _read_header(path)
+    except DeconvError as error:
+        return str(error)
+    return None
 
 
 def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: str | None = None) -> ImageFile:

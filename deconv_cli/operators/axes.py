@@ -114,6 +114,8 @@ MAX_NUMBERS_AT_ONCE = 2**20
 
 def inner(a: Tensor, b: Tensor, n_dims: int) -> Tensor:
     """Compute the inner product over the last `n_dims` axes, shape `(*batch,)`, in the widest real type."""
+    if a is b and n_dims > 1 and a.shape[-1] <= MAX_ROW:
+        return norm(a, n_dims).square()
     if n_dims > IMAGE_DIMS:
         # Plane by plane: the products of a stack, also in double precision, take three times its memory.
         planes = zip(a.unbind(1 - n_dims), b.unbind(1 - n_dims), strict=True)

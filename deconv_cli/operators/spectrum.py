@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -30,6 +31,8 @@ ROUNDING = 1e-12
 MAX_REMEMBERED = 2**14
 # Numbers in the tables of one step of it.
 MAX_TABLE = 2**22
+# Entries of blocks that a thread factors at a time, so that they stay in the cache.
+MAX_ENTRIES_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,8 +227,39 @@ def singular_values(symbol: Tensor) -> Tensor:
     if min(symbol.shape[-2:]) == 1:
         # As real numbers: torch's norms of complex ones are thirty times slower.
         return torch.view_as_real(symbol.resolve_conj()).square().sum(dim=(-3, -2, -1)).sqrt()[..., None]
-    with single_threaded(symbol.device):
-        return torch.linalg.svdvals(symbol)
+    return factor_by_parts(lambda part: (torch.linalg.svdvals(part),), symbol.flatten(0, -3))[0].unflatten(
+        0, symbol.shape[:-2]
+    )
+
+
+def factor_by_parts(factor: Callable[..., tuple[Tensor, ...]], *batches: Tensor) -> tuple[Tensor, ...]:
+    """Factor blocks that come in batches `(F, …)`, and give batches; on a processor some blocks at a time.
+
+    Each part is factored in a thread of its own, and as many at once as torch has threads: torch's own threads wait for
+    one another at every block.
+    """
+    n_blocks, device = len(batches[0]), batches[0].device
+    n_at_once = max(1, MAX_ENTRIES_AT_ONCE // max(1, batches[0][:1].numel())) if device.type == "cpu" else n_blocks
+    n_threads = torch.get_num_threads()
+    # Each thread has modes of its own.
+    is_inference, is_recording = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    with single_threaded(device):
+        first = factor(*(batch[:n_at_once] for batch in batches))
+        if n_at_once >= n_blocks:
+            return first
+        results = tuple(part.new_empty(n_blocks, *part.shape[1:]) for part in first)
+
+        def write(start: int) -> None:
+            part = slice(start, start + n_at_once)
+            with torch.inference_mode(is_inference), torch.set_grad_enabled(is_recording):
+                found = first if start == 0 else factor(*(batch[part] for batch in batches))
+                for result, values in zip(results, found, strict=True):
+                    result[part] = values
+
+        starts = range(0, n_blocks, n_at_once)
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list((pool.map if n_threads > 1 else map)(write, starts))
+    return results
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import half_weights
 from deconv_cli.operators.circulant import phases
-from deconv_cli.operators.spectrum import single_threaded
+from deconv_cli.operators.spectrum import factor_by_parts
 from deconv_cli.vocabulary import Size
 
 # Above this many entries a block is too large to be copied for one large product; many small ones are then as fast.
@@ -272,8 +272,7 @@ def invert_lines(matrix: Tensor) -> Tensor:
     """Invert each matrix; a singular one gets its pseudo-inverse, and the iteration corrects the rest."""
     if matrix.numel() == 0:
         return matrix
-    with single_threaded(matrix.device):
-        inverse, info = torch.linalg.inv_ex(matrix)
+    inverse, info = factor_by_parts(torch.linalg.inv_ex, matrix)
     doubtful = (info != 0) | ~torch.isfinite(inverse.sum(dim=(-2, -1)))
     if synchronize.holds_anywhere(doubtful):
         places = synchronize.places(doubtful)

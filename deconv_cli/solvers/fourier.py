@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import squared_modulus
-from deconv_cli.operators.spectrum import single_threaded, singular_values
+from deconv_cli.operators.spectrum import factor_by_parts, singular_values
 
 # Singular values below this many units in the last place of the data are rounding noise, not signal.
 RANK_ULPS = 64
@@ -25,8 +25,6 @@ SINGULAR = 1e-15
 MAX_DEFECT = 1e-6
 # A block whose factorization leaves a larger defect is factored again.
 MAX_FACTORING_DEFECT = 1e-3
-# Entries of blocks whose Gram matrices are inverted at a time.
-MAX_ENTRIES_AT_ONCE = 2**16
 # Largest number of channels for which LU inverts a Gram matrix faster than Cholesky's method.
 MAX_CHANNELS_BY_LU = 4
 
@@ -169,13 +167,7 @@ def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float, out: Tensor 
 
 
 def _invert_regularized(blocks: Tensor, diagonal: Tensor, rcond: float, find_largest: Callable[[], float]) -> Tensor:
-    inverse = blocks.new_empty(blocks.mT.shape)
-    # Some frequencies at a time, whose matrices stay in the cache.
-    n_at_once = max(1, MAX_ENTRIES_AT_ONCE // blocks[0].numel()) if blocks.device.type == "cpu" else len(blocks)
-    largest = synchronize.as_number((block_norms(blocks).square() + diagonal * blocks.shape[-1] ** 0.5).max())
-    for first in range(0, len(blocks), n_at_once):
-        part = slice(first, first + n_at_once)
-        inverse[part] = _gram_inverse(blocks[part], diagonal[part], largest, times_adjoint=True)
+    inverse = _gram_inverse(blocks, diagonal, times_adjoint=True)
     unpenalized = diagonal == 0
     if synchronize.holds_anywhere(unpenalized):
         places = synchronize.places(unpenalized)
@@ -192,10 +184,9 @@ def _invert_exactly(blocks: Tensor, rcond: float, find_largest: Callable[[], flo
     if blocks.shape[-2:] == (1, 1):
         inverse = _invert_scalars(blocks, blocks.real.new_zeros(len(blocks)), rcond)
         return inverse, _defect(inverse, blocks)
-    inverse = _factored_inverse(blocks)
-    defect = _defect(inverse, blocks)
+    inverse, defect, norms, inverse_norms = factor_by_parts(_factored_inverse, blocks)
     # ‖K⁺‖ bounds 1/σmin from above, and the largest ‖K‖ the largest singular value.
-    has_full_rank = block_norms(inverse) * (4 * rcond * block_norms(blocks).max()) < 1
+    has_full_rank = inverse_norms * (4 * rcond * norms.max()) < 1
     doubtful = ~((defect < MAX_FACTORING_DEFECT) & has_full_rank)
     if synchronize.holds_anywhere(doubtful):
         places = synchronize.places(doubtful)
@@ -204,54 +195,63 @@ def _invert_exactly(blocks: Tensor, rcond: float, find_largest: Callable[[], flo
     return inverse, defect
 
 
-def _factored_inverse(blocks: Tensor) -> Tensor:
+def _factored_inverse(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give inverses by LU or QR, their defects, and the norms of the blocks and of the inverses."""
     n_outputs, n_inputs = blocks.shape[-2:]
-    with single_threaded(blocks.device):
-        if n_outputs == n_inputs:
-            # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
-            return torch.linalg.inv_ex(blocks.mT)[0].mT
+    if n_outputs == n_inputs:
+        # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
+        inverse = torch.linalg.inv_ex(blocks.mT)[0].mT
+    else:
         is_tall = n_outputs > n_inputs
         q, r = torch.linalg.qr(blocks if is_tall else blocks.mH)
         inverse = torch.linalg.solve_triangular(r, q.mH, upper=True)
-        return inverse if is_tall else inverse.mH.contiguous()
+        inverse = inverse if is_tall else inverse.mH.contiguous()
+    return inverse, _defect(inverse, blocks), block_norms(blocks), block_norms(inverse)
 
 
 def _truncated_pseudo_inverse(blocks: Tensor, threshold: float) -> Tensor:
-    with single_threaded(blocks.device):
+    def factor(blocks: Tensor) -> tuple[Tensor]:
         u, s, vh = torch.linalg.svd(blocks, full_matrices=False)
-    inverse = torch.where(s > threshold, 1 / s, 0).to(blocks.dtype)
-    return vh.mH @ (inverse[..., None] * u.mH)
+        inverse = torch.where(s > threshold, 1 / s, 0).to(blocks.dtype)
+        return (vh.mH @ (inverse[..., None] * u.mH),)
+
+    return factor_by_parts(factor, blocks)[0]
 
 
-def _gram_inverse(
-    blocks: Tensor, diagonal: Tensor, largest: float | None = None, *, times_adjoint: bool = False
-) -> Tensor:
+def _gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = False) -> Tensor:
     """Compute (KᴴK + d)⁻¹, or (KᴴK + d)⁻¹Kᴴ by way of the smaller Gram matrix.
 
     Semidefinite blocks get their pseudo-inverse. Rounding may hide a singular block, but its inverse is too large.
-    `largest` bounds the norm of a Gram matrix, by default of these.
     """
+    # No Gram matrix has a larger norm.
+    largest = synchronize.as_number((block_norms(blocks).square() + diagonal * blocks.shape[-1] ** 0.5).max())
+    return factor_by_parts(
+        lambda part, weights: (_gram_inverse_of_part(part, weights, largest, times_adjoint=times_adjoint),),
+        blocks,
+        diagonal,
+    )[0]
+
+
+def _gram_inverse_of_part(blocks: Tensor, diagonal: Tensor, largest: float, *, times_adjoint: bool) -> Tensor:
     is_wide = times_adjoint and blocks.shape[-2] < blocks.shape[-1]
     # In memory: each product with a lazy conjugate would copy it.
     adjoint = blocks.mH.resolve_conj()
     gram = _add_to_diagonal(blocks @ adjoint if is_wide else adjoint @ blocks, diagonal)
-    largest = synchronize.as_number(block_norms(gram).max()) if largest is None else largest
-    with single_threaded(gram.device):
-        # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
-        if gram.shape[-1] <= MAX_CHANNELS_BY_LU:
-            inverse, info = torch.linalg.inv_ex(gram.mT)
-        else:
-            inverse, info = torch.linalg.cholesky_ex(gram.mT)
-            if synchronize.holds_anywhere(info > 0):
-                # What could not be factored may not reach the next step, which would raise.
-                inverse[synchronize.places(info > 0)] = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-            inverse = torch.cholesky_inverse(inverse)
-        inverse = inverse.mT
-        is_right = (info == 0) & (_defect(inverse, gram) < MAX_FACTORING_DEFECT)
-        singular = ~(is_right & (block_norms(inverse) * largest < 1 / SINGULAR))
-        if synchronize.holds_anywhere(singular):
-            places = synchronize.places(singular)
-            inverse[places] = torch.linalg.pinv(gram[places], hermitian=True, atol=largest * SINGULAR, rtol=0.0)
+    # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
+    if gram.shape[-1] <= MAX_CHANNELS_BY_LU:
+        inverse, info = torch.linalg.inv_ex(gram.mT)
+    else:
+        inverse, info = torch.linalg.cholesky_ex(gram.mT)
+        if synchronize.holds_anywhere(info > 0):
+            # What could not be factored may not reach the next step, which would raise.
+            inverse[synchronize.places(info > 0)] = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        inverse = torch.cholesky_inverse(inverse)
+    inverse = inverse.mT
+    is_right = (info == 0) & (_defect(inverse, gram) < MAX_FACTORING_DEFECT)
+    singular = ~(is_right & (block_norms(inverse) * largest < 1 / SINGULAR))
+    if synchronize.holds_anywhere(singular):
+        places = synchronize.places(singular)
+        inverse[places] = torch.linalg.pinv(gram[places], hermitian=True, atol=largest * SINGULAR, rtol=0.0)
     if not times_adjoint:
         return inverse
     return adjoint @ inverse if is_wide else inverse @ adjoint

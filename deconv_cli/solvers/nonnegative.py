@@ -7,7 +7,7 @@ objective falls enough. Before that, a step down the gradient, bent alike, makes
 anywhere and cannot cycle (Moré and Toraldo, On the solution of large quadratic programming problems with bound
 constraints, SIAM Journal on Optimization 1, 1991).
 
-It starts from the exact estimate without the constraint, its negative pixels set to zero. That estimate's inverse is no
+It starts from the estimate without the constraint, its negative pixels set to zero. That estimate's inverse is no
 preconditioner: on photographs and stars it saved iterations and took more time than it saved.
 """
 
@@ -32,9 +32,17 @@ from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status
 from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖² over all x ≥ 0"
-DEFAULT_TOLERANCE = 1e-4
-"""The certificate at which it ends where none was given. On stacks of cells the estimate was within 0.05 % of the
-minimum, and 36 % off the truth; judged on a photograph (0.08 % and 7 %) and on stars (0.2 % and 64 %)."""
+LEAST_TOLERANCE, MOST_TOLERANCE, TOLERANCE_PER_LAMBDA = 1e-4, 1e-3, 0.1
+"""The certificate at which it ends where none was given: of stacks this part of λ, within these limits, else the least.
+
+A gradient moves an estimate by up to 1/λ times as much, so a small λ needs a small gradient, and a large λ, which noise
+asks for, does not: on twelve stacks of cells and points, estimates were 0.003 to 0.7 % from the minimum, and their
+error, 40 to 70 %, was within 0.1 % of its error. At 1e-3 photographs with little noise had up to 90 % more error, and
+at λ = 0.3 single pixels were 4 % of the range off."""
+STACK_AXES = 3
+LEAST_LAMBDA_OF_ROUGH_START = 1e-3
+"""From here on the start takes one solve without refinement: under a smaller λ it is far from the estimate without the
+constraint, and photographs with little noise had up to 7 % more error."""
 # A Newton system is solved until this part of its right-hand side is left, at most for these iterations.
 NEWTON_ACCURACY = 0.1
 MAX_INNER_ITERATIONS = 200
@@ -53,7 +61,9 @@ class Nonnegative(Prior):
     ) -> Estimator:
         """Build the estimator on the inverse of the same problem without the constraint."""
         if settings.tolerance is None:
-            settings = replace(settings, tolerance=DEFAULT_TOLERANCE)
+            most = MOST_TOLERANCE if kernel.n_axes == STACK_AXES else LEAST_TOLERANCE
+            tolerance = min(max(TOLERANCE_PER_LAMBDA * settings.lam, LEAST_TOLERANCE), most)
+            settings = replace(settings, tolerance=tolerance)
         return NonnegativeEstimator(PseudoInverse(kernel, image_size, settings))
 
 
@@ -90,14 +100,13 @@ class NonnegativeEstimator(Estimator):
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`."""
         data, unit = to_unit(self.data_of(y), self.n_dims)
-        start = self.inverse.solve(y.detach()).value.clamp_min(0)
-        if unit is not None:
-            start = start / unit
+        is_rough = self.kernel.n_axes == STACK_AXES and self.problem.lam >= LEAST_LAMBDA_OF_ROUGH_START
+        start = self.inverse.approximate(y.detach()) if is_rough else self.inverse.solve(y.detach()).value
+        start = start.clamp_min(0) if unit is None else start.clamp_min(0) / unit
         descent = _Descent(NormalEquations.of_data(self.problem, data), self._pixel_scale)
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
-        x, status = descent.run(start, log)
+        x, status, certificate = descent.run(start, log)
         value = x if unit is None else unit * x
-        certificate = synchronize.as_number(descent.certificate(x, descent.gradient(x)).max())
         return Solution(value, status, log.n_iterations, certificate, tuple(log.history), OBJECTIVE)
 
     @property
@@ -117,28 +126,28 @@ class _Descent:
     equations: NormalEquations
     pixel_scale: float
 
-    def run(self, x: Tensor, log: IterationLog) -> tuple[Tensor, Status]:
-        """Iterate until every image reaches the certificate, progress ends, or no iterations remain."""
+    def run(self, x: Tensor, log: IterationLog) -> tuple[Tensor, Status, float]:
+        """Iterate until every image reaches the tolerance, progress ends, or no iterations remain.
+
+        Gives the estimate, the status, and the largest certificate.
+        """
         tolerance = log.rule.tolerance
-        lowest, n_since = math.inf, 0
-        gradient = self.gradient(x)
+        lowest, n_since, has_fallen = math.inf, 0, True
         while True:
+            gradient = self.gradient(x)
             certificate = self.certificate(x, gradient)
-            going = certificate > tolerance
             largest = synchronize.as_number(certificate.max())
+            if lowest < math.inf:
+                log.record(largest)
             if largest <= tolerance:
-                return x, Status.CONVERGED
+                return x, Status.CONVERGED, largest
             n_since = 0 if largest < lowest else n_since + 1
             lowest = min(lowest, largest)
-            if not math.isfinite(largest) or n_since > MAX_STEPS_WITHOUT_GAIN:
-                return x, Status.STAGNATED
+            if not (has_fallen and math.isfinite(largest)) or n_since > MAX_STEPS_WITHOUT_GAIN:
+                return x, Status.STAGNATED, largest
             if log.is_spent:
-                return x, Status.MAX_ITERATIONS
-            x, has_fallen = self._go(x, gradient, going, log)
-            gradient = self.gradient(x)
-            log.record(synchronize.as_number(self.certificate(x, gradient).max()))
-            if not has_fallen:
-                return x, Status.CONVERGED if log.history[-1] <= tolerance else Status.STAGNATED
+                return x, Status.MAX_ITERATIONS, largest
+            x, has_fallen = self._go(x, gradient, certificate > tolerance, log)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Compute g = Aᴴ(Ax − y) + μLᴴLx."""

@@ -103,7 +103,9 @@ class PseudoInverse(Estimator, ShownInNotebook):
 
     def approximate(self, y: Tensor) -> Tensor:
         """Estimate images to about a hundredth, by one solve without a certificate; shape `(*batch, C_in, *size)`."""
-        return self._inverse.approximate_normal(self.operator.adjoint(self._checked(y)))
+        data, unit = to_unit(self._checked(y), self.n_dims)
+        value = self._inverse.approximate_normal(self.operator.adjoint(data))
+        return value if unit is None else unit * value
 
     def _checked(self, y: Tensor) -> Tensor:
         arranged = self.arrange(y)

@@ -212,10 +212,15 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
         if refusal is not None:
             raise UsageError(f"method {method} {refusal}; use method auto, or other settings.")
         return Choice(method, GIVEN)
-    costs = {name: find_solver(name).cost(problem) for name in SOLVERS if refusal_of(name, problem) is None}
+    budget = MEMORY_SHARE * free_memory(problem.operator.kernel.device) if max_memory is None else max_memory
+    costs = dict[str, Cost]()
+    for name in SOLVERS:
+        if refusal_of(name, problem) is None:
+            costs[name] = cost = find_solver(name).cost(problem)
+            if cost.n_operations == 0 and cost.n_bytes() <= budget:
+                break  # no other is cheaper, and to estimate their costs may take as long as to solve
     if not costs:
         raise UsageError(f"method auto {general_refusal(problem) or 'finds no solver for this problem'}.")
-    budget = MEMORY_SHARE * free_memory(problem.operator.kernel.device) if max_memory is None else max_memory
     fitting = _within(costs, budget)
     best, chosen = _cheapest(costs), _cheapest(fitting)
     if chosen == best:

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import half_weights
 from deconv_cli.operators.circulant import FrequencyBlocks, multiply_lines, multiply_lines_adjoint, torus_symbol
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.bands import BandGroup, coupling, from_lines, invert_lines, outside, read_bands, to_lines
+from deconv_cli.solvers.bands import BandGroup, from_lines, invert_lines, outside, read_bands, to_lines
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
 from deconv_cli.vocabulary import Size
@@ -45,116 +46,110 @@ class SquareBorderSystem:
         self._ties = ties = outside(taps.shape[1], places.image_size, places.torus, taps, places.line_sources)
         estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
         self._estimate = FrequencyBlocks(estimate)
-        ones = estimate.new_ones(estimate.shape[0], 1), estimate.new_ones(estimate.shape[1])
-        self._rows = invert_lines(coupling(ties.rows, outputs.rows, estimate, *ones, axis=0))
-        along = coupling(ties.columns, outputs.columns, estimate, *ones, axis=1)
-        schur = _toeplitz(along, outputs.torus[0], outputs.rows.first)
-        if outputs.rows.width and outputs.columns.width:
-            _subtract_elimination(schur, outputs, ties, estimate, self._rows)
-        self._factors, self._pivots, info = torch.linalg.lu_factor_ex(schur)
+        self._rows, schur = _eliminate_rows(outputs, ties, estimate)
+        # LAPACK's matrices lie column by column: the transpose is factored.
+        self._factors, self._pivots, info = torch.linalg.lu_factor_ex(schur.mT)
         if synchronize.holds_anywhere(info):
             raise SingularSystemError("the system on the border is singular")
 
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C, H, W)`."""
-        spectrum = self._estimate.multiply(self._transform(y))
-        ties = _read(self._ties, spectrum, 0, 1)
-        goal = MAX_TIE_ULPS * torch.finfo(y.dtype).eps * _norm(ties)
-        for _ in range(MAX_CORRECTIONS):
-            u = self._solve(-ties[0], -ties[1])
-            spectrum = self._estimate.multiply(_spectrum(self._outputs, *u)).add_(spectrum)
-            ties = _read(self._ties, spectrum, 0, 1)
-            if synchronize.holds_everywhere(_norm(ties) <= goal):
-                break
-        return self._to_field(spectrum, self._places.image_size, y)
+        return self._apply(y, self._places.image_size, transposed=False)
 
     def estimate_transposed(self, g: Tensor) -> Tensor:
         """Apply the transpose of `estimate` to `g` of shape `(*batch, C, H, W)`."""
-        spectrum = self._transform(g)
-        right = _read(self._outputs, self._estimate.multiply(spectrum, adjoint=True), 0, 1)
-        nu = self._solve(*right, transposed=True)
-        spectrum = self._estimate.multiply(spectrum - _spectrum(self._ties, *nu), adjoint=True)
-        return self._to_field(spectrum, self._places.output_size, g)
+        return self._apply(g, self._places.output_size, transposed=True)
 
-    def _transform(self, field: Tensor) -> Tensor:
-        flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:])
-        return torch.fft.rfft2(flat.double(), s=self._places.torus)
-
-    def _to_field(self, spectrum: Tensor, size: Size, like: Tensor) -> Tensor:
-        field = torch.fft.irfft2(spectrum, s=self._places.torus)[..., : size[0], : size[1]]
-        return field.to(like.dtype).reshape(like.shape)
-
-    def _solve(self, rows: Tensor, columns: Tensor, *, transposed: bool = False) -> tuple[Tensor, Tensor]:
-        """Solve D u = r or Dᵀν = r for lines of `bands.BandGroup`; unknowns where bands cross stand in the rows."""
-        source, to = (self._ties, self._outputs) if transposed else (self._outputs, self._ties)
+    def _apply(self, field: Tensor, size: Size, *, transposed: bool) -> Tensor:
+        """Solve for the unknowns that make the ties vanish; the transpose exchanges unknowns and ties."""
+        unknowns, ties = (self._ties, self._outputs) if transposed else (self._outputs, self._ties)
         multiply = multiply_lines_adjoint if transposed else multiply_lines
 
-        def apply(rows: Tensor | None, columns: Tensor | None, axis: int) -> Tensor:
-            return _read(to, self._estimate.multiply(_spectrum(source, rows, columns), adjoint=transposed), axis)[0]
+        def invert(rows: Tensor | None, columns: Tensor | None) -> Tensor:
+            left, right = unknowns.factors(rows, columns)
+            return self._estimate.multiply(left @ right, adjoint=transposed)
 
-        first = multiply(self._rows, rows)
-        columns = self._solve_columns(columns - apply(first, None, 1), transposed=transposed)
-        return first - multiply(self._rows, apply(None, columns, 0)), columns
+        def read(spectrum: Tensor, *axes: int) -> list[Tensor]:
+            return read_bands([ties], [(slice(None), [spectrum])], axes)
+
+        def solve(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+            """Solve D u = r, for r and u in lines; where the bands cross, u is in the rows."""
+            first = multiply(self._rows, rows)
+            columns = columns - read(invert(first, None), 1)[0]
+            columns = self._solve_columns(columns, transposed=transposed)
+            return first - multiply(self._rows, read(invert(None, columns), 0)[0]), columns
+
+        torus = self._places.torus
+        flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:]).double()
+        spectrum = self._estimate.multiply(torch.fft.rfft2(flat, s=torus), adjoint=transposed)
+        left = read(spectrum, 0, 1)
+        goal = MAX_TIE_ULPS * torch.finfo(field.dtype).eps * _norm(left)
+        for _ in range(MAX_CORRECTIONS):
+            u = solve(-left[0], -left[1])
+            spectrum = invert(*u).add_(spectrum)
+            left = read(spectrum, 0, 1)
+            if synchronize.holds_everywhere(_norm(left) <= goal):
+                break
+        restored = torch.fft.irfft2(spectrum, s=torus)[..., : size[0], : size[1]]
+        return restored.to(field.dtype).reshape(field.shape)
 
     def _solve_columns(self, columns: Tensor, *, transposed: bool) -> Tensor:
         if columns.numel() == 0:
             return columns
         length, height = self._places.torus[0], self._outputs.rows.first
         values = from_lines(columns, length)[..., :height]
-        flat = torch.linalg.lu_solve(self._factors, self._pivots, values.flatten(-2).T, adjoint=transposed).T
-        return to_lines(functional.pad(flat.unflatten(-1, values.shape[-2:]), (0, length - height)))
-
-
-def _spectrum(group: BandGroup, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    left, right = group.factors(rows, columns)
-    return left @ right
-
-
-def _read(group: BandGroup, spectrum: Tensor, *axes: int) -> list[Tensor]:
-    return read_bands([group], [(slice(None), [spectrum])], axes)
+        solved = torch.linalg.lu_solve(self._factors, self._pivots, values.flatten(-2).T, adjoint=not transposed).T
+        return to_lines(functional.pad(solved.reshape(values.shape), (0, length - height)))
 
 
 def _norm(bands: list[Tensor]) -> Tensor:
-    """Compute the norms of vectors on both bands, shape `(B,)`."""
+    """Compute the norms of lines on both bands, shape `(B,)`."""
     return torch.hypot(*(torch.linalg.vector_norm(band, dim=(-2, -1)) for band in bands))
 
 
-def _toeplitz(lines: Tensor, length: int, height: int) -> Tensor:
+def _toeplitz(lags: Tensor, height: int) -> Tensor:
     """Write out an operator that does not change along a line, on the first `height` places of that line.
 
-    `lines` is its matrix at each frequency, complex, shape `(length // 2 + 1, r, r)`. The result is real, of shape
-    `(r·height, r·height)`, place by place within each of the r.
+    `lags` are its real matrices from any place to those before and behind it, shape `(length, w, w', a, b)`. The result
+    has the shape `(w·a·height, w'·b·height)`.
     """
-    kernel = torch.fft.irfft(lines, n=length, dim=0) if lines.numel() else lines.real.new_zeros(length, 0, 0)
-    place = torch.arange(height, device=lines.device)
-    r = lines.shape[-1]
-    full = kernel[(place[:, None] - place) % length]
-    return full.permute(2, 0, 3, 1).reshape(r * height, r * height)
+    falling = torch.arange(height - 1, -height, -1, device=lags.device) % len(lags)
+    lines = lags[falling].permute(1, 3, 2, 4, 0).contiguous()
+    full = lines.new_empty(*lines.shape[:2], height, *lines.shape[2:4], height)
+    for place in range(height):
+        full[:, :, place] = lines[..., height - 1 - place : 2 * height - 1 - place]
+    return full.flatten(3).flatten(0, 2)
 
 
-def _subtract_elimination(
-    schur: Tensor, outputs: BandGroup, ties: BandGroup, estimate: Tensor, rows_inverse: Tensor
-) -> None:
-    """Subtract D_cr D_rr⁻¹ D_rc in place; frequencies of the rows' lines take the place of their pixels."""
+def _eliminate_rows(outputs: BandGroup, ties: BandGroup, estimate: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute D_rr⁻¹ at each frequency along the rows, shape `(n2 // 2 + 1, w1·C, w1·C)`, and S.
+
+    S has the shape `(w2·C·h, w2·C·h)`: line by line, channel by channel, place by place.
+    """
     n1, n2 = outputs.torus
-    height = outputs.rows.first
-    n_half = n2 // 2 + 1
-    like = estimate.real
-    # D_rc: a place on the columns, read at a frequency on the rows, shape (frequency, w1·a, w2·b·h).
-    down = ties.rows.phases(n1, like) / n1
-    from_columns = torch.stack([torch.fft.fft(estimate * phase[:, None, None, None], dim=0)[:height] for phase in down])
-    across = outputs.columns.phases(n_half, like).conj()
-    right = torch.einsum("rifab,cf->fracbi", from_columns, across).reshape(n_half, rows_inverse.shape[-1], -1)
-    right = torch.bmm(rows_inverse, right)
-    # D_cr: a frequency on the rows, read at a place on the columns, from a half spectrum.
-    down = outputs.rows.phases(n1, like).conj()
-    to_columns = torch.stack([torch.fft.ifft(estimate * phase[:, None, None, None], dim=0)[:height] for phase in down])
-    weights = like.new_full((n_half,), 2.0 / n2)
-    weights[0] = 1.0 / n2
-    if n2 % 2 == 0:
-        weights[-1] = 1.0 / n2
-    across = ties.columns.phases(n_half, like) * weights
-    left = torch.einsum("rifab,cf->caifrb", to_columns, across).reshape(len(schur), -1)
-    right = right.reshape(-1, len(schur))
+    height, n_half, like = outputs.rows.first, n2 // 2 + 1, estimate.real
+    # P from pixel to pixel of a column, at each frequency along the rows.
+    lags = torch.fft.ifft(estimate, dim=0)
+    inside, beyond = torch.arange(n1, device=estimate.device).split([height, n1 - height])
+
+    def to_ties(source: Tensor) -> Tensor:
+        (to, _), *copied = ties.rows.terms(estimate.device)
+        found = lags[(to[:, None] - source) % n1]
+        for position, sign in copied:
+            found.add_(lags[(position[:, None] - source) % n1], alpha=sign)
+        return found
+
+    rows = invert_lines(to_ties(beyond).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2))
+    # The columns at the same frequencies; the inner ones of a half spectrum count twice.
+    reads = ties.columns.phases(n_half, like) * (half_weights(n2, like) / n2)
+    writes = outputs.columns.phases(n_half, like).conj()
+    along = ((reads[:, None] * writes).flatten(0, 1) @ lags.flatten(2)).real
+    schur = _toeplitz(along.unflatten(2, lags.shape[2:]).unflatten(1, (len(reads), len(writes))), height)
+    n_rows, n_columns = rows.shape[-1], len(schur)
+    right = torch.einsum("rifab,cf->fracbi", to_ties(inside), writes).reshape(n_half, n_rows, n_columns)
+    right = torch.bmm(rows, right).flatten(0, 1)
+    left = torch.einsum("irfab,cf->caifrb", lags[(inside[:, None] - beyond) % n1], reads)
+    left = left.reshape(n_columns, n_half * n_rows)
     schur.addmm_(left.real.contiguous(), right.real.contiguous(), alpha=-1)
     schur.addmm_(left.imag.contiguous(), right.imag.contiguous())
+    return rows, schur

@@ -239,11 +239,12 @@ def examine_picture(
     limits = limits_of(stored, metadata.sample_type)
     if limits is not None:
         image, sigma = result.image.detach(), result.settings.noise_sigma
-        clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma)
+        clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma, kernel_size=kernel.size)
         result = replace(result, clipping=clipping)
     samples = data.detach() if data.is_floating_point() else data.double()
     result = replace(result, notes=(*result.notes, *_describe_levels(samples, resolution.ceiling, kernel.n_axes)))
-    if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
+    is_one = stored.ndim == kernel.n_axes + 1 or len(stored) == 1
+    if resolution.tests_alignment and is_one and not result.is_off_at_frame:
         taps = kernel.taps[0, 0].detach().cpu()
         sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)
         # Under a kernel of another size neither light is whiter for its own sake.

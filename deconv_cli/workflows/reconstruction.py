@@ -146,6 +146,14 @@ class Reconstruction(ShownInNotebook):
         return tuple(_find_doubts(self))
 
     @property
+    def is_off_at_frame(self) -> bool:
+        """Whether no λ was found, and the residual is large along the frame alone: the boundary is wrong first."""
+        choice, tests = self.lambda_choice, self.residual_tests
+        if choice is None or choice.failure is None or tests is None or self.residual.relative <= trust.ROUNDING:
+            return False
+        return self.boundary != "unknown" and tests.edge_ratio > trust.EDGES_STAND_OUT
+
+    @property
     def prior_sentence(self) -> str | None:
         """The prior that filled in detail the data do not show; `None` for one that learned nothing."""
         return trust.describe_prior(self.finest) if self.settings.objective == "photo" else None
@@ -265,6 +273,8 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
         # If the estimate explains the data up to rounding, any λ will do.
         if choice is not None and choice.failure is not None and result.residual.relative > trust.ROUNDING:
             found.append(Doubt(DoubtReason.LAMBDA, choice.failure))
+        if result.is_off_at_frame:
+            found = [Doubt(DoubtReason.RESIDUAL_TESTS, trust.describe_border(result.boundary))]
         found += [*_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
     if result.kernel_doubt is not None:
         found.append(Doubt(DoubtReason.KERNEL, result.kernel_doubt))
@@ -335,6 +345,8 @@ def _doubt_residual(result: Reconstruction) -> list[Doubt]:
     A chosen λ is not the reason of a large residual, and a boundary that was recorded with the blur is not wrong.
     """
     residual, tests, is_lambda_chosen = result.residual, result.residual_tests, result.lambda_choice is not None
+    if result.is_off_at_frame:
+        return []  # the border is doubted instead
     if tests is None:
         return [] if result.excess is None else [_doubt_excess(result.excess, result.settings)]
     if residual.relative < trust.NEGLIGIBLE_RESIDUAL:
@@ -393,8 +405,9 @@ def _find_cautions(result: Reconstruction) -> list[str]:
     of_channels: list[tuple[int, str]] = []
     for number, part in enumerate(result.channels or (result,), start=1):
         choice, tests, warnings = part.lambda_choice, part.residual_tests, []
-        # Any λ explains a flat image, so that the rules have nothing to choose by.
-        if choice is not None and choice.warning is not None and not trust.is_flat(part.image, choice.sigma):
+        # Any λ explains a flat image, so that the rules have nothing to choose by. A failure is a doubt, or harmless.
+        is_open = choice is not None and choice.failure is None and not trust.is_flat(part.image, choice.sigma)
+        if choice is not None and choice.warning is not None and is_open:
             warnings.append(choice.warning)
         if tests is not None and not part.doubts and not part.noise_between:
             # Of 40 blurred channels of photographs one looked over-smoothed under the λ that was chosen from the data,
@@ -418,5 +431,6 @@ def _find_cautions(result: Reconstruction) -> list[str]:
             "along them; use λ > 0 to keep these small"
         )
     if result.well_posedness is not None and result.well_posedness.is_well_posed is False:
-        found.append(result.well_posedness.reason)
+        exact = "" if result.image.dtype == torch.float64 else ", or data and kernel that were computed in float64"
+        found.append(f"{result.well_posedness.reason}; use λ > 0{exact}")
     return found

@@ -8,12 +8,13 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deconv_cli.diagnostics.noise_level import LEAST_SIDE, estimate_noise
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype, space_axes
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import NUMBER, format_percent
+from deconv_cli.vocabulary import NUMBER, Size, format_percent
 
 MAX_RELATIVE_RESIDUAL = 0.05
 """Residual of a tensor, in parts of the data, that no noise of a layer explains."""
@@ -82,6 +83,7 @@ WRONG_THOUGH_RECORDED = (
     "the residual is much larger along the edges than inside, although deconv forward recorded this boundary: the "
     "kernel is probably wrong"
 )
+_OF_SCIPY = {"reflect": "symmetric", "symmetric": "reflect"}
 WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
 """Reasons of the quadratic prior that show a wrong kernel of a photograph."""
 
@@ -159,12 +161,20 @@ def measure_scale(
 
 
 def measure_clipping(
-    image: Tensor, data: Tensor, lowest: float, highest: float, *, n_axes: int = 2, noise: float | None = None
+    image: Tensor,
+    data: Tensor,
+    lowest: float,
+    highest: float,
+    *,
+    n_axes: int = 2,
+    noise: float | None = None,
+    kernel_size: Size = (),
 ) -> Clipping:
     """Measure how much of an estimate lies far beyond a range.
 
     `noise` is the standard deviation of the noise in the data, which is estimated if it is not given. If the data have
-    the shape of the estimate, samples at the ends of the range do not count.
+    the shape of the estimate, samples at the ends of the range do not count. Nor do those that a saturated one reaches
+    by the kernel, if so many lie beyond that they would be doubted: the light there may exceed white.
     """
     if data.dtype is torch.uint16:  # which torch cannot compare
         data = data.int()
@@ -178,13 +188,27 @@ def measure_clipping(
     if below <= least and most <= above:
         return Clipping(lowest, highest, 0.0)
     is_inside = (data > lowest) & (data < highest) if data.shape == image.shape else torch.ones_like(image).bool()
-    n_inside = max(synchronize.as_index(is_inside.count_nonzero()), 1)
-    share, extreme = (
-        synchronize.as_index((is_inside & ((image < lowest - m) | (image > highest + m))).count_nonzero()) / n_inside
-        for m in (margin, EXTREME * contrast)
-    )
+    is_outside, is_far = ((image < lowest - m) | (image > highest + m) for m in (margin, EXTREME * contrast))
+    if kernel_size and data.shape == image.shape and _share(is_outside, is_inside) > MAX_CLIPPED_SHARE:
+        is_inside &= ~_spread(data >= highest, kernel_size)
+    share, extreme = _share(is_outside, is_inside), _share(is_far, is_inside)
     side = "below" if most <= above else "above" if below <= least else "outside"
     return Clipping(lowest, highest, share, side, extreme)
+
+
+def _share(is_counted: Tensor, is_inside: Tensor) -> float:
+    n_counted, n_inside = (synchronize.as_index(each.count_nonzero()) for each in (is_counted & is_inside, is_inside))
+    return n_counted / max(n_inside, 1)
+
+
+def _spread(is_full: Tensor, size: Size) -> Tensor:
+    """Mark the samples within half a kernel of marked ones along the last axes."""
+    near = is_full.float()
+    for axis, n in zip(space_axes(len(size)), size, strict=True):
+        lines = near.movedim(axis, -1)
+        wider = functional.max_pool1d(lines.flatten(0, -2), n // 2 * 2 + 1, stride=1, padding=n // 2)
+        near = wider.reshape(lines.shape).movedim(-1, axis)
+    return near > 0
 
 
 def doubt_solver(solution: Solution) -> list[Doubt]:
@@ -210,6 +234,14 @@ def doubt_clipping(clipping: Clipping, objective: str) -> list[Doubt]:
     ends = {"below": low, "above": high}.get(clipping.side, f"{low} to {high}")
     found = f"{format_percent(clipping.share, 3)} of the restored samples lie far {clipping.side} {ends}"
     return [Doubt(DoubtReason.CLIPPING, f"{found}: {NOISE_OR_KERNEL.format(SMOOTHER.get(objective, 'a larger λ'))}")]
+
+
+def describe_border(boundary: str) -> str:
+    """Say that a boundary is wrong, and name the one that another library calls by its name."""
+    other = _OF_SCIPY.get(boundary)
+    named = "" if other is None else f'boundary="{other}", since libraries name these two differently, or '
+    where = "the residual is much larger along the edges than inside, so no λ was found"
+    return f'{where}: the assumed boundary is probably wrong; try {named}boundary="unknown"'
 
 
 def overshoots_at_edges(clipping: Clipping | None) -> bool:

@@ -268,8 +268,14 @@ def test_a_dry_run_of_a_folder_lists_its_files(deconv, gray, gentle, tmp_path):
     assert first == f"{tmp_path / 'in/a.png'} → {tmp_path / 'out/a.png'}"
     assert second == f"{tmp_path / 'in/b.png'} → {tmp_path / 'out/b.png'} (exists already)"
     assert not (tmp_path / "out" / "a.png").exists()
-    planned = deconv(*words, "--dry-run", "--json").report["planned"]
-    assert [one["exists"] for one in planned] == [False, True]
+    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+    plan = deconv(*words, "--dry-run", "--json").report
+    assert [one["exists"] for one in plan["planned"]] == [False, True]
+    assert [one["fault"] is None for one in plan["planned"]] == [True, False]
+    assert (plan["dry_run"], plan["plan"], plan["expected_time_s"]) == (True, None, None)
+    broken = deconv(*words, "--dry-run").stdout.splitlines()[1]
+    assert broken.startswith("cannot be restored: ")
+    assert "b.png' is not a supported file" in broken
     (tmp_path / "out" / "a.png").touch()
     failed = deconv(*words, expect=ExitCode.USAGE)
     assert "--skip-existing keeps the outputs that exist, and --force replaces them" in failed.stderr

@@ -83,12 +83,14 @@ def test_a_picture_that_one_block_covers_is_restored_as_a_whole(deconv, large, o
     target = large.with_name(options[0])
     line = ["invert", large, "-k", "box:3", "--defaults", "picture", "--noise", "white", "-o", target, *options[1:]]
     planned = deconv(*line, "--dry-run", "--json")
-    assert "one block covers the picture, so it is restored as a whole" in " ".join(planned.stderr.split())
+    note = "note: one block, of whole tiles or chunks, covers the picture, so it is restored as a whole"
+    assert note in " ".join(planned.stderr.split())
     assert planned.report["plan"]["blocks"] == 1
+    assert {axis: planned.report["plan"]["core"][axis] for axis in "YX"} == {"Y": 80, "X": 72}
+    assert (planned.report["dry_run"], planned.report["planned"][0]["output"]) == (True, str(target))
     assert planned.report["expected_time_s"] > 0
     monkeypatch.delattr("deconv_cli.blocks.invert_blocks.plan_blocks")
     done = deconv(*line, "--json")
-    note = "note: one block, of whole tiles or chunks, covers the picture, so it is restored as a whole"
     assert note in " ".join(done.stderr.split())
     assert "plan" not in done.report
 

@@ -60,10 +60,28 @@ def test_a_lossy_border_is_a_warning_with_advice(deconv, data, late, tmp_path):
     assert finding["is_well_posed"] is False
     assert (finding["border_modes"], finding["lost_modes"]) == (20, 20)
     lines = deconv(*words, "--force", expect=ExitCode.UNTRUSTWORTHY).stderr.splitlines()
-    assert f"warning: {finding['reason']}" in lines
+    assert f"warning: {finding['reason']}; use λ > 0" in lines
     for sentence in finding["advice"]:
         assert f"note: {sentence}" in lines
     assert len(finding["advice"]) == 2
+
+
+def test_a_lossy_border_in_float32_names_float64_data(deconv, data, late, tmp_path):
+    """A conversion of the arithmetic alone keeps the rounding of the data."""
+    run = deconv(
+        "invert",
+        data,
+        "-k",
+        late,
+        "--lambda",
+        "0",
+        "-o",
+        tmp_path / "x.npy",
+        "--dtype",
+        "float32",
+        expect=ExitCode.UNTRUSTWORTHY,
+    )
+    assert "use λ > 0, or data and kernel that were computed in float64" in run.stderr
 
 
 def test_a_recorded_boundary_is_not_blamed_for_a_wrong_kernel(deconv, samples_folder, tmp_path):

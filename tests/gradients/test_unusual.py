@@ -255,6 +255,31 @@ def test_a_gradient_passed_straight_through_for_one_input_does_not_excuse_the_ot
     assert (found["second"], found["third"], found["body.weight"]) == (*expected, "SUBSTITUTED")
 
 
+@pytest.mark.parametrize(("factor", "verdict"), [(2.0, "OK"), (2.02, "WRONG")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_backward_in_half_precision_is_judged_by_its_formula(factor, verdict, dtype):
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return (factor * x.to(dtype) * grad.to(dtype)).to(grad.dtype)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return Square.apply(self.body(x))
+
+    assert verdicts(checked(Net(), 6, 4))["body.weight"] == verdict
+
+
 class Spike(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, decay):

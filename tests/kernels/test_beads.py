@@ -52,6 +52,18 @@ def test_a_bead_unlike_the_others_is_left_out():
     assert average.is_used.tolist() == [i != 4 for i in range(9)]
 
 
+def test_two_beads_that_touch_are_left_out_though_noise_hides_their_misfit():
+    """The beads are longer than wide themselves, along a diagonal."""
+    along = torch.arange(21) - 10.0
+    u, v = (along[:, None] + along) / 2**0.5, (along[:, None] - along) / 2**0.5
+    bead = 100 * torch.exp(-(u / 2.2).square() / 2 - (v / 1.5).square() / 2).double()
+    windows = torch.stack([bead + 12 * random((21, 21), seed=s) for s in range(24)])
+    windows[5] += shift(bead[None], torch.tensor([[0.5, 3.5]]).double())[0]
+    windows[9] *= 2
+    average = average_beads(windows)
+    assert average.is_used.tolist() == [i != 5 for i in range(24)]
+
+
 @pytest.mark.parametrize("n_axes", [2, 3])
 def test_the_size_of_a_bead_is_taken_off(n_axes):
     """The bead is a ball of points, drawn at random; seen along the first axis, it is its projection."""

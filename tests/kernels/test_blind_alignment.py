@@ -77,12 +77,27 @@ def test_no_factor_is_advised_for_a_kernel_of_quite_another_size(given, true):
     assert sentence.endswith("find the blur in the picture with deconv kernel estimate")
 
 
+def test_a_kernel_of_another_shape_is_named():
+    """No turn or size of a straight motion makes a disk."""
+    blurred = blurred_picture("camera", make_kernel("disk:4"))
+    (sentence,) = describe_alignment(make_kernel("motion:9@0"), blurred, tone_curve=CURVE)
+    assert sentence.startswith("the kernel is of quite another size or shape")
+    assert describe_alignment(make_kernel("disk:4"), blurred, tone_curve=CURVE) == ()
+
+
 def test_only_a_wrong_kernel_is_accused_beside_saturated_pixels():
     """Of the spectrum of the whole picture, the right kernel is not the likeliest one."""
     blurred = blurred_picture("astronaut", make_kernel("disk:3.3"), exposure=1.6)
     said = [describe_alignment(make_kernel(kernel), blurred, tone_curve=CURVE) for kernel in ("disk:3.3", "disk:4.2")]
     assert said[0] == ()
     assert "if it is scaled by 0.8" in said[1][0]
+
+
+def test_the_change_is_read_far_from_saturated_pixels():
+    """The spectrum of the whole picture calls a kernel that is too narrow too wide."""
+    blurred = blurred_picture("astronaut", make_kernel("disk:4"), exposure=2.2)
+    (sentence,) = describe_alignment(make_kernel("disk:3.3"), blurred, tone_curve=CURVE)
+    assert "if it is scaled by 1.11" in sentence
 
 
 def test_what_fits_is_left_alone():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import random
 
+from deconv_cli.operators import spectrum
 from deconv_cli.operators.circulant import torus_symbol
 from deconv_cli.operators.spectrum import kernel_spectrum, largest_singular_value
 
@@ -84,3 +85,26 @@ def test_a_peak_beyond_the_half_spectrum_is_told_by_its_mirror_image(row):
     taps = tone * torch.eye(2, dtype=torch.float64)[..., None, None]
     value, peak = largest_singular_value(taps, (64, 81))
     assert float(all_values(taps, (64, 81))[peak].max()) == pytest.approx(value, rel=1e-13)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_blocks_are_factored_by_parts_in_any_number_of_threads(n_threads, mode, monkeypatch):
+    monkeypatch.setattr(spectrum, "MAX_ENTRIES_AT_ONCE", 3 * 16)
+    sizes, n_before = [], torch.get_num_threads()
+
+    def factor(blocks, factors):
+        sizes.append((len(blocks), torch.get_num_threads()))
+        return torch.linalg.inv(blocks), factors**2
+
+    torch.set_num_threads(n_threads)
+    try:
+        with mode():
+            blocks, factors = random((10, 4, 4)), random((10,))
+            inverse, squares = spectrum.factor_by_parts(factor, blocks, factors)
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(n_before)
+    assert sorted(sizes) == [(1, 1), (3, 1), (3, 1), (3, 1)]
+    torch.testing.assert_close(inverse @ blocks, torch.eye(4, dtype=torch.float64).expand(10, 4, 4))
+    assert torch.equal(squares, factors**2)

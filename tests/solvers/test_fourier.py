@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import random
 
-from deconv_cli.solvers import fourier
+from deconv_cli.operators import spectrum
 from deconv_cli.solvers.fourier import (
     SingularSystemError,
     default_rcond,
@@ -66,7 +66,7 @@ def test_regularized_inverses_are_those_of_the_stacked_matrix(m, n, weight):
 
 @pytest.mark.parametrize(("m", "n"), [(3, 2), (2, 3), (5, 5)])
 def test_a_block_that_vanishes_counts_as_zero_beside_frequencies_that_are_inverted_later(m, n, monkeypatch):
-    monkeypatch.setattr(fourier, "MAX_ENTRIES_AT_ONCE", 3 * m * n)
+    monkeypatch.setattr(spectrum, "MAX_ENTRIES_AT_ONCE", 3 * m * n)
     blocks, penalty = complex_blocks(*PLANE, m, n), torch.ones(PLANE, dtype=torch.float64)
     blocks[0] *= 1e-9
     penalty[0] = 1e-30

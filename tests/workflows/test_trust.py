@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blurred_pictures import sharp_picture
 from PIL import Image, ImageDraw
 from torch.nn import functional
 
@@ -301,6 +302,25 @@ def test_a_kernel_of_another_size_is_named_instead_of_the_light(sentences, monke
     assert any("try light" in caution for caution in result.cautions) != bool(sentences)
 
 
+def test_data_without_noise_need_no_lambda_and_no_warning_about_it():
+    x = sharp_picture("camera")[:, 60:140, 40:130].double() / 255
+    y = deconv_cli.forward(x, make_kernel("gaussian:1"), boundary="circular")
+    result = deconv_cli.invert(y, make_kernel("gaussian:1"), boundary="circular", defaults="picture")
+    assert result.lambda_choice.failure is not None
+    assert result.warnings == ()
+
+
+def test_a_wrong_border_of_data_without_noise_is_named_before_kernel_and_lambda():
+    x = sharp_picture("camera")[:, 40:160, 40:180].double()
+    y = deconv_cli.forward(x, make_kernel("gaussian:2"), boundary="symmetric")  # that SciPy calls reflect
+    result = deconv_cli.invert(y, make_kernel("gaussian:2"), boundary="reflect", defaults="picture")
+    (sentence,) = result.warnings
+    assert 'the assumed boundary is probably wrong; try boundary="symmetric"' in sentence
+    assert not any("fits the kernel better" in note for note in result.notes)
+    unnamed = deconv_cli.invert(y, make_kernel("gaussian:2"), boundary="replicate", defaults="picture")
+    assert unnamed.warnings[0].endswith('probably wrong; try boundary="unknown"')
+
+
 def test_what_was_clipped_before_is_not_counted():
     data = torch.tensor([[[0, 0, 100, 200]]], dtype=torch.uint8)
     image = torch.tensor([[[-80.0, -5.0, 300.0, 200.0]]])
@@ -310,6 +330,15 @@ def test_what_was_clipped_before_is_not_counted():
     inside = torch.tensor([[[50, 60, 100, 200]]], dtype=torch.uint8)
     for estimate, share in ((image, 0.5), (image.clamp_max(200), 0.25), (image.clamp_min(0), 0.25)):
         assert measure_clipping(estimate, inside, 0, 255).share == share
+
+
+def test_light_beside_saturated_samples_may_exceed_white():
+    data = torch.full((1, 9, 12), 90, dtype=torch.uint8)
+    data[..., 4:6] = 255
+    image = torch.where((data < 255).roll(1, -1) & (data < 255).roll(-1, -1), 90.0, 400.0)
+    assert measure_clipping(image, data, 0, 255).share == pytest.approx(0.2)
+    assert measure_clipping(image, data, 0, 255, kernel_size=(3, 3)).share == 0
+    assert measure_clipping(image.roll(3, -1), data, 0, 255, kernel_size=(3, 3)).share == pytest.approx(3 / 8)
 
 
 def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_counted():

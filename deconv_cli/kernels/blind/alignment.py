@@ -13,6 +13,7 @@ from torch import Tensor
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum, hann_window
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
+from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.vocabulary import format_size
 
 Choice = TypeVar("Choice", str, float)
@@ -37,6 +38,12 @@ LARGEST_SCALE = 2.0
 """A factor beyond it, or below its inverse, is tried but not advised: the likeliest at the end of a range misleads."""
 LEAST_EVIDENCE = 12.0
 """A mistake is named where the corrected kernel is so much likelier, in logarithms."""
+PLAIN = (
+    *(f"disk:{radius}" for radius in (1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8)),
+    *(f"gaussian:{sigma}" for sigma in (0.7, 1, 1.4, 2, 2.8, 4)),
+)
+OTHER_SHAPE = 50.0
+"""A kernel is of another shape where a plain one is so much likelier than it is in any turn and size, in logarithms."""
 _ALIKE = 1e-6
 """Of the largest tap: a kernel that changes so little when it is turned is symmetric."""
 _LEAST_SHIFT = 0.75
@@ -96,6 +103,10 @@ def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
         )
     gains = torch.stack([spectrum.grid.gain(_unit(scaled(ORIENTATIONS[turn](taps), scale))) for turn, scale in choices])
     misfits = dict(zip(choices, fit_spectrum(spectrum, gains).tolist(), strict=True))
+    plain = torch.stack([spectrum.grid.gain(make_kernel(text)) for text in PLAIN])
+    least = float(fit_spectrum(spectrum, plain, is_coarse=True).min())  # at least the misfit of a full fit
+    if least < min(misfits.values()) - OTHER_SHAPE:
+        return Alignment("as given", None, (0, 0), taps, misfits["as given", 1.0] - least)
     return _centered(taps, *_chosen(misfits))
 
 

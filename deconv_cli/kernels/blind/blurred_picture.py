@@ -244,8 +244,9 @@ def describe_alignment(
 ) -> tuple[str, ...]:
     """Give a sentence if the kernel is much likelier turned, mirrored or scaled, judged on the middle of the picture.
 
-    If much of the picture is saturated, two spectra must agree: that of the whole, and that of the pixels far from the
-    saturated ones. The kernel has the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see
+    If much of the picture is saturated, both the whole and the pixels far from the saturated ones must speak against
+    the kernel. What to change is read from the latter, since saturated edges hide the size of a blur. The kernel has
+    the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see
     `BlurredPicture.of`.
     """
     try:
@@ -255,7 +256,7 @@ def describe_alignment(
         found = align_by_power(kernel, picture.spectrum())
         if picture.saturated > MAX_SATURATED and found.evidence >= _MUCH_LIKELIER:
             whole = align_by_power(kernel, replace(picture, is_clipped=None).spectrum())
-            found = min(found, whole, key=lambda one: one.evidence)
+            found = replace(found, evidence=min(found.evidence, whole.evidence))
     except DeconvError:  # too small or too flat a picture, or too large a kernel
         return ()
     if found.evidence < _MUCH_LIKELIER:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deconv_cli.errors import ShapeError
 
@@ -154,16 +153,25 @@ def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int 
 
 def _fade_out(clipped: Tensor) -> Tensor:
     """Weigh pixels by 0 at saturated ones, shape `(H, W)`, rising smoothly to 1 some way off."""
-    near = _along_both_axes(functional.max_pool2d, clipped[None].double(), _RIM)
+    near = _join_neighbors(clipped, _RIM, Tensor.bitwise_or_).float()
+    n_neighbors = _join_neighbors(torch.ones_like(near), _FADE, Tensor.add_)
     for _ in range(3):
-        near = _along_both_axes(partial(functional.avg_pool2d, count_include_pad=False), near, _FADE)
-    return 1 - near[0]
+        near = _join_neighbors(near, _FADE, Tensor.add_).div_(n_neighbors)
+    return 1 - near
 
 
-def _along_both_axes(pool: Callable[..., Tensor], pieces: Tensor, reach: int) -> Tensor:
-    """Pool over squares of a reach around each pixel, one axis after the other."""
-    over_rows = pool(pieces, (2 * reach + 1, 1), 1, (reach, 0))
-    return pool(over_rows, (1, 2 * reach + 1), 1, (0, reach))
+def _join_neighbors(x: Tensor, reach: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Join the pixels `(H, W)` in a square of a reach around each, by an operation in place; zeros lie outside.
+
+    Pools of torch take 3 to 20 times as long.
+    """
+    for axis, n in enumerate(x.shape):
+        total = x.clone()
+        for step in range(1, reach + 1):
+            join(total.narrow(axis, 0, n - step), x.narrow(axis, step, n - step))
+            join(total.narrow(axis, step, n - step), x.narrow(axis, 0, n - step))
+        x = total
+    return x
 
 
 def hann_window(size: Sequence[int]) -> Tensor:
