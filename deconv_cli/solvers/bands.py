@@ -143,6 +143,11 @@ class BandGroup:
         values = (self._by_channel(lines, 1 - axis) @ self._places[1 - axis].mH).real.mT
         return (values.to(lines.dtype) @ self._places[axis]).transpose(-3, -2).flatten(-3, -2)
 
+    def without_crossing(self, columns: Tensor) -> Tensor:
+        """Set the band of columns to zero where it crosses that of rows."""
+        values = (columns @ self._places[1].mH).real.to(columns.dtype)
+        return columns - values @ self._places[1]
+
 
 @dataclass(frozen=True)
 class BandSpectrum:

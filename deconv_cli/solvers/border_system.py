@@ -136,6 +136,11 @@ class BorderSystem:
                 values += kind.group.cross(given, axis)
         return found
 
+    def without_crossing(self, columns: Tensor) -> Tensor:
+        """Set the unknowns in the columns to zero where the bands cross."""
+        parts = zip(self.groups, self._split(columns, 1), strict=True)
+        return torch.cat([group.without_crossing(part) for group, part in parts], dim=-2)
+
     def _left_sides(self, spectra: Spectra) -> Iterator[tuple[slice, list[Tensor]]]:
         """Compute the spectrum that each kind is read from, some rows at a time."""
         of_outputs = [kind.kind == "outputs" for kind in self.kinds]

@@ -51,8 +51,8 @@ CROSSING = 128
 # takes many iterations too.
 MIN_TIMES_CROSSING = 4
 # Its system is solved to this power of the unit of rounding, since conjugate gradients want the same preconditioner
-# every time; GMRES does not, and a thousandth, which is about as much as the small image can know, does for it.
-CROSSING_ACCURACY, CROSSING_ACCURACY_OF_GMRES = 0.75, 1e-3
+# every time; GMRES does not, and a hundredth, which is about as much as the small image can know, does for it.
+CROSSING_ACCURACY, CROSSING_ACCURACY_OF_GMRES = 0.75, 1e-2
 # Its system is solved to this part where an outer iteration corrects the rest.
 ROUGH_ACCURACY = 0.03
 # From this λ on that leaves less than a fiftieth under all boundaries; at 1e-4 it may leave all under mirrored pixels.
@@ -139,7 +139,7 @@ class StripSystem:
     def _solve_bands(self, rows: Tensor, columns: Tensor, small: StripSystem) -> tuple[Tensor, Tensor]:
         """Solve each band as if it were closed, and add what their crossing changes in a small image."""
         corners = self._corners(rows, 0, small), self._corners(columns, 1, small)
-        goal = ROUGH_ACCURACY * torch.hypot(*(_pack(lines).norm(dim=-1) for lines in corners))
+        goal = ROUGH_ACCURACY * torch.hypot(*map(_norm, corners))
         exact = small._solve_border(*corners, _until(goal))
 
         def solve(right: Tensor, axis: int) -> Tensor:
@@ -172,7 +172,7 @@ class StripSystem:
         """Solve for the columns, with the rows eliminated."""
         if right.numel() == 0:
             return right
-        packed = _pack(right)
+        packed = self._pack(right)
         if self._system.is_definite:
             solved = solve_definite(self._apply, self._precondition, self._sign * packed, watch)
         else:
@@ -187,21 +187,21 @@ class StripSystem:
     def _apply(self, vector: Tensor) -> Tensor:
         columns = self._unpack(vector)
         rows = multiply_lines(self._closed[0], self._system.couple(columns, 0))
-        return self._sign * _pack(multiply_lines(self._columns, columns) - self._system.couple(rows, 1))
+        return self._pack(self._sign * (multiply_lines(self._columns, columns) - self._system.couple(rows, 1)))
 
     def _precondition(self, vector: Tensor) -> Tensor:
         """Solve the closed band, and add what the crossing changes in a small image: it hardly depends on the size."""
         columns, small = self._unpack(vector), self._crossing
         solved = self._sign * multiply_lines(self._closed[1], columns)
-        if small is None:
-            return _pack(solved)
-        right = self._corners(columns, 1, small)
-        is_definite, eps = self._system.is_definite, torch.finfo(vector.dtype).eps
-        goal = (eps**CROSSING_ACCURACY if is_definite else CROSSING_ACCURACY_OF_GMRES) * _pack(right).norm(dim=-1)
-        # A definite system takes its sign into account already.
-        change = small._iterate(self._sign * right, _until(goal))
-        change -= self._sign * multiply_lines(small._closed[1], right)
-        return _pack(solved + small._spread(change, 1, self))
+        if small is not None:
+            right = self._corners(columns, 1, small)
+            is_definite, eps = self._system.is_definite, torch.finfo(vector.dtype).eps
+            accuracy = eps**CROSSING_ACCURACY if is_definite else CROSSING_ACCURACY_OF_GMRES
+            # A definite system takes its sign into account already.
+            change = small._iterate(self._sign * right, _until(accuracy * _norm(right)))
+            change -= self._sign * multiply_lines(small._closed[1], right)
+            solved = solved + small._spread(change, 1, self)
+        return self._pack(solved)
 
     def _corners(self, lines: Tensor, axis: int, small: StripSystem) -> Tensor:
         """Copy the first and the last places of the lines of a band to those of a small image."""
@@ -224,12 +224,17 @@ class StripSystem:
         _, height, width = self._input_shape
         return torch.fft.irfft2(spectrum, s=self._torus)[..., :height, :width] / self._sigma
 
+    def _pack(self, columns: Tensor) -> Tensor:
+        """Make real vectors. Conjugate gradients do not bring down what rounding leaves where the bands cross."""
+        columns = self._system.without_crossing(columns) if self._system.is_definite else columns
+        return torch.view_as_real(columns).flatten(-3)
+
     def _unpack(self, vector: Tensor) -> Tensor:
         return torch.view_as_complex(vector.unflatten(-1, (*self._columns.shape[1::-1], 2)))
 
 
-def _pack(lines: Tensor) -> Tensor:
-    return torch.view_as_real(lines).flatten(-3)
+def _norm(lines: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(lines, dim=(-2, -1))
 
 
 def _enlarge(problem: TikhonovProblem, *, is_rough: bool = False) -> Size:
