@@ -3,7 +3,7 @@
 A convolution on an image differs from a circular one outside a rectangle at the torus's origin: there lie outputs that
 were not observed, pixels that a rule ties to others, and differences across an edge. That outside is a band of rows and
 a band of columns, each a closed line. A system that couples a band with itself does not change along the line, so an
-FFT along it leaves one small matrix per frequency.
+FFT along it leaves one small matrix per frequency. Bands are therefore stored transformed along their lines.
 """
 
 from __future__ import annotations
@@ -110,33 +110,30 @@ class BandGroup:
         """
         left, right = [], []
         if rows is not None:
-            right.append(self._unscaled(rows, 0))
+            right.append(self._by_channel(rows, 0) * self._placing[0])
             left.append(self.down.mH.expand(*right[0].shape[:-2], -1, -1))
         if columns is not None:
-            half = self._unscaled(columns, 1)
+            half = self._by_channel(columns, 1) * self._placing[1]
             mirrored = half[..., 1 : (self.torus[0] + 1) // 2].flip(-1).conj()
             left.append(torch.cat([half, mirrored], dim=-1).mT)
             right.append(self._across.conj().expand(*half.shape[:-2], -1, -1))
         return torch.cat(left, dim=-1), torch.cat(right, dim=-2)
 
-    def _unscaled(self, lines: Tensor, axis: int) -> Tensor:
-        return self._by_channel(lines, axis) * self._placing[axis]
-
     def _by_channel(self, lines: Tensor, axis: int) -> Tensor:
         return lines.unflatten(-2, (self.across(axis).width, self.n_channels)).transpose(-3, -2)
 
-    def to_rows(self, sums: Tensor) -> Tensor:
-        """Turn sums over all rows of a spectrum, of shape `(*batch, C, w, N2 // 2 + 1)`, into the band of rows."""
-        return self._scaled(sums, 0)
+    def sums_to_lines(self, sums: Tensor, axis: int) -> Tensor:
+        """Turn sums of a spectrum into lines of one band.
 
-    def to_columns(self, sums: Tensor) -> Tensor:
-        """Turn weighted sums over half the columns, of shape `(*batch, C, w, N1)`, into the band of columns."""
-        n_half = self.torus[0] // 2 + 1
-        mirrored = sums.roll(-1, -1).flip(-1)  # entry k of this is entry −k of that
-        return self._scaled(sums[..., :n_half] + mirrored[..., :n_half].conj(), 1)
-
-    def _scaled(self, values: Tensor, axis: int) -> Tensor:
-        return (values * self._reading[axis]).transpose(-3, -2).flatten(-3, -2)
+        Args:
+            sums: over all rows, `(*batch, C, w, N2 // 2 + 1)`, or weighted over half the columns, `(*batch, C, w, N1)`.
+            axis: 0 for the band of rows, 1 for that of columns.
+        """
+        if axis == 1:
+            n_half = self.torus[0] // 2 + 1
+            mirrored = sums.roll(-1, -1).flip(-1)  # entry k of this is entry −k of that
+            sums = sums[..., :n_half] + mirrored[..., :n_half].conj()
+        return (sums * self._reading[axis]).transpose(-3, -2).flatten(-3, -2)
 
     def cross(self, lines: Tensor, axis: int) -> Tensor:
         """Copy the values of one band to the other, of rows for axis 0 or columns for axis 1, where they cross."""
@@ -187,11 +184,13 @@ def read_bands(
                 sums[:] = [sum(sums, group.down[:, part] @ value)]
             if 1 in axes:
                 lines.append(group.across_weighted @ value.mT)
-    found = {
-        0: lambda: [group.to_rows(sums[0]) for group, sums in zip(groups, down, strict=True)],
-        1: lambda: [group.to_columns(torch.cat(lines, dim=-1)) for group, lines in zip(groups, across, strict=True)],
-    }
-    return [torch.cat(found[axis](), dim=-2) for axis in axes]
+    found = []
+    for axis in axes:
+        read = [torch.cat(lines, dim=-1) for lines in across] if axis == 1 else [sums[0] for sums in down]
+        found.append(
+            torch.cat([group.sums_to_lines(sums, axis) for group, sums in zip(groups, read, strict=True)], dim=-2)
+        )
+    return found
 
 
 def outside(
@@ -212,11 +211,16 @@ def outside(
 
 def to_lines(values: Tensor) -> Tensor:
     """Transform the lines `(*, N)` of a band: complex, shape `(*, N // 2 + 1)`, with the same inner products."""
-    return torch.fft.rfft(values) * _scale(values.shape[-1], values)
+    n = values.shape[-1]
+    if values.numel() == 0:  # the FFT refuses a band of no width
+        return values.new_zeros(*values.shape[:-1], n // 2 + 1, dtype=values.dtype.to_complex())
+    return torch.fft.rfft(values) * _scale(n, values)
 
 
 def from_lines(lines: Tensor, n: int) -> Tensor:
     """Undo `to_lines`."""
+    if lines.numel() == 0:
+        return lines.real.new_zeros(*lines.shape[:-1], n)
     return torch.fft.irfft(lines / _scale(n, lines.real), n=n)
 
 

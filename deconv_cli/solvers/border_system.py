@@ -30,13 +30,7 @@ from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import (
-    BandGroup,
-    BandSpectrum,
-    coupling,
-    outside,
-    read_bands,
-)
+from deconv_cli.solvers.bands import BandGroup, BandSpectrum, coupling, outside, read_bands
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem

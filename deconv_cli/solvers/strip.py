@@ -1,10 +1,11 @@
 """The exact solution for any boundary and size, by an iteration on the unknowns of the border.
 
 The system of `border_system.py` has its unknowns in a band of rows and a band of columns, and FFTs along a band solve
-it exactly. The rows are eliminated, and the iteration runs on the rest of the columns, preconditioned by the closed
-band of columns. It only has to solve the crossing of the two bands, so the number of iterations does not grow with the
-image. The system is positive definite if only outputs and differences are unknown (conjugate gradients), and indefinite
-if pixels are tied as well (GMRES).
+it exactly. The rows are eliminated, and the iteration runs on the columns, preconditioned by the closed band of
+columns. It only has to solve the crossing of the two bands, so the number of iterations does not grow with the image.
+Unknowns and equations occur twice where the bands cross: the system is singular but consistent, which neither method
+minds. It is positive semidefinite if only outputs and differences are unknown (conjugate gradients), and indefinite if
+pixels are tied as well (GMRES).
 """
 
 from __future__ import annotations
@@ -353,7 +354,7 @@ class StripSolver(Solver):
         return Cost.of_transforms(
             problem,
             n_operations,
-            n_bytes_factored=kept + int(bands),
+            n_bytes_factored=kept + int(1.5 * bands),  # the columns' matrices and both inverses
             n_bytes_while_built=symbol_bytes(problem, 1.5) + n_copies * kept + wide + int(n_bands * bands),
             n_images=N_IMAGES,
             n_more_numbers=int((2 * n_steps + 1) * count_indefinite_unknowns(problem)),  # GMRES stores its vectors
