@@ -52,8 +52,8 @@ CROSSING = 128
 # takes many iterations too.
 MIN_TIMES_CROSSING = 4
 # Its system is solved to this power of the unit of rounding, since conjugate gradients want the same preconditioner
-# every time; GMRES does not, and a hundredth, which is about as much as the small image can know, does for it.
-CROSSING_ACCURACY, CROSSING_ACCURACY_OF_GMRES = 0.75, 1e-2
+# every time; GMRES does not, and this part, which is about as much as the small image can know, does for it.
+CROSSING_ACCURACY, CROSSING_ACCURACY_OF_GMRES = 0.75, 3e-3
 # Its system is solved to this part where an outer iteration corrects the rest.
 ROUGH_ACCURACY = 0.03
 # From this λ on that leaves less than a fiftieth under all boundaries; at 1e-4 it may leave all under mirrored pixels.
