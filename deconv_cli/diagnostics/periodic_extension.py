@@ -82,7 +82,7 @@ class PeriodicExtension:
         self.torus = self.window if self.is_periodic else _roomy_torus(self.window, kernel.size)
         self.modes = torus_modes(kernel.taps, self.torus, is_bounded=False)
         self._blur = BlockCirculant(torus_symbol(kernel.taps.detach(), self.torus), self.torus)
-        self._drawn = torch.empty(0)  # the same in every round
+        self._drawn = kernel.taps.new_empty(0)  # the same in every round
         self._kept: tuple[float, Inverse] | None = None
 
     def initial(self, y: Tensor) -> SpectralData:
