@@ -282,7 +282,8 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
     is_of_noise = any(part.noise_between for part in channels or (result,))
     is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}
     if result.clipping is not None and not is_of_noise and not is_known:
-        found += trust.doubt_clipping(result.clipping, result.settings.objective)
+        is_light = result.settings.defaults is InputKind.PICTURE
+        found += trust.doubt_clipping(result.clipping, result.settings.objective, is_light=is_light)
     if result.quadratic is not None and not channels:
         known = {doubt.reason for doubt in found}
         if trust.overshoots_at_edges(result.quadratic.clipping):
@@ -291,7 +292,7 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
         for doubt in wrong:
             if doubt.reason not in known:
                 advice = trust.NOISE_OR_KERNEL.format(trust.SMOOTHER["quadratic"])  # λ is that of the test alone
-                sentence = doubt.sentence.replace(advice, "the kernel is probably wrong")
+                sentence = doubt.sentence.replace(trust.FEW_PHOTONS, "").replace(advice, "the kernel is probably wrong")
                 found.append(replace(doubt, sentence=f"with the quadratic prior, {sentence}"))
     return found or _doubt_error(result)
 

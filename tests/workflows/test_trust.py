@@ -349,6 +349,10 @@ def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_
     (doubt,) = doubt_clipping(found, "quadratic")
     assert "lie far below 0:" in doubt.sentence
     assert "with a larger λ," in doubt.sentence
+    assert "richardson-lucy" not in doubt.sentence
+    (of_light,) = doubt_clipping(found, "quadratic", is_light=True)
+    assert 'below 0: for light from few photons use method="richardson-lucy" or nonnegative=True;' in of_light.sentence
+    assert "richardson-lucy" not in doubt_clipping(found, "nonnegative", is_light=True)[0].sentence
     assert "with a larger strength," in doubt_clipping(found, "photo")[0].sentence
     assert measure_clipping(image, data, 0, 65535, noise=3.0).share == 0
     assert measure_clipping(image - 5, data, 0, 65535, noise=100.0).share > 0  # noise of any size hides no faults
