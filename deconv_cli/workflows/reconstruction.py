@@ -272,7 +272,10 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
         choice = result.lambda_choice
         # If the estimate explains the data up to rounding, any λ will do.
         if choice is not None and choice.failure is not None and result.residual.relative > trust.ROUNDING:
-            found.append(Doubt(DoubtReason.LAMBDA, choice.failure))
+            is_light = result.settings.defaults is InputKind.PICTURE and result.settings.objective == "quadratic"
+            advice = '; method="richardson-lucy" or nonnegative=True adds that light is not negative'
+            other = advice if is_light and choice.is_of_no_noise else ""
+            found.append(Doubt(DoubtReason.LAMBDA, f"{choice.failure}{other}"))
         if result.is_off_at_frame:
             found = [Doubt(DoubtReason.RESIDUAL_TESTS, trust.describe_border(result.boundary))]
         found += [*_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
