@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,6 +141,8 @@ def write_kernel(
         stored = _as_picture(taps.float(), kept, n_axes, spacing)
     digest = records.samples_digest(np.asarray(stored.samples))
     complete = records.complete_record(kept, stored.shape, stored.dtype, digest)
+    if not isinstance(codec, TensorCodec):
+        stored = replace(stored, record=complete)  # a picture's record counts only with the shape that it describes
 
     def check(temporary: Path) -> None:
         codec.read(temporary)
