@@ -243,11 +243,11 @@ def doubt_clipping(clipping: Clipping, objective: str, *, is_light: bool = False
 
 
 def describe_border(boundary: str) -> str:
-    """Say that a boundary is wrong, and name the one that another library calls by its name."""
+    """Say that a boundary is wrong; name `unknown`, then the one that another library calls by its name."""
     other = _OF_SCIPY.get(boundary)
-    named = "" if other is None else f'boundary="{other}", since libraries name these two differently, or '
+    named = "" if other is None else f', or boundary="{other}", since libraries name these two differently'
     where = "the residual is much larger along the edges than inside, so no λ was found"
-    return f'{where}: the assumed boundary is probably wrong; try {named}boundary="unknown"'
+    return f'{where}: the assumed boundary is probably wrong; try boundary="unknown"{named}'
 
 
 def overshoots_at_edges(clipping: Clipping | None) -> bool:

@@ -328,7 +328,7 @@ def test_a_wrong_border_of_data_without_noise_is_named_before_kernel_and_lambda(
     y = deconv_cli.forward(x, make_kernel("gaussian:2"), boundary="symmetric")  # that SciPy calls reflect
     result = deconv_cli.invert(y, make_kernel("gaussian:2"), boundary="reflect", defaults="picture")
     (sentence,) = result.warnings
-    assert 'the assumed boundary is probably wrong; try boundary="symmetric"' in sentence
+    assert 'the assumed boundary is probably wrong; try boundary="unknown", or boundary="symmetric", since' in sentence
     assert not any("fits the kernel better" in note for note in result.notes)
     unnamed = deconv_cli.invert(y, make_kernel("gaussian:2"), boundary="replicate", defaults="picture")
     assert unnamed.warnings[0].endswith('probably wrong; try boundary="unknown"')
