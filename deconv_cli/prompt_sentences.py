@@ -32,8 +32,7 @@ def with_options(sentence: str) -> str:
     if words[0].startswith("--"):
         words = _TUPLE.sub(lambda found: _as_numbers(found[0]), " ".join(words)).split(" ")
     parts = re.split("(“[^”]*”)", " ".join(words))
-    own = (" ".join(map(_as_typed, part.split(" "))) for part in parts[::2])
-    parts[::2] = (_LEFT_OUT.sub(lambda name: option_name(name[0]), part) for part in own)
+    parts[::2] = (_LEFT_OUT.sub(r"--\1", " ".join(map(_as_typed, own.split(" ")))) for own in parts[::2])
     return "".join(parts)
 
 

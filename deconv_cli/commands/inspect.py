@@ -184,8 +184,7 @@ class _Reader:
 
 def _print_inspection(record: dict[str, Any]) -> None:
     """Print the content of a file on stdout, then notes and warnings on stderr."""
-    entries = record["entries"]
-    metadata = {name.replace("_", " "): _value(v) for name, v in _with_spacing(record["metadata"]).items()}
+    entries, metadata = record["entries"], _shown(record["metadata"])
     width = table_console(stderr=False).width - max(map(len, metadata), default=0) - 2
     rows = [("format", record["format"])]
     for entry in entries[:MAX_ENTRIES]:
@@ -260,15 +259,15 @@ def _print_findings(entry: dict[str, Any]) -> None:
         print_note(f"{name}{note}")
 
 
-def _with_spacing(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Write the density of a microscope's samples as their distances, `0.3 × 0.1 × 0.1 µm`; keep that of a print."""
+def _shown(metadata: dict[str, Any]) -> dict[str, str]:
+    """Write metadata for the table; a density other than a print's as distances, `0.3 × 0.1 × 0.1 µm`."""
     density, depth = metadata.get("resolution", {}), metadata.get("plane_distance")
     unit = density.get("pixels_per")
-    if not unit or (unit in ("inch", "cm") and depth is None):
-        return metadata
-    distances = [step for step in (depth, 1 / density["y"], 1 / density["x"]) if step is not None]
-    rest = {name: value for name, value in metadata.items() if name not in ("resolution", "plane_distance")}
-    return {"spacing": f"{' × '.join(f'{step:.4g}' for step in distances)} {unit}", **rest}
+    if unit and (unit not in ("inch", "cm") or depth is not None):
+        distances = [f"{step:.4g}" for step in (depth, 1 / density["y"], 1 / density["x"]) if step is not None]
+        rest = {name: value for name, value in metadata.items() if name not in ("resolution", "plane_distance")}
+        metadata = {"spacing": f"{' × '.join(distances)} {unit}", **rest}
+    return {name.replace("_", " "): _value(value) for name, value in metadata.items()}
 
 
 def _value(value: Any) -> str:  # noqa: ANN401

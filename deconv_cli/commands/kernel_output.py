@@ -141,8 +141,7 @@ def write_kernel(
         stored = _as_picture(taps.float(), kept, n_axes, spacing)
     digest = records.samples_digest(np.asarray(stored.samples))
     complete = records.complete_record(kept, stored.shape, stored.dtype, digest)
-    if not isinstance(codec, TensorCodec):
-        stored = replace(stored, record=complete)  # a picture's record counts only with the shape that it describes
+    stored = stored if isinstance(codec, TensorCodec) else replace(stored, record=complete)  # read only with a shape
 
     def check(temporary: Path) -> None:
         codec.read(temporary)

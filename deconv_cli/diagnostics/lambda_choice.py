@@ -71,8 +71,7 @@ class LambdaChoice:
     @property
     def is_of_no_noise(self) -> bool:
         """Whether the rule took the least λ of all, as it does for data without noise."""
-        estimates = (LambdaRule.GCV, LambdaRule.ML, LambdaRule.WHITENESS)  # other rules compare with σ
-        return self.curve.is_at_end and self.lam < 1 and self.rule in estimates
+        return self.curve.is_at_end and self.lam < 1 and self.rule is not LambdaRule.DISCREPANCY
 
     @property
     def failure(self) -> str | None:

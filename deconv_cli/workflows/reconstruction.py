@@ -151,7 +151,8 @@ class Reconstruction(ShownInNotebook):
         choice, tests = self.lambda_choice, self.residual_tests
         if choice is None or choice.failure is None or tests is None or self.residual.relative <= trust.ROUNDING:
             return False
-        return self.boundary != "unknown" and tests.edge_ratio > trust.EDGES_STAND_OUT
+        is_known = self.boundary == "unknown" or self.reasons.boundary == RECORDED
+        return not is_known and tests.edge_ratio > trust.EDGES_STAND_OUT
 
     @property
     def prior_sentence(self) -> str | None:
@@ -260,6 +261,7 @@ class Reconstruction(ShownInNotebook):
 def _find_doubts(result: Reconstruction) -> list[Doubt]:
     """List the reasons not to trust a result; those of channels that were restored one by one name the channels."""
     channels, found = result.channels, trust.doubt_solver(result.solution)
+    is_quadratic_light = result.settings.defaults is InputKind.PICTURE and result.settings.objective == "quadratic"
     if channels:
         of_channels = [(n, doubt) for n, channel in enumerate(channels, start=1) for doubt in channel.doubts]
         # As to the error, other channels may be right.
@@ -271,13 +273,11 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
     else:
         choice = result.lambda_choice
         # If the estimate explains the data up to rounding, any λ will do.
-        if choice is not None and choice.failure is not None and result.residual.relative > trust.ROUNDING:
-            is_light = result.settings.defaults is InputKind.PICTURE and result.settings.objective == "quadratic"
-            advice = '; method="richardson-lucy" or nonnegative=True adds that light is not negative'
-            other = advice if is_light and choice.is_of_no_noise else ""
-            found.append(Doubt(DoubtReason.LAMBDA, f"{choice.failure}{other}"))
         if result.is_off_at_frame:
-            found = [Doubt(DoubtReason.RESIDUAL_TESTS, trust.describe_border(result.boundary))]
+            found.insert(0, Doubt(DoubtReason.RESIDUAL_TESTS, trust.describe_border(result.boundary)))
+        elif choice is not None and choice.failure is not None and result.residual.relative > trust.ROUNDING:
+            advice = trust.LIGHT_WITHOUT_NOISE if is_quadratic_light and choice.is_of_no_noise else ""
+            found.append(Doubt(DoubtReason.LAMBDA, f"{choice.failure}{advice}"))
         found += [*_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
     if result.kernel_doubt is not None:
         found.append(Doubt(DoubtReason.KERNEL, result.kernel_doubt))
@@ -285,8 +285,7 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
     is_of_noise = any(part.noise_between for part in channels or (result,))
     is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}
     if result.clipping is not None and not is_of_noise and not is_known:
-        is_light = result.settings.defaults is InputKind.PICTURE
-        found += trust.doubt_clipping(result.clipping, result.settings.objective, is_light=is_light)
+        found += trust.doubt_clipping(result.clipping, result.settings.objective, is_light=is_quadratic_light)
     if result.quadratic is not None and not channels:
         known = {doubt.reason for doubt in found}
         if trust.overshoots_at_edges(result.quadratic.clipping):
