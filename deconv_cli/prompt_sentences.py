@@ -15,6 +15,7 @@ _VERBS = ("must", "is", "has", "draws", "helps", "chooses", "says", "truncates",
 _LONG = ("output_dtype", "time_limit", "batch_axis", "batch_size", "block_size")
 _ARGUMENTS = {name: option_name(name) for name in (*_NAMES, *_LONG) if name == "lam" or "_" in name}
 """Arguments that are no English words."""
+_LEFT_OUT = re.compile(rf"(?<=\bleave )({'|'.join(sorted(_SETTINGS))})(?= out\b)")
 _OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"
 _TUPLE = re.compile(r"(?<=but is )\((?:[\d., -]|\([\d., -]*\))*\)(?=\.?$)")
 """A typed value as Python writes it, at the end of a sentence."""
@@ -31,7 +32,7 @@ def with_options(sentence: str) -> str:
     if words[0].startswith("--"):
         words = _TUPLE.sub(lambda found: _as_numbers(found[0]), " ".join(words)).split(" ")
     parts = re.split("(“[^”]*”)", " ".join(words))
-    parts[::2] = (" ".join(map(_as_typed, own.split(" "))) for own in parts[::2])
+    parts[::2] = (_LEFT_OUT.sub(r"--\1", " ".join(map(_as_typed, own.split(" ")))) for own in parts[::2])
     return "".join(parts)
 
 

@@ -184,7 +184,7 @@ class _Reader:
 
 def _print_inspection(record: dict[str, Any]) -> None:
     """Print the content of a file on stdout, then notes and warnings on stderr."""
-    entries, metadata = record["entries"], {name.replace("_", " "): _value(v) for name, v in record["metadata"].items()}
+    entries, metadata = record["entries"], _shown(record["metadata"])
     width = table_console(stderr=False).width - max(map(len, metadata), default=0) - 2
     rows = [("format", record["format"])]
     for entry in entries[:MAX_ENTRIES]:
@@ -259,9 +259,20 @@ def _print_findings(entry: dict[str, Any]) -> None:
         print_note(f"{name}{note}")
 
 
+def _shown(metadata: dict[str, Any]) -> dict[str, str]:
+    """Write metadata for the table; a density other than a print's as distances, `0.3 × 0.1 × 0.1 µm`."""
+    density, depth = metadata.get("resolution", {}), metadata.get("plane_distance")
+    unit = density.get("pixels_per")
+    if unit and (unit not in ("inch", "cm") or depth is not None):
+        distances = [f"{step:.4g}" for step in (depth, 1 / density["y"], 1 / density["x"]) if step is not None]
+        rest = {name: value for name, value in metadata.items() if name not in ("resolution", "plane_distance")}
+        metadata = {"spacing": f"{' × '.join(distances)} {unit}", **rest}
+    return {name.replace("_", " "): _value(value) for name, value in metadata.items()}
+
+
 def _value(value: Any) -> str:  # noqa: ANN401
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_value(member)}" for name, member in value.items())
+        return ", ".join(f"{name.replace('_', ' ')} {_value(member)}" for name, member in value.items())
     if isinstance(value, list):
         return ", ".join(map(_value, value))
     return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)

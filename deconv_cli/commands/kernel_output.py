@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,6 +141,7 @@ def write_kernel(
         stored = _as_picture(taps.float(), kept, n_axes, spacing)
     digest = records.samples_digest(np.asarray(stored.samples))
     complete = records.complete_record(kept, stored.shape, stored.dtype, digest)
+    stored = stored if isinstance(codec, TensorCodec) else replace(stored, record=complete)  # read only with a shape
 
     def check(temporary: Path) -> None:
         codec.read(temporary)

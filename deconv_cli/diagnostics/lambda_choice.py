@@ -69,11 +69,18 @@ class LambdaChoice:
         return f"chosen by {words[self.rule]}{rounds}{median}; {compared}"
 
     @property
+    def is_of_no_noise(self) -> bool:
+        """Whether the rule took the least λ of all, as it does for data without noise."""
+        return self.curve.is_at_end and self.lam < 1 and self.rule is not LambdaRule.DISCREPANCY
+
+    @property
     def failure(self) -> str | None:
         """Why no λ was found, as a clause; `None` if the rule has a minimum."""
         # The least risk at the smallest λ is a result: this noise needs no λ.
         if not self.curve.is_at_end or (self.rule is LambdaRule.UPRE and self.lam < 1):
             return None
+        if self.is_of_no_noise:
+            return f"the data hold no noise that λ could be chosen by, so the least λ, {self.lam:g}, was used"
         return (
             f"the rule {self.rule} has no minimum between {self.curve.lams[0]:g} and {self.curve.lams[-1]:g}, so it "
             "chose no λ; set lam to a number, or use another lambda_rule"

@@ -110,7 +110,7 @@ def read_kernel(
             )
         if field is not None:
             return field
-    bias_name, is_ambiguous, spacing = "", False, None
+    bias_name, is_ambiguous, spacing, is_computed = "", False, None, False
     if isinstance(codec, TensorCodec):
         stored, bias_name = read_layer(path, codec, layer)
         is_known_layer = bool(stored.geometry) or stored.bias is not None
@@ -121,7 +121,7 @@ def read_kernel(
     elif layer is not None:
         raise UsageError(f"layer=\"{layer}\" chooses among named tensors, but '{path}' is a {codec.name} file.")
     else:
-        pictures, n_axes, spacing = _read_psf_pictures(path, dimensions)
+        pictures, n_axes, spacing, is_computed = _read_psf_pictures(path, dimensions)
         stored = ModelLayer("", pictures)
     weight = stored.weight
     check_finite(path, weight, "kernel")
@@ -147,7 +147,7 @@ def read_kernel(
         notes += (f"each of the {len(taps)} channels has its own kernel",)
     notes += (*_geometry_notes(stored.geometry), *_bias_notes(stored, bias_name, is_taken=bias))
     is_layer = taps.ndim == n_axes + 2 and taps.shape[1] > 1
-    of_picture = () if stored.geometry or is_layer else describe_flaws(taps, n_axes)
+    of_picture = () if stored.geometry or is_layer or is_computed else describe_flaws(taps, n_axes)
     if convention is None and not is_layer and held is not Convention.CONVOLUTION:
         of_picture += _orientation_notes(taps, n_axes)
     if normalize is None and not divides and not is_layer:
@@ -161,7 +161,7 @@ def read_kernel(
         sha256=sha256,
         notes=notes,
         picture_notes=of_picture,
-        refusal=refusal_of(taps, n_axes) if codec.is_picture and clean is None else None,
+        refusal=refusal_of(taps, n_axes) if codec.is_picture and clean is None and not is_computed else None,
         dimensions=n_axes,
         is_ambiguous=is_ambiguous,
         spacing=spacing,
@@ -208,11 +208,12 @@ def _axes_of_space(path: Path, weight: torch.Tensor, dimensions: int | None) -> 
     return n_axes
 
 
-def _read_psf_pictures(path: Path, dimensions: int | None) -> tuple[torch.Tensor, int, tuple[float, ...] | None]:
+def _read_psf_pictures(path: Path, dimensions: int | None) -> tuple[torch.Tensor, int, tuple[float, ...] | None, bool]:
     """Read one plane, or a stack of planes along Z.
 
     Returns:
-        The taps as stored, shape `(*k)`, or `(C, *k)` where the channels differ; the axes of space; the spacing.
+        The taps as stored, shape `(*k)`, or `(C, *k)` where the channels differ; the axes of space; the spacing; and
+        whether `deconv kernel make` or `microscope` computed the taps, which then have no background.
     """
     image = read_image(path)
     if len(image.values) != 1:
@@ -231,7 +232,8 @@ def _read_psf_pictures(path: Path, dimensions: int | None) -> tuple[torch.Tensor
         )
     channels = image.values[0]
     taps = channels[0] if bool((channels == channels[0]).all()) else channels
-    return taps, image.dimensions, image.spacing
+    is_computed = (image.record or {}).get("command") in ("kernel make", "kernel microscope")
+    return taps, image.dimensions, image.spacing, is_computed
 
 
 def _as_floating(stored: torch.Tensor) -> torch.Tensor:

@@ -261,6 +261,7 @@ class Reconstruction(ShownInNotebook):
 def _find_doubts(result: Reconstruction) -> list[Doubt]:
     """List the reasons not to trust a result; those of channels that were restored one by one name the channels."""
     channels, found = result.channels, trust.doubt_solver(result.solution)
+    is_quadratic_light = result.settings.defaults is InputKind.PICTURE and result.settings.objective == "quadratic"
     if channels:
         of_channels = [(n, doubt) for n, channel in enumerate(channels, start=1) for doubt in channel.doubts]
         # As to the error, other channels may be right.
@@ -275,7 +276,8 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
         if result.is_off_at_frame:
             found.insert(0, Doubt(DoubtReason.RESIDUAL_TESTS, trust.describe_border(result.boundary)))
         elif choice is not None and choice.failure is not None and result.residual.relative > trust.ROUNDING:
-            found.append(Doubt(DoubtReason.LAMBDA, choice.failure))
+            advice = trust.LIGHT_WITHOUT_NOISE if is_quadratic_light and choice.is_of_no_noise else ""
+            found.append(Doubt(DoubtReason.LAMBDA, f"{choice.failure}{advice}"))
         found += [*_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
     if result.kernel_doubt is not None:
         found.append(Doubt(DoubtReason.KERNEL, result.kernel_doubt))
@@ -283,7 +285,7 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
     is_of_noise = any(part.noise_between for part in channels or (result,))
     is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}
     if result.clipping is not None and not is_of_noise and not is_known:
-        found += trust.doubt_clipping(result.clipping, result.settings.objective)
+        found += trust.doubt_clipping(result.clipping, result.settings.objective, is_light=is_quadratic_light)
     if result.quadratic is not None and not channels:
         known = {doubt.reason for doubt in found}
         if trust.overshoots_at_edges(result.quadratic.clipping):
@@ -292,7 +294,7 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
         for doubt in wrong:
             if doubt.reason not in known:
                 advice = trust.NOISE_OR_KERNEL.format(trust.SMOOTHER["quadratic"])  # λ is that of the test alone
-                sentence = doubt.sentence.replace(advice, "the kernel is probably wrong")
+                sentence = doubt.sentence.replace(trust.FEW_PHOTONS, "").replace(advice, "the kernel is probably wrong")
                 found.append(replace(doubt, sentence=f"with the quadratic prior, {sentence}"))
     return found or _doubt_error(result)
 

@@ -219,6 +219,8 @@ def doubt_solver(solution: Solution) -> list[Doubt]:
 
 
 NOISE_OR_KERNEL = "noise was amplified, or the kernel is wrong: smooth more, with {}, or check the kernel"
+LIGHT_WITHOUT_NOISE = '; method="richardson-lucy" or nonnegative=True adds that light is not negative'
+FEW_PHOTONS = 'for light from few photons use method="richardson-lucy" or nonnegative=True; otherwise '
 SMOOTHER = {
     "quadratic": "a larger λ",
     "photo": "a larger strength",
@@ -227,18 +229,20 @@ SMOOTHER = {
 }
 
 
-def doubt_clipping(clipping: Clipping, objective: str) -> list[Doubt]:
-    """Doubt an estimate that leaves the range of its samples; advise the one option of its objective."""
+def doubt_clipping(clipping: Clipping, objective: str, *, is_light: bool = False) -> list[Doubt]:
+    """Doubt an estimate that leaves the range of its samples; the advice depends on the objective and on light."""
     if clipping.share <= MAX_CLIPPED_SHARE:
         return []
     low, high = f"{clipping.lowest:g}", f"{clipping.highest:g}"
     ends = {"below": low, "above": high}.get(clipping.side, f"{low} to {high}")
     found = f"{format_percent(clipping.share, 3)} of the restored samples lie far {clipping.side} {ends}"
-    return [Doubt(DoubtReason.CLIPPING, f"{found}: {NOISE_OR_KERNEL.format(SMOOTHER.get(objective, 'a larger λ'))}")]
+    is_negative = is_light and objective == "quadratic" and clipping.lowest == 0 and clipping.side != "above"
+    advice = f"{FEW_PHOTONS if is_negative else ''}{NOISE_OR_KERNEL.format(SMOOTHER.get(objective, 'a larger λ'))}"
+    return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]
 
 
 def describe_border(boundary: str) -> str:
-    """Say that a boundary is wrong, and name the one that another library calls by its name."""
+    """Say that a boundary is wrong; name `unknown`, then the one that another library calls by its name."""
     other = _OF_SCIPY.get(boundary)
     named = "" if other is None else f', or boundary="{other}", since libraries name these two differently'
     return f"{ResidualFinding.WRONG_BOUNDARY.sentence}{named}; no λ was found, and if that stays so, check the kernel"

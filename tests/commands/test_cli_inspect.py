@@ -38,7 +38,15 @@ def test_a_picture(deconv, tmp_path):
     table = deconv("inspect", path)
     assert "9×7×3 YXS uint8" in table.stdout
     assert "Artist Somebody" in table.stdout
+    assert "pixels per inch" in table.stdout
     assert table.stderr == ""
+
+
+def test_the_distances_of_a_stack_have_a_unit(deconv, tmp_path):
+    path, metadata = tmp_path / "stack.tif", {"axes": "ZYX", "spacing": 0.3, "unit": "um"}
+    tifffile.imwrite(path, np.zeros((4, 8, 9), "uint8"), imagej=True, resolution=(10, 5), metadata=metadata)
+    assert " ".join(deconv("inspect", path).stdout.split()).count("spacing 0.3 × 0.2 × 0.1 µm") == 1
+    assert deconv("inspect", path, "--json").report["files"][0]["metadata"]["plane_distance"] == 0.3
 
 
 def test_samples_that_are_not_finite_are_counted(deconv, save):

@@ -10,6 +10,7 @@ from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.microscope_kernel import describe_optics
 from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
+from deconv_cli.models.kernel_files import read_kernel
 
 OBJECTIVE = (
     '<Instrument ID="Instrument:0"><Objective ID="Objective:0" LensNA="1.1" Immersion="Water"/>'
@@ -150,6 +151,14 @@ def test_the_command_writes_a_kernel(deconv, stack, tmp_path):
     assert read_image(tmp_path / "again.tif").spanned_by(3).spacing == pytest.approx((0.25, 0.1, 0.1))
     red = deconv("kernel", "microscope", "--image", stack, "--channel", 1, "--json").report
     assert red["microscope"]["emission"] == 610
+
+
+def test_computed_light_at_the_rim_is_no_background(deconv, tmp_path):
+    path, copy, words = tmp_path / "psf.tif", tmp_path / "copy.tif", "na=1.2,emission=520"
+    deconv("kernel", "microscope", words, "--spacing", "0.3,0.1,0.1", "--size", "25,33,33", "-o", path)
+    assert (read_kernel(path).refusal, read_kernel(path).picture_notes) == (None, ())
+    tifffile.imwrite(copy, tifffile.imread(path))  # without the record
+    assert "background" in read_kernel(copy).refusal
 
 
 def test_spacing_is_that_of_a_file_without_metadata_and_words_may_be_capitals(deconv, refuses, tmp_path):

@@ -87,6 +87,7 @@ def test_warnings_come_before_notes_and_speak_of_options(deconv, words):
             "noise must be white, auto or, in Python, a NoiseModel, but is 1; noise_sigma",
             "--noise must be white, auto or, in Python, a NoiseModel, but is 1; --noise-sigma",
         ),
+        ("use one of them, or leave iterations out.", "use one of them, or leave --iterations out."),
         ("the padding of the layer is 1.", "the padding of the layer is 1."),
         ("--max-memory stays as it is.", "--max-memory stays as it is."),
         ("use groups=1: “Given groups=1, lam [2]”.", "use --groups 1: “Given groups=1, lam [2]”."),

@@ -43,6 +43,14 @@ FAULTS = {
 }
 
 
+def test_a_gradient_that_underflows_gets_advice_on_the_size_of_the_loss():
+    inputs = torch.randn(16, 8).half()
+    found = checked(nn.Linear(8, 1).half(), inputs=inputs, loss=lambda output: output.square().mean() * 1e-7)
+    (finding,) = [finding for finding in found.parameters if finding.name == "weight"]
+    assert "it underflows" in finding.detail
+    assert finding.causes[0].suggestion.startswith("make the loss larger")
+
+
 @pytest.mark.parametrize(("file", "mark"), FAULTS)
 def test_the_line_the_reason_and_what_to_write(file, mark):
     check, given, parameter, verdict, words = FAULTS[file, mark]

@@ -310,6 +310,19 @@ def test_data_without_noise_need_no_lambda_and_no_warning_about_it():
     assert result.warnings == ()
 
 
+def test_light_without_noise_gets_the_least_lambda_and_advice_that_helps():
+    stars = torch.zeros(1, 96, 96, dtype=torch.float64)
+    stars[0, ::17, ::13] = 1e4
+    y = (deconv_cli.forward(stars, make_kernel("moffat:4@2.8")) + 100)[:, 8:-8, 8:-8].float()
+    result = deconv_cli.invert(y, make_kernel("moffat:4@2.8"), defaults="picture")
+    (doubt,) = [doubt for doubt in result.doubts if doubt.reason is DoubtReason.LAMBDA]
+    assert doubt.sentence.startswith(
+        "the data hold no noise that λ could be chosen by, so the least λ, 1e-09, was used"
+    )
+    assert 'method="richardson-lucy" or nonnegative=True' in doubt.sentence
+    assert not any("no noise" in caution for caution in result.cautions)
+
+
 def test_a_wrong_border_of_data_without_noise_is_named_before_kernel_and_lambda():
     x = sharp_picture("camera")[:, 40:160, 40:180].double()
     y = deconv_cli.forward(x, make_kernel("gaussian:2"), boundary="symmetric")  # that SciPy calls reflect
@@ -356,6 +369,10 @@ def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_
     (doubt,) = doubt_clipping(found, "quadratic")
     assert "lie far below 0:" in doubt.sentence
     assert "with a larger λ," in doubt.sentence
+    assert "richardson-lucy" not in doubt.sentence
+    (of_light,) = doubt_clipping(found, "quadratic", is_light=True)
+    assert 'below 0: for light from few photons use method="richardson-lucy" or nonnegative=True;' in of_light.sentence
+    assert "richardson-lucy" not in doubt_clipping(found, "nonnegative", is_light=True)[0].sentence
     assert "with a larger strength," in doubt_clipping(found, "photo")[0].sentence
     assert measure_clipping(image, data, 0, 65535, noise=3.0).share == 0
     assert measure_clipping(image - 5, data, 0, 65535, noise=100.0).share > 0  # noise of any size hides no faults

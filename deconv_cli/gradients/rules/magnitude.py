@@ -87,15 +87,15 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
     if name in evidence.double.minima:
         return None
     origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
-    causes = unique_causes(_cause_of_zero(evidence, origin) for origin in origins)
     gradient = evidence.double.backward.gradients.get(name)
     norm = norm_of(gradient) if gradient is not None else 0.0
+    causes = unique_causes(_cause_of_zero(evidence, origin, underflows=norm > 0) for origin in origins)
     detail = f"in float64 the gradient is not zero but of norm {norm:.2g}: it underflows" if norm else ""
     zero = Finding(Verdict.ZERO, causes, detail)
     return _unless_at_start(Verdict.ZERO_AT_START, zero, evidence, lambda norms: norms.get(name, (0, 0))[0] > 0)
 
 
-def _cause_of_zero(evidence: Evidence, operation: Operation) -> Cause:
+def _cause_of_zero(evidence: Evidence, operation: Operation, *, underflows: bool) -> Cause:
     bare, location = operation.bare_name, operation.location
     name = bare.removesuffix(".apply")
     if any(item.is_missing and item.function == name for item in evidence.double.wrong_inputs):
@@ -109,6 +109,8 @@ def _cause_of_zero(evidence: Evidence, operation: Operation) -> Cause:
     else:
         texts = next(texts for names, *texts in _REASONS if bare in names or not names)
         why, suggestion = (text.format(bare=bare) for text in texts)
+        if underflows and texts == list(_REASONS[-1][1:]):
+            suggestion = "make the loss larger, as torch.amp.GradScaler does, or compute in bfloat16 or float32"
     return Cause(operation.label, location, why, suggestion)
 
 
