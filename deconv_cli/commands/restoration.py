@@ -19,7 +19,7 @@ from deconv_cli.commands.work import Job, JobResult
 from deconv_cli.errors import UsageError
 from deconv_cli.schedulers.scheduler import announce_writing
 from deconv_cli.settings import Auto, ReconstructionSettings
-from deconv_cli.vocabulary import InputKind, as_typed
+from deconv_cli.vocabulary import Convention, InputKind, as_typed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,9 +239,19 @@ def choose_kind(
     """
     if image.is_picture:
         return InputKind.PICTURE, ()
-    n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None
-    if "defaults" in given or not is_formula or len(image.axes) > 3:
+    n_axes, source = loaded.kernel.n_axes, loaded.source
+    is_formula, is_point = source.sha256 is None, source.convention is Convention.CONVOLUTION
+    what = "signal that was measured" if n_axes == 1 else "picture"
+    note = f'the array is treated as a {what}, since {{}}; defaults="tensor" treats it as a tensor'
+    if "defaults" in given:
         return InputKind.TENSOR, ()
+    if given.get("method") == "richardson-lucy":
+        return InputKind.PICTURE, (note.format("Richardson–Lucy counts light"),)
+    if not (is_formula or is_point) or len(image.axes) > 3:
+        return InputKind.TENSOR, ()
+    why = f"its kernel is a {'formula' if is_formula else 'picture of a point'}"
+    if image.record is None:
+        return InputKind.PICTURE, (note.format(why),)
     from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred, finest_level
     from deconv_cli.diagnostics.spectra import FadedImages
 
@@ -252,6 +262,4 @@ def choose_kind(
         noise, notable = finest_level(faded), NOTABLE_IN_SHORT
     if noise is None or noise < notable * values.std():
         return InputKind.TENSOR, ()
-    why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is a formula"
-    what = "signal that was measured" if n_axes == 1 else "picture"
-    return InputKind.PICTURE, (f'the array is treated as a {what}, {why}; defaults="tensor" treats it as a tensor',)
+    return InputKind.PICTURE, (note.format(f"its samples are noisy (σ {noise:.3g}) and {why}"),)

@@ -41,8 +41,24 @@ def test_a_noisy_array_under_a_formula_is_taken_for_a_picture(deconv, stars):
     assert any("its kernel is a formula" in note for note in found["notes"])
     assert error(stars, "out.npy") < error(stars, "stars.npy")
     assert "--defaults=picture" in found["rerun"]
-    words[1] = stars / "exact.npy"
-    assert "default for tensors" in deconv(*words).stderr
+    assert "default for tensors" in deconv(*words, "--defaults", "tensor", expect=BOTH).stderr
+
+
+def test_an_array_under_the_kernel_of_a_blur_is_a_picture(deconv, stars):
+    """Noise or not, unless deconv made it: Richardson–Lucy counts light in every array."""
+    tifffile.imwrite(stars / "point.tif", make_kernel(KERNEL).numpy())
+    deconv("forward", stars / "sharp.npy", "-k", KERNEL, "-o", stars / "made.npy")
+    for name, kernel, *more, why in [
+        ("exact.npy", KERNEL, "its kernel is a formula"),
+        ("exact.npy", "point.tif", "its kernel is a picture of a point"),
+        ("made.npy", KERNEL, "--method=richardson-lucy", "Richardson–Lucy counts light"),
+    ]:
+        words = [stars / name, "--kernel", stars / kernel if kernel.endswith("tif") else kernel, *more]
+        found = deconv("invert", *words, "-o", stars / "out.npy", "--force", "--json", expect=BOTH).report
+        assert any(f"treated as a picture, since {why}" in note for note in found["notes"])
+        assert found["boundary"] == ("unknown" if name == "exact.npy" else "zero")
+    done = deconv("invert", stars / "made.npy", "--kernel", KERNEL, "-o", stars / "out.npy", "--force").stderr
+    assert "treated as a picture" not in done
 
 
 @pytest.mark.parametrize("n", [120, 1000])
@@ -134,7 +150,8 @@ def test_the_boundaries_of_a_singular_kernel_are_not_called_well_posed(deconv, s
 
 def test_an_array_that_is_a_picture_is_told_the_one_option(deconv, save, tmp_path):
     picture = save("cells", 200 * np.random.default_rng(0).random((40, 44)))
-    run = deconv("invert", picture, "-k", "gaussian:1", "-o", tmp_path / "x.npy", expect=ExitCode.UNTRUSTWORTHY)
+    taps = save("taps", make_kernel("gaussian:1"))
+    run = deconv("invert", picture, "-k", taps, "-o", tmp_path / "x.npy", expect=ExitCode.UNTRUSTWORTHY)
     (warning,) = [line for line in run.stderr.splitlines() if line.startswith("warning")]
     assert "or the data are a picture (try --defaults picture)" in warning
     assert len(warning) < 280
