@@ -66,11 +66,13 @@ def load_torch() -> None:
     """
     if "torch" in sys.modules:
         return
+    is_collecting = gc.isenabled()
     gc.disable()
     try:
         importlib.import_module("torch")
     finally:
-        gc.enable()
+        if is_collecting:
+            gc.enable()
     gc.freeze()
 
 

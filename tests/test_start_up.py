@@ -1,5 +1,6 @@
 """The command answers at once: help and version load nothing heavy, and print plain text where no terminal is."""
 
+import gc
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import tifffile
 from PIL import Image
 
 import deconv_cli
+from deconv_cli.allocator import load_torch
 from deconv_cli.commands.app import ErrorBoundary, KernelGroup, first_sentence
 
 HEAVY = ["torch", "numpy", "tifffile", "PIL", "imagecodecs", "safetensors", "psutil", "matplotlib", "jinja2"]
@@ -170,6 +172,20 @@ def test_a_quiet_run_looks_for_no_garbage_among_the_objects_of_torch_and_loads_n
     numpy.save(path, numpy.ones((8, 8), dtype=numpy.float32))
     done = python("-c", textwrap.dedent(script), "forward", str(path), "-k", "box:3", "-o", str(output), "-q")
     assert done.stdout.decode().split() == [str(output), "True", "True", "False", "True"]
+
+
+def test_garbage_collection_stays_off_if_the_caller_turned_it_off(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr("importlib.import_module", lambda name: name)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    gc.disable()
+    try:
+        load_torch()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    load_torch()
+    assert gc.isenabled()
 
 
 def test_version_is_that_of_the_package():

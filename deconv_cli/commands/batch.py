@@ -431,9 +431,9 @@ def _results(
     yield from refused
 
 
-def list_jobs(jobs: Iterable[Job], *, as_json: bool) -> None:
+def list_jobs(jobs: Iterable[Job], files: FileOptions, *, as_json: bool) -> None:
     """Print which output each input would have, whether it exists, and which inputs cannot be read."""
-    planned = describe_jobs(jobs)
+    planned = describe_jobs(jobs, files)
     if as_json:
         record = {"schema": SCHEMA, "command": "invert", "dry_run": True, "plan": None, "expected_time_s": None}
         print_document(record | {"planned": planned})
@@ -443,11 +443,13 @@ def list_jobs(jobs: Iterable[Job], *, as_json: bool) -> None:
         print_answer(line if job["fault"] is None else f"cannot be restored: {job['fault']}")
 
 
-def describe_jobs(jobs: Iterable[Job]) -> list[dict[str, object]]:
+def describe_jobs(jobs: Iterable[Job], files: FileOptions) -> list[dict[str, object]]:
     """Describe inputs and outputs as JSON; `fault` says why an input cannot be read, judged by its header."""
     from deconv_cli.io.image import fault_of
 
-    return [
-        {"input": str(j.source), "output": str(j.target), "exists": j.target.exists(), "fault": fault_of(j.source)}
-        for j in jobs
-    ]
+    planned = list[dict[str, object]]()
+    for job in jobs:
+        fault = fault_of(job.source, files.tensor, files.series)
+        named = {"input": str(job.source), "output": str(job.target), "exists": job.target.exists()}
+        planned.append({**named, "fault": None if fault is None else with_options(fault)})
+    return planned

@@ -105,7 +105,7 @@ def invert(
         if not printed.quiet and work.is_one_block(jobs[0], found):
             print_note(ONE_BLOCK)
     else:
-        list_jobs(jobs, as_json=printed.as_json)
+        list_jobs(jobs, files, as_json=printed.as_json)
 
 
 @dataclass(frozen=True, kw_only=True)

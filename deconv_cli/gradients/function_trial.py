@@ -65,7 +65,8 @@ class FunctionTrial:
 
     def outputs(self) -> list[torch.Tensor]:
         """Call the Function."""
-        return real(self.function.apply(*self.arguments()))
+        with LiftedHalves():
+            return real(self.function.apply(*self.arguments()))
 
     @cached_property
     def weights(self) -> list[torch.Tensor]:
@@ -103,7 +104,8 @@ class FunctionTrial:
         """Run forward without its Function, so that autograd sees the pieces."""
         has_setup = self.function.setup_context is not torch.autograd.Function.setup_context
         context = () if has_setup else (_Context(),)
-        return real(self.function.forward(*context, *self.arguments()))
+        with LiftedHalves():
+            return real(self.function.forward(*context, *self.arguments()))
 
     def known_values(self) -> list[torch.Tensor]:
         """List all values of forward, the gradients by them from autograd, and the quotients of these gradients."""

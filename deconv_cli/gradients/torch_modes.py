@@ -192,16 +192,27 @@ class LiftedCasts(TorchFunctionMode):
 
 
 class LiftedHalves(TorchDispatchMode):
-    """Keeps float64 where a hand-written backward casts to half precision, so that its formula is judged."""
+    """Keeps float64 where a hand-written Function takes or makes half precision, so that its formula is judged.
+
+    It does nothing for a model that does not run in float64.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         keywords = kwargs or {}
-        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64 and keywords.get("dtype") in HALF:
+        if torch.get_default_dtype() != torch.float64:
+            return func(*args, **keywords)
+        if keywords.get("dtype") in HALF:
             keywords = {**keywords, "dtype": torch.float64}
+        if not func._schema.is_mutable:
+            args, keywords = pytree.tree_map(_half_to_float64, (args, keywords))
         return func(*args, **keywords)
+
+
+def _half_to_float64(value: Any) -> Any:  # noqa: ANN401  anything that a function of torch takes
+    return value.double() if isinstance(value, torch.Tensor) and value.dtype in HALF else value
 
 
 def _is_drawn_narrow(args: Any, keywords: dict[str, Any]) -> bool:  # noqa: ANN401  torch's own signature

@@ -145,9 +145,9 @@ class Codec(ABC):
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read a file, or the array called `member` of it; any error counts as damage."""
 
-    def read_header(self, path: Path) -> StoredImage | RegionSource:
-        """Read the shape and the record of the only array, without its samples where the format allows that."""
-        return self.open_regions(path, None) if self.opens_regions else self.read(path)
+    def read_header(self, path: Path, member: str | int | None = None) -> StoredImage | RegionSource:
+        """Read the shape and the record of an array, without its samples where the format allows that."""
+        return self.open_regions(path, member) if self.opens_regions else self.read(path, member)
 
     def check(self, request: WriteRequest) -> None:  # noqa: B027
         """Refuse by `UsageError` results that the format cannot hold, before anything is computed."""

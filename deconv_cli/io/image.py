@@ -228,16 +228,16 @@ def is_result(path: Path) -> bool:
     return records.matching_record(found.record, found.shape) is not None
 
 
-def _read_header(path: Path) -> StoredImage | RegionSource:
+def _read_header(path: Path, tensor: str | None = None, series: int | None = None) -> StoredImage | RegionSource:
     codec = codec_of_content(path, read_head(path))
     with refusing_damage(path, codec.name):
-        return codec.read_header(path)
+        return codec.read_header(path, choose_member(path, codec, tensor, series))
 
 
-def fault_of(path: Path) -> str | None:
-    """Say why an input cannot be read; `None` if its header can."""
+def fault_of(path: Path, tensor: str | None = None, series: int | None = None) -> str | None:
+    """Say why an input, or the one of its arrays that is named, cannot be read; `None` if its header can."""
     try:
-        _read_header(path)
+        _read_header(path, tensor, series)
     except DeconvError as error:
         return str(error)
     return None

@@ -76,7 +76,9 @@ def average_beads(windows: Tensor) -> BeadAverage:
         fitted = torch.linalg.lstsq(design, aligned.flatten(1).T).solution
         steps = (-fitted[1:] / fitted[0].clamp_min(1e-300)).T.clamp(-0.5, 0.5)
         rest, heights = aligned.flatten(1).T - design @ fitted, fitted[0]
-        is_used = _look_alike(rest.square().sum(0), heights, template) & ~_look_double(rest, heights, design, slopes)
+        alike = _look_alike(rest.square().sum(0), heights, template)
+        single = alike & ~_look_double(rest, heights, design, slopes)
+        is_used = single if bool(single.any()) else alike  # of two beads each may fail one test
         shifts = shifts + steps
         if float(steps[is_used].abs().max()) < SETTLED:
             break
@@ -120,7 +122,8 @@ def _look_double(rest: Tensor, heights: Tensor, design: Tensor, slopes: Tensor) 
     for (a, b), value in zip(pairs, found, strict=True):
         lengths[:, b, a] = value if a == b else value / 2  # the lower triangle is read
     least, *_, most = torch.linalg.eigvalsh(lengths).T
-    return (part > LONGER * part.median()) & (share > LEAST_LONGER**2) & (most > -least)
+    usual = part.median().clamp_min((len(pairs) - 2 / 3) / len(rest))  # of few beads, at least that of white noise
+    return (part > LONGER * usual) & (share > LEAST_LONGER**2) & (most > -least)
 
 
 def _slope(template: Tensor, axis: int) -> Tensor:

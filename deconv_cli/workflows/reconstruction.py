@@ -151,7 +151,8 @@ class Reconstruction(ShownInNotebook):
         choice, tests = self.lambda_choice, self.residual_tests
         if choice is None or choice.failure is None or tests is None or self.residual.relative <= trust.ROUNDING:
             return False
-        return self.boundary != "unknown" and tests.edge_ratio > trust.EDGES_STAND_OUT
+        is_known = self.boundary == "unknown" or self.reasons.boundary == RECORDED
+        return not is_known and tests.edge_ratio > trust.EDGES_STAND_OUT
 
     @property
     def prior_sentence(self) -> str | None:
@@ -271,10 +272,10 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
     else:
         choice = result.lambda_choice
         # If the estimate explains the data up to rounding, any λ will do.
-        if choice is not None and choice.failure is not None and result.residual.relative > trust.ROUNDING:
-            found.append(Doubt(DoubtReason.LAMBDA, choice.failure))
         if result.is_off_at_frame:
-            found = [Doubt(DoubtReason.RESIDUAL_TESTS, trust.describe_border(result.boundary))]
+            found.insert(0, Doubt(DoubtReason.RESIDUAL_TESTS, trust.describe_border(result.boundary)))
+        elif choice is not None and choice.failure is not None and result.residual.relative > trust.ROUNDING:
+            found.append(Doubt(DoubtReason.LAMBDA, choice.failure))
         found += [*_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
     if result.kernel_doubt is not None:
         found.append(Doubt(DoubtReason.KERNEL, result.kernel_doubt))

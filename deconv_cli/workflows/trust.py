@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.diagnostics.noise_level import LEAST_SIDE, estimate_noise
+from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import accumulation_dtype, space_axes
 from deconv_cli.solvers.solution import Solution
@@ -173,8 +174,8 @@ def measure_clipping(
     """Measure how much of an estimate lies far beyond a range.
 
     `noise` is the standard deviation of the noise in the data, which is estimated if it is not given. If the data have
-    the shape of the estimate, samples at the ends of the range do not count. Nor do those that a saturated one reaches
-    by the kernel, if so many lie beyond that they would be doubted: the light there may exceed white.
+    the shape of the estimate, samples at the ends of the range do not count. If so many lie beyond that they would be
+    doubted, nor do those above it that a saturated sample reaches by the kernel: the light there may exceed white.
     """
     if data.dtype is torch.uint16:  # which torch cannot compare
         data = data.int()
@@ -190,7 +191,7 @@ def measure_clipping(
     is_inside = (data > lowest) & (data < highest) if data.shape == image.shape else torch.ones_like(image).bool()
     is_outside, is_far = ((image < lowest - m) | (image > highest + m) for m in (margin, EXTREME * contrast))
     if kernel_size and data.shape == image.shape and _share(is_outside, is_inside) > MAX_CLIPPED_SHARE:
-        is_inside &= ~_spread(data >= highest, kernel_size)
+        is_inside &= ~(_spread(data >= highest, kernel_size) & (image > highest))
     share, extreme = _share(is_outside, is_inside), _share(is_far, is_inside)
     side = "below" if most <= above else "above" if below <= least else "outside"
     return Clipping(lowest, highest, share, side, extreme)
@@ -239,9 +240,8 @@ def doubt_clipping(clipping: Clipping, objective: str) -> list[Doubt]:
 def describe_border(boundary: str) -> str:
     """Say that a boundary is wrong, and name the one that another library calls by its name."""
     other = _OF_SCIPY.get(boundary)
-    named = "" if other is None else f'boundary="{other}", since libraries name these two differently, or '
-    where = "the residual is much larger along the edges than inside, so no λ was found"
-    return f'{where}: the assumed boundary is probably wrong; try {named}boundary="unknown"'
+    named = "" if other is None else f', or boundary="{other}", since libraries name these two differently'
+    return f"{ResidualFinding.WRONG_BOUNDARY.sentence}{named}; no λ was found, and if that stays so, check the kernel"
 
 
 def overshoots_at_edges(clipping: Clipping | None) -> bool:

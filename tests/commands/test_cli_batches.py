@@ -257,6 +257,16 @@ def test_forward_leaves_out_restored_files_and_restoring_one_again_is_noted(deco
     assert "the input was written by deconv invert, so it is restored a second time" in again.stderr
 
 
+def test_a_dry_run_reads_the_array_that_is_chosen(deconv, gentle, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        np.savez(tmp_path / "in" / f"{name}.npz", one=np.ones((64, 64)), two=np.ones(2))
+    words = ["invert", tmp_path / "in", "-k", gentle, "-o", tmp_path / "out", "--dry-run", "--json"]
+    plan, chosen = (deconv(*words, *more).report["planned"] for more in ((), ("--tensor", "one")))
+    assert plan[0]["fault"].endswith("choose with --tensor NAME.")
+    assert [one["fault"] for one in chosen] == [None, None]
+
+
 def test_a_dry_run_of_a_folder_lists_its_files(deconv, gray, gentle, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a.png", "b.png"):

@@ -255,6 +255,17 @@ def test_a_gradient_passed_straight_through_for_one_input_does_not_excuse_the_ot
     assert (found["second"], found["third"], found["body.weight"]) == (*expected, "SUBSTITUTED")
 
 
+class Through(nn.Module):
+    """A layer, and a hand-written Function after it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.body, self.function = nn.Linear(4, 4), function
+
+    def forward(self, x):
+        return self.function.apply(self.body(x))
+
+
 @pytest.mark.parametrize(("factor", "verdict"), [(2.0, "OK"), (2.02, "WRONG")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_backward_in_half_precision_is_judged_by_its_formula(factor, verdict, dtype):
@@ -269,15 +280,43 @@ def test_a_backward_in_half_precision_is_judged_by_its_formula(factor, verdict, 
             (x,) = ctx.saved_tensors
             return (factor * x.to(dtype) * grad.to(dtype)).to(grad.dtype)
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Linear(4, 4)
+    assert verdicts(checked(Through(Square), 6, 4))["body.weight"] == verdict
 
-        def forward(self, x):
-            return Square.apply(self.body(x))
 
-    assert verdicts(checked(Net(), 6, 4))["body.weight"] == verdict
+@pytest.mark.parametrize(("factor", "verdict"), [(2.0, "OK"), (2.02, "WRONG")])
+@pytest.mark.parametrize("how", ["constant", "saved", "buffer", "forward"])
+def test_a_function_may_keep_and_make_half_precision_anywhere(factor, verdict, how):
+    ones, half = torch.eye(4, dtype=torch.bfloat16), torch.bfloat16
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(torch.empty(x.shape, dtype=half).copy_(x) if how == "saved" else x)
+            return x.to(half).square().to(x.dtype) if how == "forward" else x * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            if how == "buffer":
+                return factor * torch.zeros(x.shape, dtype=half).add_(x.to(half) * grad.to(half)).to(grad.dtype)
+            return (factor * (x.to(half) * grad.to(half)) @ ones).to(grad.dtype)
+
+    assert verdicts(checked(Through(Square), 6, 4))["body.weight"] == verdict
+
+
+def test_a_backward_that_needs_half_precision_is_not_checked_and_the_reason_is_named():
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad.to(torch.float16).view(torch.int16).view(torch.float16).reshape(grad.shape).to(grad.dtype)
+
+    found = checked(Through(Same), 6, 4)
+    assert verdicts(found)["body.weight"] == "NOT CHECKED"
+    assert any("body.weight: backward does not run in float64 (RuntimeError" in each for each in found.not_checked)
 
 
 class Spike(torch.autograd.Function):

@@ -78,6 +78,15 @@ def test_pairs_in_a_stack_are_left_out_though_they_are_two_fifths_of_the_beads()
     assert average.is_used.tolist() == [i >= 6 for i in range(15)]
 
 
+@pytest.mark.parametrize("n_beads", [2, 4])
+def test_a_few_noisy_beads_are_kept(n_beads):
+    """The median of a few beads says little; and of two beads, each may fail one test."""
+    point = gaussian((21, 21), (10, 10), (1.6, 1.6))
+    for field in range(12):
+        windows = point + 0.15 * random((n_beads, 21, 21), seed=field)
+        assert bool(average_beads(windows).is_used.all())
+
+
 @pytest.mark.parametrize("n_axes", [2, 3])
 def test_the_size_of_a_bead_is_taken_off(n_axes):
     """The bead is a ball of points, drawn at random; seen along the first axis, it is its projection."""

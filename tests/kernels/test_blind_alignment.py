@@ -83,6 +83,8 @@ def test_a_kernel_of_another_shape_is_named():
     (sentence,) = describe_alignment(make_kernel("motion:9@0"), blurred, tone_curve=CURVE)
     assert sentence.startswith("the kernel is of quite another size or shape")
     assert describe_alignment(make_kernel("disk:4"), blurred, tone_curve=CURVE) == ()
+    (sentence,) = describe_alignment(make_kernel("disk:5.3"), blurred, tone_curve=CURVE)
+    assert "if it is scaled by 0.8" in sentence  # not of another shape, though 0.75 is between two scales
 
 
 def test_only_a_wrong_kernel_is_accused_beside_saturated_pixels():

@@ -315,10 +315,16 @@ def test_a_wrong_border_of_data_without_noise_is_named_before_kernel_and_lambda(
     y = deconv_cli.forward(x, make_kernel("gaussian:2"), boundary="symmetric")  # that SciPy calls reflect
     result = deconv_cli.invert(y, make_kernel("gaussian:2"), boundary="reflect", defaults="picture")
     (sentence,) = result.warnings
-    assert 'the assumed boundary is probably wrong; try boundary="symmetric"' in sentence
+    assert ResidualFinding.WRONG_BOUNDARY.sentence in sentence  # the page reads it
+    assert ', or boundary="symmetric", since libraries name these two differently;' in sentence
     assert not any("fits the kernel better" in note for note in result.notes)
     unnamed = deconv_cli.invert(y, make_kernel("gaussian:2"), boundary="replicate", defaults="picture")
-    assert unnamed.warnings[0].endswith('probably wrong; try boundary="unknown"')
+    assert 'try boundary="unknown"; no λ was found' in unnamed.warnings[0]
+    given = {"boundary": "reflect", "defaults": "picture", "method": "iterative", "max_iterations": 2}
+    assert reasons(deconv_cli.invert(y, make_kernel("gaussian:2"), **given)) == [
+        DoubtReason.RESIDUAL_TESTS,
+        DoubtReason.SOLVER,
+    ]
 
 
 def test_what_was_clipped_before_is_not_counted():
@@ -338,7 +344,8 @@ def test_light_beside_saturated_samples_may_exceed_white():
     image = torch.where((data < 255).roll(1, -1) & (data < 255).roll(-1, -1), 90.0, 400.0)
     assert measure_clipping(image, data, 0, 255).share == pytest.approx(0.2)
     assert measure_clipping(image, data, 0, 255, kernel_size=(3, 3)).share == 0
-    assert measure_clipping(image.roll(3, -1), data, 0, 255, kernel_size=(3, 3)).share == pytest.approx(3 / 8)
+    assert measure_clipping(image.roll(3, -1), data, 0, 255, kernel_size=(3, 3)).share == pytest.approx(3 / 9)
+    assert measure_clipping(255 - image, data, 0, 255, kernel_size=(3, 3)).share == pytest.approx(0.2)  # darkness
 
 
 def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_counted():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
+from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line, unique_causes
 from deconv_cli.gradients.finite_differences import Comparison, Outcome, describe_factor, is_one_factor
 from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_function
@@ -24,7 +24,10 @@ def find_compared(evidence: Evidence, name: str) -> Finding:
     if found is not None and found.outcome is Outcome.KINK:
         detail = "the slopes on the two sides differ, and the value of autograd lies between them"
         return Finding(Verdict.NONDIFFERENTIABLE, detail=detail)
-    if found is None:
+    error = evidence.double.backward.error
+    if error is not None:
+        reason = f"backward does not run in float64 ({type(error).__name__}: “{first_line(error)}”)"
+    elif found is None:
         reason = f"the budget of {evidence.budget:g} s was spent; give a longer one, or fewer samples"
     elif evidence.subject.written:
         reason = "forward writes to a parameter, so finite differences cannot judge this gradient"

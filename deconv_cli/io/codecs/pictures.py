@@ -70,7 +70,7 @@ class PillowCodec(PictureCodec):
         with self.opened(path) as image:
             return _stored(image, *_plain_samples(path, image))
 
-    def read_header(self, path: Path) -> StoredImage:
+    def read_header(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read the metadata before the samples, where deconv writes its record."""
         with self.opened(path, decodes=False) as image:
             size = (image.height, image.width)

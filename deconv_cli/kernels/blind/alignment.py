@@ -42,8 +42,9 @@ PLAIN = (
     *(f"disk:{radius}" for radius in (1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8)),
     *(f"gaussian:{sigma}" for sigma in (0.7, 1, 1.4, 2, 2.8, 4)),
 )
-OTHER_SHAPE = 50.0
-"""A kernel is of another shape where a plain one is so much likelier than it is in any turn and size, in logarithms."""
+OTHER_SHAPE, PART_OF_GAIN = 50.0, 0.7
+"""A kernel is of another shape where a plain one is so much likelier than it is in any turn and size, in logarithms,
+and by more than this part of what turn and size gain: a disk between two sizes gains half of that, a motion 0.95."""
 _ALIKE = 1e-6
 """Of the largest tap: a kernel that changes so little when it is turned is symmetric."""
 _LEAST_SHIFT = 0.75
@@ -105,8 +106,9 @@ def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
     misfits = dict(zip(choices, fit_spectrum(spectrum, gains).tolist(), strict=True))
     plain = torch.stack([spectrum.grid.gain(make_kernel(text)) for text in PLAIN])
     least = float(fit_spectrum(spectrum, plain, is_coarse=True).min())  # at least the misfit of a full fit
-    if least < min(misfits.values()) - OTHER_SHAPE:
-        return Alignment("as given", None, (0, 0), taps, misfits["as given", 1.0] - least)
+    given, best = misfits["as given", 1.0], min(misfits.values())
+    if best - least > max(OTHER_SHAPE, PART_OF_GAIN * (given - best)):
+        return Alignment("as given", None, (0, 0), taps, given - least)
     return _centered(taps, *_chosen(misfits))
 
 

@@ -167,7 +167,7 @@ def _join_neighbors(x: Tensor, reach: int, join: Callable[[Tensor, Tensor], Tens
     """
     for axis, n in enumerate(x.shape):
         total = x.clone()
-        for step in range(1, reach + 1):
+        for step in range(1, min(reach, n - 1) + 1):
             join(total.narrow(axis, 0, n - step), x.narrow(axis, step, n - step))
             join(total.narrow(axis, step, n - step), x.narrow(axis, 0, n - step))
         x = total
