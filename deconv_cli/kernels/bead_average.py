@@ -105,15 +105,18 @@ def _look_double(rest: Tensor, heights: Tensor, design: Tensor, slopes: Tensor) 
     """Find the beads that are longer than the template along a direction, as two that touch.
 
     Two points at ±s/2 are `2T + sᵀHs/4` to second order, with the second derivatives H of the template T. The residuals
-    `(N, n)` are fit by H without its share in the design, `T` and the slopes `(n_axes, *size)`.
+    `(N, n)` are fit by H without its share in the design, `T` and the slopes `(n_axes, *size)`. The median over the
+    beads is taken off, as pairs make the template itself longer: fewer than half of the beads may be pairs.
     """
     n_axes = len(slopes)
     pairs = list(itertools.combinations_with_replacement(range(n_axes), 2))
     curved = torch.stack([_slope(slopes[a], b - n_axes) for a, b in pairs]).flatten(1).T
     curved = curved - design @ torch.linalg.lstsq(design, curved).solution
     found = torch.linalg.lstsq(curved, rest).solution
+    unexplained = rest.square().sum(0) - (curved @ found).square().sum(0)
+    found = found - heights * (found / heights.clamp_min(1e-300)).quantile(0.5, dim=1, keepdim=True)
     explained = (curved @ found).square().sum(0)
-    part = explained / (rest.square().sum(0) - explained).clamp_min(1e-300)
+    part = explained / unexplained.clamp_min(1e-300)
     share = explained / (heights.square() * design[:, 0].square().sum()).clamp_min(1e-300)
     lengths = rest.new_zeros(len(heights), n_axes, n_axes)
     for (a, b), value in zip(pairs, found, strict=True):

@@ -64,6 +64,20 @@ def test_two_beads_that_touch_are_left_out_though_noise_hides_their_misfit():
     assert average.is_used.tolist() == [i != 5 for i in range(24)]
 
 
+def test_pairs_in_a_stack_are_left_out_though_they_are_two_fifths_of_the_beads():
+    size, middle = (17, 19, 19), torch.tensor([8.0, 9.0, 9.0])
+    generator = torch.Generator().manual_seed(0)
+    windows = []
+    for i in range(15):
+        angle, length = 2.4 * i, 1.5 if i < 6 else 0.0
+        by = length * torch.tensor([0.0, math.sin(angle), math.cos(angle)])
+        ends = [gaussian(size, (middle + sign * by).tolist(), (2.2, 1.7, 1.7)) for sign in (-1, 1)]
+        light = 800 * ends[0] + (800 * ends[1] if length else 0)
+        windows.append(torch.poisson(light + 20, generator=generator) - 20)
+    average = average_beads(torch.stack(windows))
+    assert average.is_used.tolist() == [i >= 6 for i in range(15)]
+
+
 @pytest.mark.parametrize("n_beads", [2, 4])
 def test_a_few_noisy_beads_are_kept(n_beads):
     """The median of a few beads says little; and of two beads, each may fail one test."""
