@@ -132,8 +132,8 @@ def test_invert_undoes_the_products_that_were_named_so(deconv, case, values, dis
     ("words", "says"),
     [
         (["FOLDER/none.py:f"], "does not exist"),
-        (["tan-sum", "--groups", "3"], "leave groups out"),
-        (["tan-sum", "--transposed"], "leave transposed out"),
+        (["tan-sum", "--groups", "3"], "leave --groups out"),
+        (["tan-sum", "--transposed"], "leave --transposed out"),
         (["product", "--light", "linear"], "--tap acts on the samples as they are stored"),
     ],
 )

@@ -194,7 +194,8 @@ def doubt_points(found: KernelEstimate, picture: BlurredPicture) -> str | None:
         return f"the spectrum of isolated points is not that of a scene, so the kernel {found.text} is a guess"
     taps, points = found.taps(), profile.kernel
     across = list(zip(full_widths(taps[None])[0].tolist(), profile.widths, profile.scatter, strict=True))
-    if all(scatter > _UNEVEN * width and 0.85 * width < own < 1.05 * width for own, width, scatter in across):
+    is_uneven = any(scatter > _UNEVEN * width for _, width, scatter in across)
+    if is_uneven and all(0.85 * width < own < 1.05 * width for own, width, _ in across):
         return None  # galaxies, or noise: only the widths can be compared
     both = tuple(max(pair) | 1 for pair in zip(taps.shape, points.shape, strict=True))
     taps, points = resized(taps, both), resized(points, both)
