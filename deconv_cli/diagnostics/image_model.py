@@ -178,7 +178,7 @@ class _Components:
             lowest = self.power.sort().values[: max(1, int(_LOWEST_SHARE * self.power.numel()))]
             noise = synchronize.as_number(lowest.mean())
         parameters = torch.cat([start, torch.full((1,), math.log(max(noise, 1e-30)), dtype=dtype, device=device)])
-        ridge = torch.cat([spread.square().reciprocal(), spread.new_tensor([float(not is_free)])])
+        ridge = torch.cat([spread.square().reciprocal(), spread.new_full((1,), float(not is_free))])
         middle = torch.cat([center, parameters[-1:]])
         value = self._misfit(parameters, weight, ridge, middle)
         for _ in range(_N_STEPS):

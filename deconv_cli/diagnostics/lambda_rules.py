@@ -196,7 +196,8 @@ def choose_by_rule(rule: LambdaRule, data: SpectralData, sigma: float) -> Lambda
 
     def criteria(lams: list[float]) -> list[float]:
         # A row for each λ, beside the gains.
-        return synchronize.as_numbers(_CRITERIA[rule](data, data.power.new_tensor(lams)[:, None], sigma))
+        points = torch.tensor(lams, dtype=data.power.dtype, device=data.power.device)
+        return synchronize.as_numbers(_CRITERIA[rule](data, points[:, None], sigma))
 
     values = criteria(lams)
     best = min(range(n), key=lambda k: (not math.isfinite(values[k]), values[k]))
