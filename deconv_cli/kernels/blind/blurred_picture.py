@@ -247,8 +247,7 @@ def describe_alignment(
 
     If much of the picture is saturated, both the whole and the pixels far from the saturated ones must speak against
     the kernel. What to change is read from the latter, since saturated edges hide the size of a blur. The kernel has
-    the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see
-    `BlurredPicture.of`.
+    the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see `BlurredPicture.of`.
     """
     try:
         picture = BlurredPicture.of(_middle(image, _WINDOW), tone_curve=tone_curve, jpeg_table=jpeg_table)
