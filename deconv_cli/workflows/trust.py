@@ -174,8 +174,8 @@ def measure_clipping(
     """Measure how much of an estimate lies far beyond a range.
 
     `noise` is the standard deviation of the noise in the data, which is estimated if it is not given. If the data have
-    the shape of the estimate, samples at the ends of the range do not count. Before a share is large enough for a
-    doubt, samples above the range are left out within half a kernel of a saturated one: light there may exceed white.
+    the shape of the estimate, samples at the ends of the range do not count. If the share is large enough for a
+    doubt, samples above the range do not count either within half a kernel of a saturated one: light may exceed white.
     """
     if data.dtype is torch.uint16:  # which torch cannot compare
         data = data.int()
