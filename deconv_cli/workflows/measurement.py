@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -21,7 +22,7 @@ from deconv_cli.diagnostics.noise_level import least_noise_level
 from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests, check_residual, measure_noise_ratio
 from deconv_cli.diagnostics.spectra import FadedImages
-from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
+from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, TorusModes, torus_modes
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.kernels.bead_psf import OF_POINTS, kurtosis
 from deconv_cli.kernels.blind.blurred_picture import describe_alignment
@@ -312,15 +313,17 @@ def diagnose(
     modes = torus_modes(taps, image_size)
     of_data = modes if data_size == image_size else torus_modes(taps, data_size)
     conditioning = measure_conditioning(modes, as_filter)
-    spectra = [FadedImages.of(images, n_axes).spectrum for images in (outputs, estimate)]
-    if problem.operator.boundary.is_periodic and image_size == data_size:
-        spectra = [modes.transformed(images) for images in (outputs, estimate)]
-    threshold = conditioning.threshold
+    is_on_torus = problem.operator.boundary.is_periodic and image_size == data_size
+
+    def null_share(modes: TorusModes, images: Tensor, coefficients: Callable[[Tensor], Tensor]) -> float:
+        spectrum = modes.transformed(images) if is_on_torus else FadedImages.of(images, n_axes).spectrum
+        return modes.null_share(coefficients(spectrum), spectrum, conditioning.threshold)
+
     return Diagnosis(
         residual=inverse.kernel.join(residual),
         conditioning=conditioning,
-        null_share_of_data=of_data.null_share(of_data.of_outputs(spectra[0]), spectra[0], threshold),
-        null_share_of_estimate=modes.null_share(modes.of_inputs(spectra[1]), spectra[1], threshold),
+        null_share_of_data=null_share(of_data, outputs, of_data.of_outputs),
+        null_share_of_estimate=null_share(modes, estimate, modes.of_inputs),
         resolution=None if has_phases else measure_resolution(taps, image_size, as_filter),
         tests=result.residual_tests
         or check_residual(
