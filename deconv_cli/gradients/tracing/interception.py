@@ -20,12 +20,9 @@ from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCal
 from deconv_cli.gradients.tracing.operations import RANDOM, WATCHED, LossCall, find_misuse, label_of, plain_name
 
 
-def trace_forward(subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> ForwardTrace:
-    """Run forward and the loss once, and watch.
-
-    `find_origins` also looks for operations that make NaN or infinity, `keep_tensors` copies all computed tensors.
-    """
-    tracker = FlowTracker(subject, find_origins=find_origins, keep_tensors=keep_tensors)
+def trace_forward(subject: Subject, *, keep_tensors: bool = False) -> ForwardTrace:
+    """Run forward and the loss once, and watch; `keep_tensors` keeps the tensors of every operation."""
+    tracker = FlowTracker(subject, keep_tensors=keep_tensors)
     with (
         tracker.locator.following(),
         observing_hidden_calls(functools.partial(_observe_hidden_call, tracker)),
