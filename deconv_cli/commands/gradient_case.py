@@ -282,7 +282,7 @@ def _settle_target(case: Case) -> None:
     """Draw a target of the output's shape, and note which axis holds classes."""
     import torch
 
-    from deconv_cli.gradients.losses import NAMED_LOSSES, OF_CLASSES, classes_are_last, only_tensor
+    from deconv_cli.gradients.losses import OF_CLASSES, classes_are_last, draw_target, only_tensor
 
     subject = case.subject
     if subject.target is not None and case.loss_name not in OF_CLASSES:
@@ -290,7 +290,7 @@ def _settle_target(case: Case) -> None:
     output = only_tensor(first_output(subject), case.loss_name).detach()
     if subject.target is None:
         generator = torch.Generator().manual_seed(subject.seed + 1)
-        subject.target = NAMED_LOSSES[case.loss_name].draw_target(output, generator)
+        subject.target = draw_target(case.loss_name, output, generator)
         case.notes.append("the target is synthetic")
     if case.loss_name in OF_CLASSES and classes_are_last(output, subject.target):
         case.notes.append(

@@ -24,12 +24,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call, vjp, vmap
-from torch.nn import functional
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.inputs import Batch
-from deconv_cli.gradients.losses import OF_CLASSES, classes_are_last, own_loss
+from deconv_cli.gradients.losses import NAMED_LOSSES, OF_CLASSES, classes_second, own_loss
 from deconv_cli.gradients.subject import Loss, as_scalar, seed_everything
 
 
@@ -39,12 +38,11 @@ class Likelihood:
 
     Attributes:
         name: for the report.
-        loss: a loss of torch, which is −log p(target | output) times `factor` if it is summed over a batch.
         draw: draws targets from the model, for the outputs of a batch.
+        factor: the loss of torch, summed over a batch, is −log p(target | output) times this factor.
     """
 
     name: str
-    loss: Callable[..., torch.Tensor]
     draw: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
     factor: float = 1.0
 
@@ -56,25 +54,17 @@ def _draw_classes(probabilities: torch.Tensor, generator: torch.Generator) -> to
 
 
 LIKELIHOODS = {
-    "cross-entropy": Likelihood(
-        "categorical", functional.cross_entropy, lambda output, g: _draw_classes(output.softmax(1), g)
-    ),
-    "nll": Likelihood("categorical", functional.nll_loss, lambda output, g: _draw_classes(output.exp(), g)),
+    "cross-entropy": Likelihood("categorical", lambda output, g: _draw_classes(output.softmax(1), g)),
+    "nll": Likelihood("categorical", lambda output, g: _draw_classes(output.exp(), g)),
     "mse": Likelihood(
         "normal with variance 1 (half the sum of squares)",
-        functional.mse_loss,
         lambda output, g: output + torch.randn(output.shape, generator=g, dtype=output.dtype),
         factor=2.0,
     ),
-    "bce-with-logits": Likelihood(
-        "Bernoulli",
-        functional.binary_cross_entropy_with_logits,
-        lambda output, g: torch.bernoulli(output.sigmoid(), generator=g),
-    ),
+    "bce-with-logits": Likelihood("Bernoulli", lambda output, g: torch.bernoulli(output.sigmoid(), generator=g)),
 }
 """Losses that are the negative logarithm of a likelihood."""
 
-KINDS = ("empirical", "sampled", "exact", "ggn")
 _MAX_OUTPUTS = 1024
 
 
@@ -84,21 +74,19 @@ class SampleLoss:
     Outputs have their classes along axis 1.
 
     Raises:
-        UsageError: there is no such kind, or it needs a likelihood and the loss has none.
+        UsageError: the kind needs a likelihood, and the loss has none.
     """
 
     def __init__(self, name: str, function: Loss, kind: str, n_draws: int, generator: torch.Generator) -> None:
-        if kind not in KINDS:
-            raise UsageError(f"the kind of Fisher matrix must be one of {', '.join(KINDS)}, but is '{kind}'.")
         # Log-probabilities are logits too, by which the Hessian is not zero.
-        self.likelihood = LIKELIHOODS.get("cross-entropy" if (name, kind) == ("nll", "exact") else name)
+        self.name = "cross-entropy" if (name, kind) == ("nll", "exact") else name
+        self.likelihood = LIKELIHOODS.get(self.name)
         if self.likelihood is None and kind in ("sampled", "exact"):
             raise UsageError(
                 f"the true Fisher matrix needs a likelihood; the loss must be one of {', '.join(LIKELIHOODS)}, but is "
                 f'\'{name}\'; kind="empirical" and kind="ggn" take any loss.'
             )
         self.kind = kind
-        self.name = name
         self._function = function
         self._n_draws = n_draws
         self._generator = generator
@@ -110,7 +98,7 @@ class SampleLoss:
         assert target is not None
         target = target if self.name in OF_CLASSES else _shaped_as(target, output)
         target = target.to(output.dtype) if target.is_floating_point() else target
-        return self.likelihood.loss(output, target, reduction="sum") / self.likelihood.factor
+        return NAMED_LOSSES[self.name](output, target, reduction="sum") / self.likelihood.factor
 
     def batch_mean(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Compute the mean loss of a batch; the kinds `sampled` and `exact` draw the targets from the model.
@@ -278,7 +266,6 @@ class _Total:
         self._loss = loss
         self._seed = seed
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._are_classes_last = False
         likelihood = loss.likelihood.name if loss.likelihood else "the loss itself, sample by sample"
         self.result = FisherDiagonal(loss.kind, self._zeros(), self._zeros(), likelihood)
 
@@ -292,14 +279,10 @@ class _Total:
             raise UsageError(
                 'this Fisher matrix needs targets; give them, or sample them from the model: kind="sampled".'
             )
-        self._are_classes_last = False
         output = self._output(batch)  # with a graph, since forward may take gradients itself
         if loss.name == "projection":
             refuse_projection(output)
-        is_tensor = isinstance(output, torch.Tensor)
-        self._are_classes_last = is_tensor and loss.name in OF_CLASSES and classes_are_last(output, batch.target)
-        output = self._with_classes_second(output)
-        if is_tensor and output.ndim and output.shape[0] == batch.n_samples:
+        if isinstance(output, torch.Tensor) and output.ndim and output.shape[0] == batch.n_samples:
             self._add_squares(batch, loss.vectors(output.detach(), batch))
         elif loss.kind == "empirical":
             result.loop_reason = "the output is not one tensor with a row for each sample"
@@ -316,10 +299,11 @@ class _Total:
 
     def _output(self, batch: Batch) -> Any:  # noqa: ANN401  whatever the model gives
         seed_everything(self._seed)
-        return self._with_classes_second(self._model(*batch.arguments, **batch.keywords))
+        return self._with_classes_second(self._model(*batch.arguments, **batch.keywords), batch.target)
 
-    def _with_classes_second(self, output: Any) -> Any:  # noqa: ANN401
-        return output.movedim(-1, 1) if self._are_classes_last else output
+    def _with_classes_second(self, output: Any, target: torch.Tensor | None) -> Any:  # noqa: ANN401
+        is_of_classes = isinstance(output, torch.Tensor) and self._loss.name in OF_CLASSES
+        return classes_second(output, target) if is_of_classes else output
 
     def _add_squares(self, batch: Batch, vectors: torch.Tensor) -> None:
         """Pull vectors of shape `(N, F, K)` back to the parameters, and add their squares."""
@@ -340,6 +324,7 @@ class _Total:
 
     def _vectorized(self, batch: Batch, vectors: torch.Tensor) -> Diagonal:
         names, n_arguments = list(batch.keywords), len(batch.arguments)
+        target = None if batch.target is None else batch.target[:1]  # its shape tells where the classes are
         parameters = {name: p.detach() for name, p in self._trainable.items()}
         n_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
         n_together = max(1, int(_CHUNK_BYTES // max(n_bytes, 1)))
@@ -350,7 +335,7 @@ class _Total:
 
             def outputs(values: Diagonal) -> torch.Tensor:
                 output = functional_call(self._model, values, arguments, keywords)
-                return self._with_classes_second(output).flatten()
+                return self._with_classes_second(output, target).flatten()
 
             pull_back = vjp(outputs, parameters)[1]
             pulled = vmap(lambda v: pull_back(v)[0], chunk_size=n_together)(sample_vectors)
