@@ -38,28 +38,31 @@ class FunctionTrial:
 
     Attributes:
         leaves: the arguments, flattened by `spec`.
-        tensors: the inputs to differentiate by, keyed by their position among the leaves.
+        tensors: the inputs to differentiate by, which lie at these `positions` among the leaves, and at these `places`
+            among the tensors of the call.
     """
 
     function: type[torch.autograd.Function]
     leaves: list[Any]
     spec: pytree.TreeSpec
-    tensors: dict[int, torch.Tensor]
+    positions: list[int]
+    places: list[int]
+    tensors: list[torch.Tensor]
 
     @classmethod
     def of(cls, call: FunctionCall) -> FunctionTrial:
         """Build a trial from a call. Inputs that need no gradient are not compared."""
         leaves, spec = pytree.tree_flatten(call.arguments)
-        positions = [n for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        needed = [n for n, is_needed in zip(positions, call.needs, strict=True) if is_needed]
-        moved = [n for n in needed if leaves[n].is_floating_point()]
-        tensors = {n: leaves[n].detach().clone().contiguous().requires_grad_() for n in moved}
-        return cls(call.function, leaves, spec, tensors)
+        given = [n for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        places = [k for k, n in enumerate(given) if call.needs[k] and leaves[n].is_floating_point()]
+        positions = [given[k] for k in places]
+        tensors = [leaves[n].detach().clone().contiguous().requires_grad_() for n in positions]
+        return cls(call.function, leaves, spec, positions, places, tensors)
 
     def arguments(self) -> Any:  # noqa: ANN401  the Function's own arguments
         """Copy the arguments; inputs to differentiate by are no leaves, so that forward may write to them."""
         copies = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
-        for n, tensor in self.tensors.items():
+        for n, tensor in zip(self.positions, self.tensors, strict=True):
             copies[n] = tensor.clone()
         return pytree.tree_unflatten(copies, self.spec)
 
@@ -84,7 +87,7 @@ class FunctionTrial:
     def gradients(self, weights: Sequence[torch.Tensor] | None = None) -> Gradients:
         """Run the hand-written backward on incoming gradients."""
         own = [weight.clone() for weight in weights or self.weights]  # backward may write to what it is given
-        return differentiate(self.outputs(), list(self.tensors.values()), own)
+        return differentiate(self.outputs(), self.tensors, own)
 
     @cached_property
     def given(self) -> Gradients:
@@ -97,7 +100,7 @@ class FunctionTrial:
         with contextlib.suppress(Exception), torch.enable_grad():
             outputs = self.pieces()
             if any(output.requires_grad for output in outputs):
-                return differentiate(outputs, list(self.tensors.values()), self.weights)
+                return differentiate(outputs, self.tensors, self.weights)
         return None
 
     def pieces(self) -> list[torch.Tensor]:
@@ -111,7 +114,7 @@ class FunctionTrial:
         """List all values of forward, the gradients by them from autograd, and the quotients of these gradients."""
         with contextlib.suppress(Exception), torch.enable_grad(), _Collecting() as mode:
             outputs = self.pieces()
-            found = [*self.tensors.values(), *mode.tensors]
+            found = [*self.tensors, *mode.tensors]
             gradients = differentiate(outputs, [tensor for tensor in found if tensor.requires_grad], self.weights)
             own = [gradient for gradient in gradients if gradient is not None]
             slopes = [one / other for one, other in itertools.permutations(own, 2) if one.shape == other.shape]
@@ -121,7 +124,7 @@ class FunctionTrial:
     def proof_of_surrogate(self, index: int) -> str:
         """Write why a gradient may be meant as a surrogate for that of a step; empty if this input passes no step."""
         with contextlib.suppress(Exception), torch.enable_grad(), _PassingSteps() as mode:
-            passed = differentiate(self.pieces(), list(self.tensors.values()), self.weights)[index]
+            passed = differentiate(self.pieces(), self.tensors, self.weights)[index]
             own = self.expected[index] if self.expected else None
             is_cut = passed is not None and (own is None or not torch.allclose(passed, own))
             if mode.names and self.expected and is_cut:
@@ -130,7 +133,7 @@ class FunctionTrial:
 
     def _is_step(self, index: int) -> bool:
         """Return whether small changes of an input leave the outputs the same to the bit, but large ones do not."""
-        tensor = list(self.tensors.values())[index].detach()
+        tensor = self.tensors[index].detach()
         kept, generator = tensor.clone(), torch.Generator().manual_seed(2)
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * tensor.abs().mean()
         with torch.no_grad():
@@ -143,7 +146,7 @@ class FunctionTrial:
 
     def returns(self, index: int) -> bool:
         """Return whether forward returns one of the inputs unchanged."""
-        own = list(self.tensors.values())[index]
+        own = self.tensors[index]
         with torch.no_grad():
             return any(output.shape == own.shape and torch.equal(output, own) for output in self.outputs())
 
@@ -214,7 +217,7 @@ def compare_input(trial: FunctionTrial, index: int, deadline: float = math.inf) 
         ValueError: backward gives a gradient of another shape.
     """
     function = ScalarFunction(trial.value, deadline=deadline)
-    tensor, given = list(trial.tensors.values())[index], trial.given[index]
+    tensor, given = trial.tensors[index], trial.given[index]
     expected = trial.expected[index] if trial.expected is not None else None
     hand = torch.zeros_like(tensor) if given is None else given.detach().to(tensor.dtype)
     if hand.shape != tensor.shape:
