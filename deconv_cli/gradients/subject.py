@@ -88,7 +88,7 @@ class Subject:
             if self._is_in_double:
                 stack.enter_context(LiftedCasts())
             if self._held is not None:
-                stack.enter_context(self._held)
+                stack.enter_context(self._held.holding())
             yield
 
     @contextlib.contextmanager

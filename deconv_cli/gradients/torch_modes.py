@@ -90,17 +90,14 @@ class DetachedConstants(TorchFunctionMode):
         self._position = 0
         self._is_recorded = False
         self._n_functions = 0  # that run
-        self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> DetachedConstants:
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Record the values of a run, or hold them if one was recorded."""
         self._position = 0
-        self._stack.enter_context(observing_hidden_calls(self._run_hidden))
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._stack.close()
-        self._is_recorded = self._is_recorded or error[0] is None
+        with observing_hidden_calls(self._run_hidden), self:
+            yield
+        self._is_recorded = True
 
     def _run_hidden(self, hidden: HiddenCall) -> Any:  # noqa: ANN401  whatever the call gives
         """Run a hand-written Function, or the content of a reentrant checkpoint, which backward runs with gradients."""

@@ -202,6 +202,12 @@ def _frames_in_the_model() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def own_frames() -> Iterator[FrameType]:
+    """List the running frames of the user's own code, the innermost first."""
+    files = ((frame, frame.f_code.co_filename) for frame in _frames_in_the_model())
+    return (frame for frame, file in files if is_user_code(file) and not is_installed(file))
+
+
 def running_line() -> CodeLocation:
     """Find the running line of the user's code."""
     return Locator(nn.Module()).here()

@@ -25,10 +25,11 @@ from deconv_cli.gradients.tracing.code_location import (
     CodeLocation,
     location_of_error,
     location_of_function,
+    own_frames,
     running_line,
 )
 from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch
-from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
+from deconv_cli.gradients.training.recorded_pass import subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
 
 _MAX_PASSES = 4
@@ -104,9 +105,9 @@ class TrainingWatch:
 
     def __enter__(self) -> TrainingWatch:
         self._replace(torch.autograd, "backward", self._watched_backward)
-        self._replace(torch.optim.Optimizer, "__init__", self.optimizers.watched_creation)
-        self._replace(torch.optim.Optimizer, "zero_grad", self.optimizers.watched_clearing)
-        self._replace(nn.Module, "zero_grad", self.optimizers.watched_clearing)
+        self._note_calls(torch.optim.Optimizer, "__init__", self.optimizers.note_creation)
+        self._note_calls(torch.optim.Optimizer, "zero_grad", self.optimizers.note_clearing)
+        self._note_calls(nn.Module, "zero_grad", self.optimizers.note_clearing)
         self._replace(
             torch, "from_numpy", lambda make: lambda array: self._tape.record(make, "from_numpy", (array,), {})
         )
@@ -131,6 +132,15 @@ class TrainingWatch:
 
     def _replace(self, owner: Any, name: str, watched: Callable[[Any], Any]) -> None:  # noqa: ANN401
         self._stack.enter_context(replaced(owner, name, watched(getattr(owner, name))))
+
+    def _note_calls(self, owner: type, name: str, note: Callable[[Any], None]) -> None:
+        method = getattr(owner, name)
+
+        def noted(own: Any, *args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
+            note(own)
+            method(own, *args, **keywords)
+
+        self._stack.enter_context(replaced(owner, name, noted))
 
     def _enter_module(self, module: nn.Module, _arguments: object) -> None:
         if not self._tape.suspended and not self._tape.modules:
