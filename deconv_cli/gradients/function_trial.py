@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch.autograd.function import FunctionCtx
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.finite_difference_search import ELEMENT_TOLERANCE, compare_tensors, unravel
@@ -25,7 +24,7 @@ from deconv_cli.gradients.finite_differences import (
     compare_along,
 )
 from deconv_cli.gradients.nested_tensors import real
-from deconv_cli.gradients.torch_modes import LiftedHalves
+from deconv_cli.gradients.torch_modes import EachCall, LiftedHalves
 from deconv_cli.gradients.tracing.forward_trace import FunctionCall
 from deconv_cli.gradients.tracing.operations import STEPS, plain_name
 
@@ -112,9 +111,15 @@ class FunctionTrial:
 
     def known_values(self) -> list[torch.Tensor]:
         """List all values of forward, the gradients by them from autograd, and the quotients of these gradients."""
-        with contextlib.suppress(Exception), torch.enable_grad(), _Collecting() as mode:
+        found = list(self.tensors)
+
+        def collect(func: Any, args: Any, keywords: dict[str, Any]) -> Any:  # noqa: ANN401  any function of torch
+            result = func(*args, **keywords)
+            found.extend(real(result))
+            return result
+
+        with contextlib.suppress(Exception), torch.enable_grad(), EachCall(collect):
             outputs = self.pieces()
-            found = [*self.tensors, *mode.tensors]
             gradients = differentiate(outputs, [tensor for tensor in found if tensor.requires_grad], self.weights)
             own = [gradient for gradient in gradients if gradient is not None]
             slopes = [one / other for one, other in itertools.permutations(own, 2) if one.shape == other.shape]
@@ -123,12 +128,21 @@ class FunctionTrial:
 
     def proof_of_surrogate(self, index: int) -> str:
         """Write why a gradient may be meant as a surrogate for that of a step; empty if this input passes no step."""
-        with contextlib.suppress(Exception), torch.enable_grad(), _PassingSteps() as mode:
+        steps = set[str]()
+
+        def pass_on(func: Any, args: Any, keywords: dict[str, Any]) -> Any:  # noqa: ANN401  any function of torch
+            result, name = func(*args, **keywords), plain_name(func).strip("_")
+            if name not in STEPS:
+                return result
+            steps.add(name)
+            return args[0] + (result - args[0]).detach() if args else result  # the gradient passes straight through
+
+        with contextlib.suppress(Exception), torch.enable_grad(), EachCall(pass_on):
             passed = differentiate(self.pieces(), self.tensors, self.weights)[index]
             own = self.expected[index] if self.expected else None
             is_cut = passed is not None and (own is None or not torch.allclose(passed, own))
-            if mode.names and self.expected and is_cut:
-                return f"forward uses {' and '.join(sorted(mode.names))}, with a derivative of zero"
+            if steps and self.expected and is_cut:
+                return f"forward uses {' and '.join(sorted(steps))}, with a derivative of zero"
         return "small changes of this input have no effect on forward" * self._is_step(index)
 
     def _is_step(self, index: int) -> bool:
@@ -149,34 +163,6 @@ class FunctionTrial:
         own = self.tensors[index]
         with torch.no_grad():
             return any(output.shape == own.shape and torch.equal(output, own) for output in self.outputs())
-
-
-class _Collecting(TorchFunctionMode):
-    """Collects all computed tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: list[torch.Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        result = func(*args, **(kwargs or {}))
-        self.tensors += real(result)
-        return result
-
-
-class _PassingSteps(TorchFunctionMode):
-    """Passes gradients straight through steps, such as rounding and signs, and collects their names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        result, name = func(*args, **(kwargs or {})), plain_name(func).strip("_")
-        if name not in STEPS:
-            return result
-        self.names.add(name)
-        return args[0] + (result - args[0]).detach() if args else result
 
 
 class _Context(FunctionCtx):

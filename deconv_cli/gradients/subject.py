@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.nested_tensors import leaves_of
-from deconv_cli.gradients.torch_modes import DetachedConstants, LiftedCasts, replaced
+from deconv_cli.gradients.torch_modes import DetachedConstants, EachCall, lift_casts, replaced
 
 Loss = Callable[[Any, Any], Any]
 """Called with the output of the model and the target (None without one); gives a scalar."""
@@ -86,7 +86,7 @@ class Subject:
             if not self.is_starting:
                 stack.enter_context(self.untouched_state())
             if self._is_in_double:
-                stack.enter_context(LiftedCasts())
+                stack.enter_context(EachCall(lift_casts))
             if self._held is not None:
                 stack.enter_context(self._held.holding())
             yield
