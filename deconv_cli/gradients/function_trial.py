@@ -111,15 +111,16 @@ class FunctionTrial:
 
     def known_values(self) -> list[torch.Tensor]:
         """List all values of forward, the gradients by them from autograd, and the quotients of these gradients."""
-        found = list(self.tensors)
+        made = list[torch.Tensor]()
 
         def collect(func: Any, args: Any, keywords: dict[str, Any]) -> Any:  # noqa: ANN401  any function of torch
             result = func(*args, **keywords)
-            found.extend(real(result))
+            made.extend(real(result))
             return result
 
         with contextlib.suppress(Exception), torch.enable_grad(), EachCall(collect):
             outputs = self.pieces()
+            found = [*self.tensors, *made]
             gradients = differentiate(outputs, [tensor for tensor in found if tensor.requires_grad], self.weights)
             own = [gradient for gradient in gradients if gradient is not None]
             slopes = [one / other for one, other in itertools.permutations(own, 2) if one.shape == other.shape]
