@@ -22,7 +22,6 @@ def trace_forward(subject: Subject, *, keep_tensors: bool = False) -> ForwardTra
     """Run forward and the loss once, and watch; `keep_tensors` keeps the tensors of every operation."""
     tracker = FlowTracker(subject, keep_tensors=keep_tensors)
     with (
-        tracker.locator.following(),
         observing_hidden_calls(functools.partial(_observe_hidden_call, tracker)),
         EachCall(functools.partial(_observe_call, tracker)),
     ):
