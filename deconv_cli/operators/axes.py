@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -84,6 +84,20 @@ def unravel(number: int, size: Size) -> Size:
         number, at = divmod(number, length)
         coordinates.append(at)
     return tuple(reversed(coordinates))
+
+
+def join_neighbors(x: Tensor, reach: Size, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Join the samples in a box of a reach around each along the last axes, by an operation in place; outside is zero.
+
+    `Tensor.bitwise_or_` widens a mask. Pools of torch take 3 to 20 times as long.
+    """
+    for axis, longest in zip(space_axes(len(reach)), reach, strict=True):
+        total, n = x.clone(), x.shape[axis]
+        for step in range(1, min(longest, n - 1) + 1):
+            join(total.narrow(axis, 0, n - step), x.narrow(axis, step, n - step))
+            join(total.narrow(axis, step, n - step), x.narrow(axis, 0, n - step))
+        x = total
+    return x
 
 
 def squared_gradient(images: Tensor, n_axes: int) -> Tensor:
