@@ -20,8 +20,8 @@ from torch.nn import functional
 from torch.special import bessel_j0, bessel_j1
 
 from deconv_cli.errors import UsageError, check_type
+from deconv_cli.kernels.sources.blurs import disk_kernel
 from deconv_cli.kernels.sources.formula import sample_kernel
-from deconv_cli.kernels.sources.simple_blurs import disk_kernel
 from deconv_cli.vocabulary import Size, check_name, format_percent, format_size
 
 MODES = ("widefield", "confocal", "two-photon", "light-sheet")

@@ -317,13 +317,13 @@ def _read_factor(text: str) -> ContinuousKernel:
     source: KernelSource = KERNEL_SOURCES[KERNEL_SOURCES.check(name[:40])]
     if source.read is not None and rest:
         return source.make(source.read(rest))
-    numbers = _floats(rest.split("@") if rest else [])
+    numbers = read_floats(rest.split("@") if rest else [])
     if len(numbers) != len(source.parameters) or not all(map(math.isfinite, numbers)):
         raise UsageError(f"this kernel must be written {source.usage(name)}, but is '{shortened(text)}'.")
     return source.make(*numbers)
 
 
-def _floats(texts: list[str]) -> tuple[float, ...]:
+def read_floats(texts: list[str]) -> tuple[float, ...]:
     """Read numbers; none where one is no number."""
     try:
         return tuple(float(text) for text in texts)
