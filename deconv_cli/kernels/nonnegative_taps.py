@@ -32,13 +32,6 @@ def nearest_kernel(values: Tensor) -> Tensor:
     return (values - excess[n_positive - 1]).clamp_min(0)
 
 
-def least_squares_kernel(gram: Tensor, moment: Tensor, start: Tensor) -> Tensor:
-    """Minimize ½ tᵀGt − mᵀt over kernels t `(n,)`, from a kernel on; G is symmetric and positive definite, `(n, n)`."""
-    # No eigenvalue exceeds the largest sum of a row's sizes.
-    step = 1 / float(gram.abs().sum(1).max())
-    return minimize_over_kernels(lambda kernel: gram @ kernel - moment, step, start)
-
-
 def minimize_over_kernels(slope: Callable[[Tensor], Tensor], step: float, start: Tensor) -> Tensor:
     """Minimize a convex function over kernels `(n,)`, by accelerated projected gradients that restart.
 

@@ -19,7 +19,7 @@ from torch.fft import irfft2, rfft2
 from torch.nn.functional import avg_pool2d, interpolate
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.kernels.nonnegative_taps import least_squares_kernel
+from deconv_cli.kernels.nonnegative_taps import minimize_over_kernels
 from deconv_cli.operators.axes import squared_modulus
 from deconv_cli.operators.circulant import next_fast_size
 
@@ -109,7 +109,9 @@ class SharpDerivatives:
         residual = rfft2(self.y - self._blurred(spectrum), s=self._torus)
         descent = irfft2((spectrum * residual.conj()).sum(0), s=self._torus)[:k, :k].double().flatten()
         start = self.taps.double().flatten()
-        found = least_squares_kernel(gram, gram @ start + descent - variance * start, start)
+        moment = gram @ start + descent - variance * start
+        step = 1 / float(gram.abs().sum(1).max())  # no eigenvalue exceeds the largest sum of a row's sizes
+        found = minimize_over_kernels(lambda taps: gram @ taps - moment, step, start)
         self._take(found.reshape(k, k).to(self.y.dtype))
 
     def update_noise(self, least: float) -> None:
@@ -214,7 +216,8 @@ def _ascend(y: Tensor, taps: Tensor, sigma: float) -> tuple[float, Tensor]:
         posterior.update_image()
         posterior.update_kernel()
         posterior.update_noise(least)
-    return posterior.free_energy(), pruned(posterior.taps, _LEAST_TAP)
+    taps = posterior.taps
+    return posterior.free_energy(), _unit_sum(torch.where(taps < _LEAST_TAP * taps.max(), 0, taps))
 
 
 def _derivatives(light: Tensor) -> Tensor:
@@ -285,11 +288,6 @@ def _hats(n_taps: int, size: int, ratio: float) -> Tensor:
     wanted = (torch.arange(size) - (size - 1) / 2) / ratio
     given = torch.arange(n_taps) - (n_taps - 1) / 2
     return (1 - (wanted[:, None] - given).abs() * min(1.0, ratio)).clamp_min(0)
-
-
-def pruned(taps: Tensor, least: float) -> Tensor:
-    """Drop the taps below a share of the largest."""
-    return _unit_sum(torch.where(taps < least * taps.max(), 0, taps))
 
 
 def boxed(taps: Tensor) -> Tensor:
