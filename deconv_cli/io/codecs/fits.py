@@ -39,7 +39,7 @@ class Fits(Codec):
     suffixes = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz")
     magic = (b"SIMPLE  =", _GZIP)
     dtypes = ("uint8", "uint16", "float32", "float64")
-    record_inside = True
+    record_inside = has_short_record = True
     selects = "series"
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
@@ -100,10 +100,6 @@ class Fits(Codec):
         if others != lines and request.layout.resized_space([sizes[a] for a in request.layout.space]) != request.layout:
             kept, lost = replace(kept, native={FITS_HEADER: "\n".join(others)}), [*lost, _LOST_PLACE]
         return replace(kept, flavor=request.path.suffix.lower()), lost
-
-    def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Choose the part of the record that may be passed on with an image: settings, and the kernel."""
-        return records.short_record(record)
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write one image with its header and the record."""
