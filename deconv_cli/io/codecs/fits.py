@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import MalformedInputError, UsageError, warnings_here
+from deconv_cli.errors import MalformedInputError, import_extra, warnings_here
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import Codec, StoredImage, WriteRequest
 from deconv_cli.io.layout import Layout
@@ -122,10 +122,4 @@ FITS = Fits()
 
 def _imported(path: Path) -> Any:  # noqa: ANN401 (the module)
     """Import the module for FITS; raises `UsageError` if its package is not installed."""
-    try:
-        from astropy.io import fits
-    except ImportError as error:
-        raise UsageError(
-            f"'{path}' is a FITS file, which needs the missing package astropy: pip install 'deconv-cli[fits]'."
-        ) from error
-    return fits
+    return import_extra("astropy.io.fits", f"'{path}' is a FITS file, which needs", "fits")
