@@ -15,7 +15,7 @@ from deconv_cli.commands.console import print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.input_files import expand, refuse_clashes
 from deconv_cli.commands.kernel_commands import light_of
-from deconv_cli.commands.kernel_output import KernelAnswer, LightOption, check_kernel_output, write_kernel
+from deconv_cli.commands.kernel_output import KernelAnswer, LightOption, write_kernel
 from deconv_cli.commands.option_groups import option, optional
 from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
@@ -109,9 +109,7 @@ def fit(
         image = read_once(named[0][0])
         taps_size *= image.dimensions if image.is_picture else 1
     n_axes, choices = len(taps_size), options.choices()
-    for path in (answer.output, errors):
-        is_picture = n_axes > 1 and options.channels != "mix"
-        check_kernel_output(path, named[0][0], force=answer.force, is_picture=is_picture)
+    answer.check(named[0][0], errors, is_picture=n_axes > 1 and options.channels != "mix")
     refuse_clashes([], [path for pair in named for path in pair], [answer.output, errors])
     if errors is not None and loss != "squared":
         raise UsageError(f"--errors writes the error bars of the squared loss, but --loss is {loss}; leave one out.")

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deconv_cli.errors import GradientFaultError, UsageError
 from deconv_cli.gradients.checker import check_gradients
@@ -51,9 +52,7 @@ def huber(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
 
     Source: Huber, Robust estimation of a location parameter, Annals of Mathematical Statistics 35, 1964.
     """
-    distance = (prediction - target).abs()
-    near = distance.clamp_max(delta)
-    return near * (distance - near / 2)
+    return functional.huber_loss(prediction, target, reduction="none", delta=delta)
 
 
 def poisson(prediction: Tensor, target: Tensor) -> Tensor:
