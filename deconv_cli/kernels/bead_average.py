@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from deconv_cli.measured_light import shift, smooth
-from deconv_cli.operators.axes import space_axes
+from deconv_cli.measured_light import center_of_mass, shift, smooth
+from deconv_cli.operators.axes import resized, space_axes
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.vocabulary import Size
 
@@ -135,11 +134,8 @@ def _slope(template: Tensor, axis: int) -> Tensor:
 
 def _center_of(template: Tensor) -> Tensor:
     """Find the distance of the center of mass above half of the maximum from the middle sample, shape `(n_axes,)`."""
-    above = (template - 0.5 * template.max()).clamp_min(0)
-    places = [torch.arange(n, dtype=template.dtype) - n // 2 for n in template.shape]
-    others = [tuple(b for b in range(template.ndim) if b != a) for a in range(template.ndim)]
-    sums = [(above.sum(others[a]) if others[a] else above) @ places[a] for a in range(template.ndim)]
-    return torch.stack(sums) / above.sum()
+    center = center_of_mass((template - 0.5 * template.max()).clamp_min(0))
+    return center - center.new_tensor([n // 2 for n in template.shape])
 
 
 def _centered(template: Tensor) -> Tensor:
@@ -200,12 +196,6 @@ def fit_beads(
     coverage = gathered(weights, _points((places - middle).round(), heights.square(), wide))
     is_seen = coverage > SEEN * heights.square().sum()
     return template, torch.where(is_seen, noise * coverage.clamp_min(1e-300).rsqrt(), math.inf)
-
-
-def resized(light: Tensor, size: Size) -> Tensor:
-    """Crop to a size around the middle, or fill up with zeros to it."""
-    margins = [(k - n) // 2 for k, n in zip(size, light.shape, strict=True)]
-    return functional.pad(light, [margin for margin in reversed(margins) for _ in range(2)])
 
 
 def near_places(places: Tensor, size: Size, image_size: Size) -> Tensor:

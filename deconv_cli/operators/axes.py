@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deconv_cli.vocabulary import Size
 
@@ -35,6 +36,15 @@ def crop(x: Tensor, start: Size, size: Size) -> Tensor:
     for axis, first, length in zip(space_axes(len(size)), start, size, strict=True):
         x = x.narrow(axis, first, length)
     return x
+
+
+def resized(x: Tensor, size: Size) -> Tensor:
+    """Crop the last axes of `x` to a size, or fill them up with zeros, around the middle `(n - 1) // 2` of each."""
+    margins = []
+    for longer, n in zip(reversed(size), reversed(x.shape), strict=False):
+        before = (longer - 1) // 2 - (n - 1) // 2
+        margins += [before, longer - n - before]
+    return functional.pad(x, margins)
 
 
 def masked(numbers: Sequence[int], is_kept: Sequence[bool]) -> Size:
@@ -75,15 +85,6 @@ def half_weights(length: int, like: Tensor) -> Tensor:
     if length % 2 == 0:
         weights[-1] = 1.0
     return weights
-
-
-def unravel(number: int, size: Size) -> Size:
-    """Find the coordinates of an entry from its number in a flattened array of `size`."""
-    coordinates = []
-    for length in reversed(size):
-        number, at = divmod(number, length)
-        coordinates.append(at)
-    return tuple(reversed(coordinates))
 
 
 def join_neighbors(x: Tensor, reach: Size, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.nonnegative_taps import minimize_over_kernels
+from deconv_cli.measured_light import center_of_mass
 from deconv_cli.operators.axes import squared_modulus
 from deconv_cli.operators.circulant import next_fast_size
 
@@ -306,8 +307,7 @@ def balanced(taps: Tensor) -> Tensor:
     The result is the smallest square of odd size that holds them.
     """
     used = torch.nonzero(taps)
-    numbers = torch.arange(len(taps), dtype=taps.dtype)
-    center = [round(float((taps.sum(1 - axis) * numbers).sum())) for axis in (0, 1)]
+    center = [round(float(at)) for at in center_of_mass(taps)]
     reach = max(int((used[:, axis] - center[axis]).abs().max()) for axis in (0, 1))
     moved = taps.new_zeros(2 * reach + 1, 2 * reach + 1)
     moved[used[:, 0] - center[0] + reach, used[:, 1] - center[1] + reach] = taps[used[:, 0], used[:, 1]]
