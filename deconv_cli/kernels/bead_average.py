@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.measured_light import center_of_mass, shift, smooth
-from deconv_cli.operators.axes import resized, space_axes
+from deconv_cli.operators.axes import resized, space_axes, spread
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.vocabulary import Size
 
@@ -211,14 +211,11 @@ def near_places(places: Tensor, size: Size, image_size: Size) -> Tensor:
 def _points(places: Tensor, heights: Tensor, size: Size) -> Tensor:
     """Give the half spectrum of points on a torus of a size."""
     total = torch.zeros(*size[:-1], size[-1] // 2 + 1, dtype=torch.complex128)
-    n_axes = len(size)
+    lines = [torch.fft.fftfreq(n, dtype=places.dtype) for n in size[:-1]]
+    lines.append(torch.fft.rfftfreq(size[-1], dtype=places.dtype))
     for place, height in zip(places, heights, strict=True):
-        wave = height.to(total.dtype)
-        for axis, n in enumerate(size):
-            frequencies = (torch.fft.rfftfreq if axis == n_axes - 1 else torch.fft.fftfreq)(n, dtype=places.dtype)
-            turns = torch.exp(-2j * math.pi * place[axis] * frequencies)
-            wave = wave * turns.reshape(-1, *[1] * (n_axes - 1 - axis))
-        total += wave
+        turns = spread([torch.exp(-2j * math.pi * at * line) for at, line in zip(place, lines, strict=True)])
+        total += math.prod(turns, start=height)
     return total
 
 
@@ -228,9 +225,8 @@ def take_off_size(template: Tensor, diameter: float, spacing: tuple[float, ...])
     Diameter and spacing are in one unit.
     """
     axes = space_axes(template.ndim)
-    square = torch.zeros((), dtype=template.dtype)
-    for axis, n, step in zip(axes, template.shape, spacing, strict=True):
-        square = square + torch.fft.fftfreq(n, step, dtype=template.dtype).reshape(-1, *[1] * (-1 - axis)).square()
+    lines = [torch.fft.fftfreq(n, step, dtype=template.dtype) for n, step in zip(template.shape, spacing, strict=True)]
+    square = sum((line.square() for line in spread(lines)), start=template.new_zeros(()))
     q = (math.pi * diameter * square.sqrt()).clamp_min(1e-4)
     ball = 3 * (q.sin() - q * q.cos()) / q**3
     divided = torch.fft.fftn(template, dim=axes) * ball / (ball.square() + NOISE_SHARE)

@@ -182,7 +182,8 @@ def minimize_loss(
         return float(sum(losses) / unit + 0.5 * ridge.weight * (taps * (penalty @ taps)).sum())
 
     def size_of(step: Tensor) -> float:
-        return _size_of(pairs, step, size) / max(_size_of(pairs, taps, size), 1e-300)
+        changed, whole = (torch.cat([convolve(p.wide, each, size).flatten() for p in pairs]) for each in (step, taps))
+        return float(changed.norm() / whole.norm().clamp_min(1e-300))
 
     value = objective(taps)
     for _ in range(MAX_ROUNDS):
@@ -219,11 +220,6 @@ def _improved(taps: Tensor, rest: PairEquations, penalty: Tensor, ridge: Ridge, 
 def convolve(wide: Tensor, taps: Tensor, size: Size) -> Tensor:
     """Convolve an image that includes its border, `(C_in, *(size + k − 1))`, with taps `(N, C_out)`."""
     return CONVOLUTIONS[len(size)](wide[None], taps.T.reshape(taps.shape[1], -1, *size))[0]
-
-
-def _size_of(pairs: Sequence[Pair], taps: Tensor, size: Size) -> float:
-    """Measure the norm of the images that taps predict."""
-    return math.hypot(*(float(convolve(pair.wide, taps, size).norm()) for pair in pairs))
 
 
 def _as_squares(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.axes import space_axes, spread
 
 _N_STEPS = 80
 _TOLERANCE = 1e-6
@@ -83,7 +83,7 @@ def _nearest(plane: Tensor) -> Tensor:
     wanted = plane.double() / total
     wide = [2 * n for n in plane.shape]
     squares = [torch.fft.fftfreq(n, dtype=wanted.dtype, device=plane.device).square() for n in wide]
-    power = 1 / (_FLAT**2 + torch.stack(torch.meshgrid(*squares, indexing="ij")).sum(0))
+    power = 1 / sum(spread(squares), start=wanted.new_tensor(_FLAT**2))
     power = power / power.max()
 
     def slope(kernel: Tensor) -> Tensor:

@@ -26,6 +26,11 @@ def image_axes(n_axes: int) -> tuple[int, ...]:
     return tuple(range(-n_axes - 1, 0))
 
 
+def spread(lines: Sequence[Tensor]) -> list[Tensor]:
+    """Shape the numbers along each axis, `(n,)`, to be broadcast against those along the others."""
+    return [line.reshape(-1, *[1] * (len(lines) - 1 - axis)) for axis, line in enumerate(lines)]
+
+
 def per_image(values: Tensor, n_axes: int) -> Tensor:
     """Shape one number for each image, `(*batch,)`, to multiply images `(*batch, C, *size)` by."""
     return values.reshape(*values.shape, *[1] * (n_axes + 1))
