@@ -38,8 +38,10 @@ _CUT = "the kernel extends beyond its outermost taps, so the error bars are too 
 class PairOptions:
     """How to fit the kernel between pictures, and how to read them."""
 
-    channels: str | None = optional(
-        "--channels shared|each|mix", "One kernel for all channels (default), one for each, or a layer that mixes them."
+    channels: str = optional(
+        "--channels shared|each|mix",
+        "One kernel for all channels, one for each, or a layer that mixes them.",
+        default="shared",
     )
     boundary: str = optional(
         "--boundary NAME",
@@ -60,14 +62,8 @@ class PairOptions:
         weight = parse_numbers(self.lam)
         if weight != "auto" and not isinstance(weight, int | float):
             raise UsageError(f"--lambda must be auto or a positive number, but is '{shortened(self.lam)}'.")
-        return {
-            "channels": self.channels or "shared",
-            "boundary": self.boundary,
-            "penalty": self.penalty,
-            "lam": None if weight == "auto" else weight,
-            "nonnegative": self.nonnegative,
-            "unit_sum": self.unit_sum,
-        }
+        named = {name: value for name, value in vars(self).items() if name != "light"}
+        return named | {"lam": None if weight == "auto" else weight}
 
     def in_light(self, images: Sequence[ImageFile]) -> tuple[tuple[Tensor, ...], str]:
         """Return pictures of one scene in the light that the blur acts on, and the name of the light of the last."""
