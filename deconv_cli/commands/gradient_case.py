@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.option_groups import optional
 from deconv_cli.commands.user_code import ModelOptions
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import MAX_SEED
@@ -38,42 +38,32 @@ class CaseOptions(ModelOptions):
             "initializes the weights.",
         ),
     ] = None
-    model: Annotated[
-        str | None,
-        option(
-            "--model CODE",
-            "The model's class, a function that returns a model, or a model: file.py:Name or package.module:Name. "
-            "This code is run; no code in the file MODEL is.",
-        ),
-    ] = None
-    data: Annotated[
-        Path | None, option("--data FILE", "Inputs of forward (.safetensors, .pt, .npz), and 'target' for the loss.")
-    ] = None
-    loss: Annotated[
-        str,
-        option(
-            "--loss NAME|CODE",
-            "cross-entropy, nll, mse, l1, smooth-l1, huber, bce, bce-with-logits; projection (the sum of the outputs "
-            "with fixed random weights, or the model's own loss if it returns one); or file.py:function, called with "
-            "the output and the target, or with the output alone.",
-        ),
-    ] = "projection"
-    batch_size: Annotated[int, option("--batch-size N", "Number of samples of --data to process at once.", min=1)] = 16
-    input_shape: Annotated[
-        list[str] | None,
-        option(
-            "--input-shape SHAPE",
-            "Make a random input, for example 8,1,28,28; add dtype and range if needed: 8,32:int64:0..100. Give it "
-            "once for each input of forward.",
-            _SYNTHETIC,
-        ),
-    ] = None
-    target_shape: Annotated[
-        str | None, option("--target-shape SHAPE", "Make a random target, written in the same way.", _SYNTHETIC)
-    ] = None
-    seed: Annotated[
-        int, option("--seed", "Seed of the data and of random layers.", _SYNTHETIC, min=0, max=MAX_SEED)
-    ] = 0
+    model: str | None = optional(
+        "--model CODE",
+        "The model's class, a function that returns a model, or a model: file.py:Name or package.module:Name. "
+        "This code is run; no code in the file MODEL is.",
+    )
+    data: Path | None = optional(
+        "--data FILE", "Inputs of forward (.safetensors, .pt, .npz), and 'target' for the loss."
+    )
+    loss: str = optional(
+        "--loss NAME|CODE",
+        "cross-entropy, nll, mse, l1, smooth-l1, huber, bce, bce-with-logits; projection (the sum of the outputs with "
+        "fixed random weights, or the model's own loss if it returns one); or file.py:function, called with the output "
+        "and the target, or with the output alone.",
+        default="projection",
+    )
+    batch_size: int = optional("--batch-size N", "Number of samples of --data to process at once.", min=1, default=16)
+    input_shape: list[str] | None = optional(
+        "--input-shape SHAPE",
+        "Make a random input, for example 8,1,28,28; add dtype and range if needed: 8,32:int64:0..100. Give it once "
+        "for each input of forward.",
+        _SYNTHETIC,
+    )
+    target_shape: str | None = optional(
+        "--target-shape SHAPE", "Make a random target, written in the same way.", _SYNTHETIC
+    )
+    seed: int = optional("--seed", "Seed of the data and of random layers.", _SYNTHETIC, min=0, max=MAX_SEED, default=0)
 
 
 @dataclass(eq=False)
