@@ -51,6 +51,7 @@ def restore_whole(
 ) -> JobResult:
     """Reconstruct one input, write the result, and describe it."""
     from deconv_cli.report.run import InvertRun, describe_found, describe_run
+    from deconv_cli.workflows.trust import Doubt, DoubtReason
 
     extra, given = work.extra, work.settings
     image = work.move(kernel.arrange(source))
@@ -90,7 +91,8 @@ def restore_whole(
     result = _measured(result, image, prepared, planned.truth)
     found: tuple[str, ...] = ()
     if (estimate := kernel.source.estimate) is not None:
-        result = replace(result, kernel_doubt=estimate.doubt)
+        if estimate.doubt is not None:
+            result = replace(result, kernel_doubt=Doubt(DoubtReason.KERNEL, estimate.doubt))
         estimate = estimate if result.is_trusted else estimate.without_errors()
         kernel = replace(kernel, source=replace(kernel.source, estimate=estimate))
         found = (f"the kernel was found in the picture: {describe_found(estimate)}",)

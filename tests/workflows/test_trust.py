@@ -295,7 +295,7 @@ def test_a_photograph_restored_in_the_wrong_light_is_warned_of(kernel, light):
 
 @pytest.mark.parametrize("sentences", [(), ("the kernel is of quite another size",)])
 def test_a_kernel_of_another_size_is_named_instead_of_the_light(sentences, monkeypatch):
-    monkeypatch.setattr(measurement, "describe_alignment", lambda *_, **__: sentences)
+    monkeypatch.setattr(measurement, "describe_alignment", lambda *_, **__: (sentences, False))
     y, kernel = stored_scene("disk:3.7", "linear"), make_kernel("disk:3.7")
     options = {"defaults": "picture", "tone_curve": ToneCurve.srgb(255.0), "prior": "quadratic", "light": "stored"}
     result = deconv_cli.invert(y, kernel, **options)
