@@ -118,7 +118,7 @@ def test_the_window_of_a_spectrum_without_noise_does_not_make_a_kernel_too_wide(
     assert "scaled by 0." in sentence
     assert is_clear
     (sentence,), is_clear = describe_alignment(make_kernel("gaussian:1.4"), exact)
-    assert not is_clear  # a kernel that is too small harms no picture
+    assert not is_clear  # a kernel that is too small does less harm
 
 
 def test_refusals():

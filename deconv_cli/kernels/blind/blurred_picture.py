@@ -247,7 +247,7 @@ def describe_alignment(
 ) -> tuple[tuple[str, ...], bool]:
     """Give a sentence if the kernel is much likelier turned, mirrored or scaled, judged on the middle of the picture.
 
-    The second value is whether that is beyond doubt, and the kernel not merely too small, which harms no picture.
+    The second value is whether that is beyond doubt, and the kernel not merely too small, which does less harm.
 
     If much of the picture is saturated, both the whole and the pixels far from the saturated ones must speak against
     the kernel. What to change is read from the latter, since saturated edges hide the size of a blur. The kernel has
