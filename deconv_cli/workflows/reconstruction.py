@@ -262,7 +262,7 @@ class Reconstruction(ShownInNotebook):
 
 def _find_doubts(result: Reconstruction) -> list[Doubt]:
     """List the reasons not to trust a result; those of channels that were restored one by one name the channels."""
-    channels, found = result.channels, trust.doubt_solver(result.solution)
+    channels, found = result.channels, trust.doubt_solver(result.solution, result.settings.objective)
     is_quadratic_light = result.settings.defaults is InputKind.PICTURE and result.settings.objective == "quadratic"
     if channels:
         of_channels = [(n, doubt) for n, channel in enumerate(channels, start=1) for doubt in channel.doubts]

@@ -221,13 +221,15 @@ def _spread(is_full: Tensor, size: Size) -> Tensor:
     return near > 0
 
 
-def doubt_solver(solution: Solution) -> list[Doubt]:
+def doubt_solver(solution: Solution, objective: str = "quadratic") -> list[Doubt]:
     """Doubt a solve that did not reach its tolerance."""
-    sentence = f"the solver did not finish: {solution.ending}"
+    advice = INSTEAD_OF_NONNEGATIVE if objective == "nonnegative" else ""
+    sentence = f"the solver did not finish: {solution.ending}{advice}"
     return [] if solution.status.is_success else [Doubt(DoubtReason.SOLVER, sentence)]
 
 
 NOISE_OR_KERNEL = "noise was amplified, or the kernel is wrong: smooth more, with {}, or check the kernel"
+INSTEAD_OF_NONNEGATIVE = '; on data with little noise method="richardson-lucy" is faster, and often better'
 LIGHT_WITHOUT_NOISE = '; method="richardson-lucy" or nonnegative=True adds that light is not negative'
 FEW_PHOTONS = 'for light from few photons use method="richardson-lucy" or nonnegative=True; otherwise '
 SMOOTHER = {
