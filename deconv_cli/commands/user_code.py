@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.option_groups import optional
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,19 +28,15 @@ _WARNING_LENGTH = 240
 class ModelOptions:
     """How to open a model file."""
 
-    model: Annotated[
-        str | None,
-        option(
-            "--model CODE",
-            "The model's class, for a file of weights alone: file.py:Name or package.module:Name. This code is run; "
-            "no code in the file MODEL is.",
-            MODEL_FILES,
-        ),
-    ] = None
-    init: Annotated[
-        str | None,
-        option("--init JSON", 'Arguments of the class that --model names: {"hidden": 64}, or a list.', MODEL_FILES),
-    ] = None
+    model: str | None = optional(
+        "--model CODE",
+        "The model's class, for a file of weights alone: file.py:Name or package.module:Name. This code is run; no "
+        "code in the file MODEL is.",
+        MODEL_FILES,
+    )
+    init: str | None = optional(
+        "--init JSON", 'Arguments of the class that --model names: {"hidden": 64}, or a list.', MODEL_FILES
+    )
 
 
 def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module | None]:
