@@ -38,6 +38,22 @@ class ModelOptions:
         "--init JSON", 'Arguments of the class that --model names: {"hidden": 64}, or a list.', MODEL_FILES
     )
 
+    def arguments(self) -> dict[str, Any] | list[Any] | None:
+        """Read the arguments of the class: a JSON object or a list; another text, or no class, is a `UsageError`."""
+        if self.init is None:
+            return None
+        if self.model is None:
+            raise UsageError(
+                "--init gives the arguments of --model, which is missing; name the class with --model file.py:Class."
+            )
+        try:
+            found = json.loads(self.init)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{self.init[:80]}'.") from error
+        if not isinstance(found, dict | list):
+            raise UsageError(f"--init must be a JSON object or a list, but is '{self.init[:80]}'.")
+        return found
+
 
 def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module | None]:
     """Read a model file, and build the model if its class is named.
@@ -48,25 +64,8 @@ def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module
     """
     from deconv_cli.saved_files import open_model
 
-    if options.init is not None and options.model is None:
-        raise UsageError(
-            "--init gives the arguments of --model, which is missing; name the class with --model file.py:Class."
-        )
     with running_user_code(is_silent=True):
-        return open_model(path, model=options.model, init=parse_init(options.init))
-
-
-def parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:
-    """Read the arguments of a model's class: a JSON object or a list; else raise a `UsageError`."""
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{text[:80]}'.") from error
-    if not isinstance(found, dict | list):
-        raise UsageError(f"--init must be a JSON object or a list, but is '{text[:80]}'.")
-    return found
+        return open_model(path, model=options.model, init=options.arguments())
 
 
 def name_or_code(text: str, names: Iterable[str], option: str) -> Any:  # noqa: ANN401
