@@ -320,6 +320,7 @@ def test_light_without_noise_gets_the_least_lambda_and_advice_that_helps():
         "the data hold no noise that λ could be chosen by, so the least λ, 1e-09, was used"
     )
     assert 'method="richardson-lucy" or nonnegative=True' in doubt.sentence
+    assert result.reasons.lam.startswith("at the lower limit, chosen by")
     assert not any("no noise" in caution for caution in result.cautions)
 
 
