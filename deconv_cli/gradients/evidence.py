@@ -68,14 +68,9 @@ class Evidence:
     def origins(self) -> list[Operation]:
         """The operations where NaN or infinity arises; an infinite mask does not count, NaN made of two does."""
         of_finite, of_infinite = list[Operation](), list[Operation]()
-        for name, operation, inputs, outputs in trace_forward(self.subject, keep_tensors=True).computed:
-            given, made = ([t for t in tensors if t.is_floating_point()] for tensors in (inputs, outputs))
-            if name in FILLING:
-                continue
-            if all(bool(t.isfinite().all()) for t in given) and not all(bool(t.isfinite().all()) for t in made):
-                of_finite.append(operation)
-            elif any(bool(t.isnan().any()) for t in made) and not any(bool(t.isnan().any()) for t in given):
-                of_infinite.append(operation)
+        for name, operation, given, made, _ in trace_forward(self.subject, keep_tensors=True).computed:
+            if made > given and name not in FILLING:
+                (of_infinite if given else of_finite).append(operation)
         return of_finite or of_infinite
 
     @cached_property

@@ -185,18 +185,22 @@ class Subject:
         return self.value, None
 
     def _own_tensors(self) -> list[torch.Tensor]:
-        # The members of a module hold the dictionaries of its parameters, buffers and modules.
-        leaves = [leaf for module in self.model.modules() for leaf in leaves_of(vars(module))]
+        leaves: list[Any] = [*self.model.parameters(), *self.model.buffers()]  # no members of a script module
+        leaves += [leaf for module in self.model.modules() for leaf in leaves_of(vars(module))]
         leaves += [p for leaf in leaves if isinstance(leaf, nn.Module) for p in leaf.parameters()]
         return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_leaf}.values())
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put every module into evaluation mode for a while."""
-        with contextlib.ExitStack() as stack:
-            for module in self.model.modules():
-                stack.enter_context(replaced(module, "training", False))
+        modes = [(module, module.training) for module in self.model.modules()]
+        try:
+            for module, _ in modes:
+                module.training = False
             yield
+        finally:
+            for module, mode in modes:
+                module.training = mode  # not deleted: the mode of a script module is a property of its class
 
 
 @contextlib.contextmanager

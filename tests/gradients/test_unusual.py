@@ -111,12 +111,22 @@ def test_what_is_written_past_autograd_mixes_no_samples_by_itself():
 
         def forward(self, x):
             h = super().forward(x)
+            torch.empty_like(h), h.new_empty(h.shape)  # hold anything
             center = h.mean(0)
             self.center.data.copy_(center)
             return torch.tanh(h - self.center)
 
     (cause,) = next(found for found in checked(Centered(), 5, 4).general if found.verdict == "BATCH-LEAK").causes
     assert (cause.operation, cause.location.source) == ("mean(...)", "center = h.mean(0)")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_script_module_is_checked_in_evaluation_mode_and_keeps_its_mode():
+    model = torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.Softmax(0)))
+    found = checked(model, 5, 4)
+    assert [finding.verdict for finding in found.general] == ["BATCH-LEAK"]
+    assert found.dtype == "float64"
+    assert model.training
 
 
 def test_a_buffer_that_forward_writes_to_by_another_name():

@@ -406,6 +406,27 @@ class TestNotFinite:
         why = causes(checked(model, 5, 4), "bias")[0].why
         assert "the parameter 'weight' and the buffer 'running_var' already contained it" in why
 
+    @pytest.mark.parametrize("is_clean", [False, True])
+    def test_an_operation_is_judged_by_its_inputs_when_it_ran(self, is_clean):
+        """Later writes make NaN of the numbers that log took, or numbers of the NaN that mul took."""
+
+        class Overwriting(nn.Linear):
+            def forward(self, x):
+                a = torch.zeros_like(x).div_(0) if is_clean else x - 100
+                b = a * 2 if is_clean else a.log()
+                a.fill_(1 if is_clean else torch.nan)
+                return super().forward(b)
+
+        found = causes(checked(Overwriting(4, 4), 5, 4), "bias")
+        assert [cause.operation for cause in found] == ["div_(...)" if is_clean else "log(...)"]
+
+    def test_nan_behind_a_sparse_matrix(self):
+        class Graph(nn.Linear):
+            def forward(self, x):
+                return torch.sparse.mm(torch.eye(5, dtype=x.dtype).to_sparse(), super().forward(x) - 100).log()
+
+        assert causes(checked(Graph(4, 4), 5, 4), "bias")[0].operation == "log(...)"
+
 
 class Complex(nn.Module):
     def __init__(self, *, real_output):

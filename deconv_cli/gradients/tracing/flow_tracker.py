@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from deconv_cli.gradients.nested_tensors import NARROW, storage_key, tensors_in
+from deconv_cli.gradients.nested_tensors import NARROW, real, storage_key, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, Operation
@@ -153,6 +153,7 @@ class FlowTracker:
         flow, reachable = self._joined((tensors[:1] if name in LIKE_ANOTHER else tensors) if reads else ())
         # An in-place operation gives its tensor a new history, so its state before is kept.
         before = [(0 if t.is_inference() else t._version, _maker(t)) for t in tensors]
+        given = _worst(tensors) if self._keep_tensors else 0
         self._read_inside, outside = 0, self._read_inside
         result = call()
         hidden = self._read_inside & ~reachable  # parameters that a Function reads besides its arguments
@@ -176,7 +177,8 @@ class FlowTracker:
                 self._record_write(tensor, maker, flow, reachable, operation)
         if self._keep_tensors:
             with torch._C.DisableTorchFunction():  # a later write may change an output, as with `.data`
-                self.trace.computed.append((name, operation, tensors, [o.detach().clone() for o in outputs]))
+                copies = [output.detach().clone() for output in outputs if reads]
+                self.trace.computed.append((name, operation, given, _worst(outputs), copies))
         if name not in RANDOM and any(tensor.dtype is torch.float64 for tensor in tensors):
             self.trace.casts += [location for output in outputs if output.dtype in NARROW]
         return result
@@ -273,3 +275,11 @@ class FlowTracker:
 
 def _maker(tensor: torch.Tensor) -> str | None:
     return None if tensor.grad_fn is None else type(tensor.grad_fn).__name__
+
+
+def _worst(tensors: list[torch.Tensor]) -> int:
+    """Return 2 if any number is NaN, 1 if any is infinite, 0 if all are finite."""
+    dense = [t if t.layout in (torch.strided, torch.jagged) else t.to_dense() for t in real(tensors)]
+    if all(bool(tensor.isfinite().all()) for tensor in dense):
+        return 0
+    return 2 if any(bool(tensor.isnan().any()) for tensor in dense) else 1

@@ -117,7 +117,8 @@ class ForwardTrace:
         differentiated_by: leaves that torch.autograd.grad differentiated by.
         wrapped: leaves that forward made of the values of other tensors.
         made_by: names of the operations that made a tensor with a gradient.
-        computed: the operations with their names, their inputs and copies of their outputs, if they are kept.
+        computed: if kept, each operation by name, its worst input and output (0 finite, 1 infinite, 2 NaN), and copies of
+            the outputs that depend on values.
         casts: lines on which float64 became a narrower type.
         loss_calls: losses that get the wrong kind of input.
         parameter_writes: the lines that write to parameters, by their bits.
@@ -142,7 +143,7 @@ class ForwardTrace:
     differentiated_by: list[torch.Tensor] = field(default_factory=list)
     wrapped: list[torch.Tensor] = field(default_factory=list)
     made_by: set[str] = field(default_factory=set)
-    computed: list[tuple[str, Operation, list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=list)
+    computed: list[tuple[str, Operation, int, int, list[torch.Tensor]]] = field(default_factory=list)
     random: list[Operation] = field(default_factory=list)
     casts: list[CodeLocation] = field(default_factory=list)
     loss_calls: list[LossCall] = field(default_factory=list)
