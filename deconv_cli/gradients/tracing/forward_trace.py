@@ -117,8 +117,8 @@ class ForwardTrace:
         differentiated_by: leaves that torch.autograd.grad differentiated by.
         wrapped: leaves that forward made of the values of other tensors.
         made_by: names of the operations that made a tensor with a gradient.
-        computed: if kept, each operation by name, its worst input and output (0 finite, 1 infinite, 2 NaN), and copies of
-            the outputs that depend on values.
+        computed: if kept, each operation by name, its worst input and output (0 finite, 1 infinite, 2 NaN), and copies
+            of the outputs that depend on values.
         casts: lines on which float64 became a narrower type.
         loss_calls: losses that get the wrong kind of input.
         parameter_writes: the lines that write to parameters, by their bits.
