@@ -328,6 +328,14 @@ class TestWatching:
         assert set(verdicts(watched.report).values()) == {"OK"}
         assert "Training can work" in repr(watched)
 
+    @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+    def test_a_sparse_matrix_of_weights(self):
+        weights, model, places = nn.Parameter(torch.ones(3)), nn.Linear(3, 2), torch.tensor([[0, 1, 2], [1, 2, 0]])
+        with deconv_cli.watch_gradients() as watched:
+            matrix = torch.sparse_coo_tensor(places, weights, (3, 3))
+            torch.sparse.mm(matrix, model(torch.eye(3))).square().mean().backward()
+        assert set(verdicts(watched.report).values()) == {"OK"}
+
     def test_memory_that_is_written_to_unseen_after_it_was_read(self):
         """The loss does not depend on the write, but backward reads what it overwrites."""
         body, head = nn.Linear(3, 4), nn.Linear(4, 2)

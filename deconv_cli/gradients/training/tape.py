@@ -247,9 +247,9 @@ class Tape(TorchFunctionMode):
             entry.outputs.append(self._count if is_made else None)
             if is_made:
                 self._known[leaf] = (self._count, entry)
-                maker = self._makers.get(storage_key(leaf))
-                if maker is None or maker[0].expired():
-                    self._makers[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(entry)
+                key = storage_key(leaf)  # negative if the tensor is sparse, so that it has no storage
+                if key > 0 and (key not in self._makers or self._makers[key][0].expired()):
+                    self._makers[key] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(entry)
         if name in OUTSIDE_USES and torch.is_grad_enabled():
             self.numbers.append(entry)
         if isinstance(written, torch.Tensor):
