@@ -3,12 +3,12 @@
 A convolution on an image differs from a circular one outside a rectangle at the torus's origin: there lie outputs that
 were not observed, pixels that a rule ties to others, and differences across an edge. That outside is a band of rows and
 a band of columns, each a closed line. A system that couples a band with itself does not change along the line, so an
-FFT along it leaves one small matrix per frequency.
+FFT along it leaves one small matrix per frequency. Bands are therefore stored transformed along their lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import half_weights
-from deconv_cli.operators.circulant import multiply_lines, multiply_lines_adjoint, phases
+from deconv_cli.operators.circulant import phases
 from deconv_cli.operators.spectrum import factor_by_parts
 from deconv_cli.vocabulary import Size
 
@@ -43,9 +43,13 @@ class Band:
         """Number of lines."""
         return self.length - self.first
 
+    def places(self, device: torch.device) -> Tensor:
+        """List the places, shape `(w,)`."""
+        return torch.arange(self.first, self.length, device=device)
+
     def terms(self, device: torch.device) -> list[tuple[Tensor, float]]:
         """List the places that are read at each line, shape `(w,)`, with their signs."""
-        here = (torch.arange(self.first, self.length, device=device), 1.0)
+        here = (self.places(device), 1.0)
         return [here] if self.sources is None else [here, (self.sources, -1.0)]
 
     def phases(self, n_frequencies: int, like: Tensor) -> Tensor:
@@ -55,9 +59,12 @@ class Band:
 
 
 class BandGroup:
-    """Unknowns of one kind: C channels on a band of rows and on the rest of a band of columns.
+    """Unknowns of one kind: C channels on a band of rows and on a band of columns, which overlap where they cross.
 
-    A vector is two tensors: `rows` of shape `(*batch, C, w1, N2)` and `columns` of shape `(*batch, C, N1 − w1, w2)`.
+    A vector is two tensors of lines (see `to_lines`), the channels of each line of a band together: `rows` of shape
+    `(*batch, w1·C, N2 // 2 + 1)` and `columns` of shape `(*batch, w2·C, N1 // 2 + 1)`. Where they cross, it is their
+    sum.
+
     `like` has the real dtype and the device of the arithmetic. `down`, shape `(N1, 1)`, and `across`, shape `(N2 // 2 +
     1,)`, are factors by which a spectrum is multiplied before it is read, as a rule on a few lines alone; `None` for 1.
     """
@@ -71,61 +78,72 @@ class BandGroup:
         down: Tensor | None = None,
         across: Tensor | None = None,
     ) -> None:
-        self._along = (like.new_ones(1, 1) if down is None else down, like.new_ones(1) if across is None else across)
+        down, across = like.new_ones(1, 1) if down is None else down, like.new_ones(1) if across is None else across
         self.n_channels = n_channels
         self.rows = rows
         self.columns = columns
         self.torus: Size = (rows.length, columns.length)
-        self.n_columns_unknowns = n_channels * rows.first * columns.width
+        n1, n2 = self.torus
+        n_half = n2 // 2 + 1
         # Sums over the lines, a matrix product, are cheaper than FFTs of a torus that is almost empty.
-        n_half = self.torus[1] // 2 + 1
-        self.down = rows.phases(self.torus[0], like) * self._along[0].T
-        self._across = columns.phases(n_half, like) * self._along[1]
-        self.across_weighted = self._across * half_weights(self.torus[1], like)
+        self.down = rows.phases(n1, like) * down.T
+        self._across = columns.phases(n_half, like) * across
+        self.across_weighted = self._across * half_weights(n2, like)
+        # Of rows and of columns: the factors of lines that are placed on the torus or read off it, and the lines of
+        # single places in the other band.
+        scales = _scale(n2, like), _scale(n1, like)
+        along = across, down[: n1 // 2 + 1, 0]
+        self._placing = [a.conj() / scale for a, scale in zip(along, scales, strict=True)]
+        self._reading = [a * scale / n for a, scale, n in zip(along, scales, (n1, 2 * n2), strict=True)]
+        pairs = zip((columns, rows), scales, strict=True)
+        self._places = [phases(band.places(like.device), band.length, len(s), like).conj() * s for band, s in pairs]
+
+    def across(self, axis: int) -> Band:
+        """Give the band of rows for axis 0, of columns for axis 1."""
+        return self.columns if axis else self.rows
 
     def factors(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Place a vector on the torus and transform it; `None` means zeros. It is the transpose of `read`.
+        """Place a vector on the torus and transform it; `None` means zeros. It is the transpose of `read_bands`.
 
         Returns:
             Complex, shapes `(*batch, C, N1, w)` and `(*batch, C, w, N2 // 2 + 1)`; the spectrum is their product.
         """
-        n1, n2 = self.torus
         left, right = [], []
         if rows is not None:
-            right.append(transform_lines(torch.fft.rfft, rows, n2, -1, n2 // 2 + 1) * self._along[1].conj())
-            left.append(self.down.mH.expand(*rows.shape[:-2], -1, -1))
+            right.append(self._by_channel(rows, 0) * self._placing[0])
+            left.append(self.down.mH.expand(*right[0].shape[:-2], -1, -1))
         if columns is not None:
-            left.append(transform_lines(torch.fft.fft, columns, n1, -2, n1) * self._along[0].conj())
-            right.append(self._across.conj().expand(*columns.shape[:-2], -1, -1))
+            half = self._by_channel(columns, 1) * self._placing[1]
+            mirrored = half[..., 1 : (self.torus[0] + 1) // 2].flip(-1).conj()
+            left.append(torch.cat([half, mirrored], dim=-1).mT)
+            right.append(self._across.conj().expand(*half.shape[:-2], -1, -1))
         return torch.cat(left, dim=-1), torch.cat(right, dim=-2)
 
-    def spectrum(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        """Multiply the factors: complex, shape `(*batch, C, N1, N2 // 2 + 1)`."""
-        left, right = self.factors(rows, columns)
-        return left @ right
+    def _by_channel(self, lines: Tensor, axis: int) -> Tensor:
+        return lines.unflatten(-2, (self.across(axis).width, self.n_channels)).transpose(-3, -2)
 
-    def to_rows(self, sums: Tensor) -> Tensor:
-        """Transform sums over all rows of a spectrum to the band of rows."""
-        n1, n2 = self.torus
-        return transform_lines(torch.fft.irfft, sums / n1 * self._along[1], n2, -1, n2)
+    def sums_to_lines(self, sums: Tensor, axis: int) -> Tensor:
+        """Turn sums of a spectrum into lines of one band.
 
-    def to_columns(self, sums: Tensor) -> Tensor:
-        """Transform sums over all columns, of shape `(*batch, C, w, N1)`, to the rest of the band of columns."""
-        n1, n2 = self.torus
-        sums = sums * self._along[0].expand(n1, 1)[:, 0]
-        return transform_lines(torch.fft.ifft, sums, n1, -1, n1).real[..., : self.rows.first].mT / n2
+        Args:
+            sums: over all rows, `(*batch, C, w, N2 // 2 + 1)`, or weighted over half the columns, `(*batch, C, w, N1)`.
+            axis: 0 for the band of rows, 1 for that of columns.
+        """
+        if axis == 1:
+            n_half = self.torus[0] // 2 + 1
+            mirrored = sums.roll(-1, -1).flip(-1)  # entry k of this is entry −k of that
+            sums = sums[..., :n_half] + mirrored[..., :n_half].conj()
+        return (sums * self._reading[axis]).transpose(-3, -2).flatten(-3, -2)
 
-    def read_rows(self, spectrum: Tensor) -> Tensor:
-        """Read the band of rows off a spectrum `(*batch, C, N1, N2 // 2 + 1)`."""
-        return self.to_rows(self.down @ spectrum)
+    def cross(self, lines: Tensor, axis: int) -> Tensor:
+        """Copy the values of one band to the other, of rows for axis 0 or columns for axis 1, where they cross."""
+        values = (self._by_channel(lines, 1 - axis) @ self._places[1 - axis].mH).real.mT
+        return (values.to(lines.dtype) @ self._places[axis]).transpose(-3, -2).flatten(-3, -2)
 
-    def read_columns(self, spectrum: Tensor) -> Tensor:
-        """Read the rest of the band of columns off a spectrum."""
-        return self.to_columns(self.across_weighted @ spectrum.mT)
-
-    def read(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-        """Read both bands off a spectrum."""
-        return self.read_rows(spectrum), self.read_columns(spectrum)
+    def without_crossing(self, columns: Tensor) -> Tensor:
+        """Set the band of columns to zero where it crosses that of rows."""
+        values = (columns @ self._places[1].mH).real.to(columns.dtype)
+        return columns - values @ self._places[1]
 
 
 @dataclass(frozen=True)
@@ -152,24 +170,27 @@ class BandSpectrum:
 
 
 def read_bands(
-    groups: Sequence[BandGroup], spectra: Iterable[tuple[slice, Sequence[Tensor]]], *, rows: bool, columns: bool
-) -> tuple[list[Tensor], list[Tensor]]:
+    groups: Sequence[BandGroup], spectra: Iterable[tuple[slice, Sequence[Tensor]]], axes: Sequence[int]
+) -> list[Tensor]:
     """Read the bands of groups off spectra, one for each, that come some rows at a time, while these are in the cache.
 
-    Gives the rows and the columns of each group; a band that is not wanted gives an empty list.
+    Gives the lines of all groups for each of `axes`: 0 for the band of rows, 1 for that of columns.
     """
     down: list[list[Tensor]] = [[] for _ in groups]
     across: list[list[Tensor]] = [[] for _ in groups]
     for part, values in spectra:
         for group, value, sums, lines in zip(groups, values, down, across, strict=True):
-            if rows:
+            if 0 in axes:
                 sums[:] = [sum(sums, group.down[:, part] @ value)]
-            if columns:
+            if 1 in axes:
                 lines.append(group.across_weighted @ value.mT)
-    return (
-        [group.to_rows(sums[0]) for group, sums in zip(groups, down, strict=True) if rows],
-        [group.to_columns(torch.cat(lines, dim=-1)) for group, lines in zip(groups, across, strict=True) if columns],
-    )
+    found = []
+    for axis in axes:
+        read = [torch.cat(lines, dim=-1) for lines in across] if axis == 1 else [sums[0] for sums in down]
+        found.append(
+            torch.cat([group.sums_to_lines(sums, axis) for group, sums in zip(groups, read, strict=True)], dim=-2)
+        )
+    return found
 
 
 def outside(
@@ -188,21 +209,23 @@ def outside(
     return BandGroup(n_channels, rows, columns, like, *symbol)
 
 
-def transform_lines(transform: Callable[..., Tensor], lines: Tensor, n: int, dim: int, n_out: int) -> Tensor:
-    """Transform along an axis; the FFT itself refuses a band of no width."""
-    if lines.numel() > 0:
-        return transform(lines, n=n, dim=dim)
-    shape = list(lines.shape)
-    shape[dim] = n_out
-    return transform(lines.new_zeros(n), n=n).new_zeros(shape)
+def to_lines(values: Tensor) -> Tensor:
+    """Transform the lines `(*, N)` of a band: complex, shape `(*, N // 2 + 1)`, with the same inner products."""
+    n = values.shape[-1]
+    if values.numel() == 0:  # the FFT refuses a band of no width
+        return values.new_zeros(*values.shape[:-1], n // 2 + 1, dtype=values.dtype.to_complex())
+    return torch.fft.rfft(values) * _scale(n, values)
 
 
-def solve_lines(inverse: Tensor, lines: Tensor, *, transposed: bool = False) -> Tensor:
-    """Multiply lines `(*batch, r, N)` by a matrix `(N // 2 + 1, r, r)` at each frequency along them."""
+def from_lines(lines: Tensor, n: int) -> Tensor:
+    """Undo `to_lines`."""
     if lines.numel() == 0:
-        return lines
-    multiply = multiply_lines_adjoint if transposed else multiply_lines
-    return torch.fft.irfft(multiply(inverse, torch.fft.rfft(lines, dim=-1)), n=lines.shape[-1], dim=-1)
+        return lines.real.new_zeros(*lines.shape[:-1], n)
+    return torch.fft.irfft(lines / _scale(n, lines.real), n=n)
+
+
+def _scale(n: int, like: Tensor) -> Tensor:
+    return (half_weights(n, like) / n).sqrt()
 
 
 def coupling(rows: Band, columns: Band, values: Tensor, down: Tensor, across: Tensor, axis: int) -> Tensor:
@@ -259,7 +282,7 @@ def invert_lines(matrix: Tensor) -> Tensor:
     if matrix.numel() == 0:
         return matrix
     inverse, info = factor_by_parts(torch.linalg.inv_ex, matrix)
-    doubtful = (info != 0) | ~torch.isfinite(torch.view_as_real(inverse)).all(dim=-1).all(dim=-1).all(dim=-1)
+    doubtful = (info != 0) | ~torch.isfinite(inverse.sum(dim=(-2, -1)))
     if synchronize.holds_anywhere(doubtful):
         places = synchronize.places(doubtful)
         inverse[places] = torch.linalg.pinv(matrix[places], hermitian=True)

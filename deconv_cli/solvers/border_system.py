@@ -19,7 +19,7 @@ on Image Processing 14, 2005) for a single channel and an unknown border; the re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,22 +30,11 @@ from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import (
-    Band,
-    BandGroup,
-    BandSpectrum,
-    coupling,
-    invert_lines,
-    outside,
-    read_bands,
-    solve_lines,
-)
+from deconv_cli.solvers.bands import BandGroup, BandSpectrum, coupling, outside, read_bands
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem
 
-Part = list[Tensor]
-"""The rows, or the columns, of every kind of unknowns, in the order of `BorderSystem.kinds`."""
 Spectra = tuple[BandSpectrum | None, BandSpectrum | None]
 """What is added to the outputs and to the inputs; `None` for nothing."""
 
@@ -93,15 +82,18 @@ class BorderSystem:
         """Whether conjugate gradients can solve it: pixels are not tied, or nothing else is unknown."""
         return not self.has_ties or len(self.kinds) == 1
 
-    def spectra(self, rows: Part | None, columns: Part | None, given: Spectra = (None, None)) -> Spectra:
+    def spectra(self, rows: Tensor | None, columns: Tensor | None, given: Spectra = (None, None)) -> Spectra:
         """Transform unknowns to u, which is added to the outputs, and √μ Σ l̄_j q_j − Wν, which is added to the inputs.
+
+        The lines of `bands.BandGroup` of all kinds are one tensor for the rows and one for the columns.
 
         Returns:
             Their sums with `given`, which are whole.
         """
-        nothing: list[Tensor | None] = [None] * len(self.kinds)
         (to_outputs, inputs), to_inputs = given, []
-        for kind, *bands in zip(self.kinds, rows or nothing, columns or nothing, strict=True):
+        nothing: list[Tensor | None] = [None] * len(self.kinds)
+        parts = [nothing if part is None else self._split(part, axis) for axis, part in enumerate((rows, columns))]
+        for kind, *bands in zip(self.kinds, *parts, strict=True):
             if kind.kind == "outputs":
                 whole = None if to_outputs is None else to_outputs.whole
                 to_outputs = BandSpectrum(whole, *kind.group.factors(*bands))
@@ -113,6 +105,9 @@ class BorderSystem:
         whole = None if inputs is None else inputs.whole
         return to_outputs, BandSpectrum(whole, torch.cat(left, dim=-1), torch.cat(right, dim=-2))
 
+    def _split(self, lines: Tensor, axis: int) -> tuple[Tensor, ...]:
+        return lines.split([group.n_channels * group.across(axis).width for group in self.groups], dim=-2)
+
     def image(self, spectra: Spectra) -> Tensor:
         """Compute the spectrum of z = P·outputs + N·inputs."""
         return torch.cat([rows.image(*rows.at(spectra)) for rows in self._parts], dim=-2)
@@ -121,19 +116,24 @@ class BorderSystem:
         """Compute the spectrum of M·outputs − Pᴴ·inputs."""
         return torch.cat([rows.defect(*rows.at(spectra)) for rows in self._parts], dim=-2)
 
-    def read(
-        self, spectra: Spectra, own: Part | None = None, *, rows: bool = True, columns: bool = True
-    ) -> tuple[Part, Part]:
-        """Evaluate the system's left-hand side in the wanted bands, for spectra of right-hand sides or unknowns.
+    def read(self, spectra: Spectra) -> tuple[Tensor, Tensor]:
+        """Evaluate the left-hand side in the band of rows and in that of columns, for spectra of right-hand sides."""
+        rows, columns = read_bands(self.groups, self._left_sides(spectra), (0, 1))
+        return rows, columns
 
-        `own` are the unknowns in the columns, by default zero; those in the rows are zero where rows are wanted. A band
-        that is not wanted gives an empty list.
-        """
-        found = read_bands(self.groups, self._left_sides(spectra), rows=rows, columns=columns)
-        for kind, values, added in zip(self.kinds, found[1], own or [], strict=False):
+    def couple(self, lines: Tensor, axis: int) -> Tensor:
+        """Evaluate the left-hand side in the band of rows, axis 0, for unknowns in the columns; for axis 1 reversed."""
+        spectra = self.spectra(None, lines) if axis == 0 else self.spectra(lines, None)
+        (found,) = read_bands(self.groups, self._left_sides(spectra), (axis,))
+        for kind, values, given in zip(self.kinds, self._split(found, axis), self._split(lines, 1 - axis), strict=True):
             if kind.kind == "differences":
-                values += added
+                values += kind.group.cross(given, axis)
         return found
+
+    def without_crossing(self, columns: Tensor) -> Tensor:
+        """Set the unknowns in the columns to zero where the bands cross."""
+        parts = zip(self.groups, self._split(columns, 1), strict=True)
+        return torch.cat([group.without_crossing(part) for group, part in parts], dim=-2)
 
     def _left_sides(self, spectra: Spectra) -> Iterator[tuple[slice, list[Tensor]]]:
         """Compute the spectrum that each kind is read from, some rows at a time."""
@@ -175,53 +175,28 @@ class RowBlocks:
         return defect if inputs is None else self._estimate.add_product(defect, inputs, adjoint=True, sign=-1.0)
 
 
-class BandSolver:
-    """The inverse of the system on a closed band, of rows for axis 0 or columns for axis 1, for all kinds of unknowns.
+def band_matrix(kinds: Sequence[Unknowns], blocks: TorusBlocks, axis: int) -> Tensor:
+    """Write out the system on the closed band of rows, axis 0, or of columns, axis 1, for all kinds of unknowns.
 
     At each frequency along the band it is one small matrix, whose entries are sums of P, M and N over the frequencies
-    of the other axis.
+    of the other axis: shape `(frequencies of the line, r, r)`, kinds in their order.
     """
-
-    def __init__(self, system: BorderSystem, blocks: TorusBlocks, axis: int) -> None:
-        self._groups = system.groups
-        self._axis = axis
-        self._inverse = invert_lines(self._matrix(system, blocks))
-
-    def solve(self, part: Part) -> Part:
-        """Solve for right-hand sides on whole lines: `(*batch, C, w, N)`, or `(*batch, C, N, w)` for columns."""
-        # Lines of the band first, all channels of a line together.
-        lines = torch.cat(
-            [(v.transpose(-3, -2) if self._axis == 0 else v.movedim(-1, -3)).flatten(-3, -2) for v in part], dim=-2
-        )
-        lines = solve_lines(self._inverse, lines)
-        sizes = [group.n_channels * self._across(group).width for group in self._groups]
-        result = []
-        for values, group in zip(lines.split(sizes, dim=-2), self._groups, strict=True):
-            shaped = values.unflatten(-2, (self._across(group).width, group.n_channels))
-            result.append(shaped.transpose(-3, -2) if self._axis == 0 else shaped.movedim(-3, -1))
-        return result
-
-    def _across(self, group: BandGroup) -> Band:
-        return group.rows if self._axis == 0 else group.columns
-
-    def _matrix(self, system: BorderSystem, blocks: TorusBlocks) -> Tensor:
-        """Write the band's system out, shape `(frequencies of the line, r, r)`, kinds in their order."""
-        lower: list[list[Tensor]] = []
-        for first in system.kinds:
-            row = []
-            for second in system.kinds[: len(lower) + 1]:
-                down, across = first.down * second.down.conj(), first.across * second.across.conj()
-                values = blocks.estimate if second.kind == "outputs" else blocks.inputs
-                values = blocks.outputs if first.kind == "outputs" else values
-                to, source = self._across(first.group), self._across(second.group)
-                entry = coupling(to, source, values, down, across, self._axis)
-                row.append(entry if first.kind == "outputs" else -entry)
-            if first.kind == "differences":
-                row[-1].diagonal(dim1=-2, dim2=-1).add_(1.0)
-            lower.append(row)
-        n = len(lower)
-        full = [[lower[i][j] if j <= i else lower[j][i].mH for j in range(n)] for i in range(n)]
-        return torch.cat([torch.cat(row, dim=-1) for row in full], dim=-2)
+    lower: list[list[Tensor]] = []
+    for first in kinds:
+        row = []
+        for second in kinds[: len(lower) + 1]:
+            down, across = first.down * second.down.conj(), first.across * second.across.conj()
+            values = blocks.estimate if second.kind == "outputs" else blocks.inputs
+            values = blocks.outputs if first.kind == "outputs" else values
+            to, source = first.group.across(axis), second.group.across(axis)
+            entry = coupling(to, source, values, down, across, axis)
+            row.append(entry if first.kind == "outputs" else -entry)
+        if first.kind == "differences":
+            row[-1].diagonal(dim1=-2, dim2=-1).add_(1.0)
+        lower.append(row)
+    n = len(lower)
+    full = [[lower[i][j] if j <= i else lower[j][i].mH for j in range(n)] for i in range(n)]
+    return torch.cat([torch.cat(row, dim=-1) for row in full], dim=-2)
 
 
 def count_indefinite_unknowns(problem: TikhonovProblem) -> int:
@@ -237,7 +212,8 @@ def count_indefinite_unknowns(problem: TikhonovProblem) -> int:
     if not sizes:
         return 0
     sizes.append((problem.n_inputs, layout.image_size))
-    return sum(n_channels * height * (layout.torus[1] - width) for n_channels, (height, width) in sizes)
+    n_along = 2 * (layout.torus[0] // 2 + 1)
+    return sum(n_channels * n_along * (layout.torus[1] - width) for n_channels, (_, width) in sizes)
 
 
 def _is_free_outside(boundary: BoundaryRule, penalty: PenaltyLike) -> bool:

@@ -14,6 +14,7 @@ from deconv_cli.solvers import strip
 from deconv_cli.solvers.cgls import solve_definite, solve_indefinite
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solution import GradientLog, StoppingRule
 from deconv_cli.solvers.square_border import SquareBorderSystem
 
 
@@ -96,3 +97,21 @@ def test_a_small_image_stands_for_the_crossing_of_a_large_one(boundary, monkeypa
     expected = PseudoInverse(kernel, (162, 175), settings).solve(y)
     assert (found.value - expected.value).norm() <= 1e-9 * expected.value.norm()
     assert found.n_iterations <= 0.6 * expected.n_iterations
+
+
+def test_rounding_where_bands_cross_does_not_hold_up_conjugate_gradients(monkeypatch):
+    monkeypatch.setattr(strip, "CROSSING", 16)
+    taps, y = torch.full((1, 1, 3, 3), 1 / 9), random((1, 162, 172), seed=1).float()
+    settings = {"boundary": "unknown", "lam": 1e-3, "method": "strip", "tolerance": 1e-6}
+    assert pseudo_inverse(taps, input_size=(162, 172), **settings).solve(y).n_iterations <= 5
+
+
+@pytest.mark.parametrize("size", [(1, 3), (3, 1), (3, 3)])
+def test_a_rough_solution_takes_bands_of_no_width(size, monkeypatch):
+    monkeypatch.setattr(strip, "CROSSING", 16)
+    problem = TikhonovProblem(Convolution(random((1, 1, *size)), (162, 175), boundary="reflect"), 0.05)
+    exact, gradient = strip.STRIP.build(problem, StoppingRule(1e-9, 500)), random((2, 1, 162, 175), seed=1)
+    expected = exact.solve_normal(gradient)
+    log = GradientLog(StoppingRule(0.1, 5), gradient.new_ones(2))
+    rough = strip.StripSystem(problem).approximate(gradient, log)
+    assert (rough - expected).norm() <= 0.02 * expected.norm()
