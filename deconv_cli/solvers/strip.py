@@ -226,9 +226,8 @@ class StripSystem:
         return torch.fft.irfft2(spectrum, s=self._torus)[..., :height, :width] / self._sigma
 
     def _pack(self, columns: Tensor) -> Tensor:
-        """Make real vectors. Conjugate gradients do not bring down what rounding leaves where the bands cross."""
-        columns = self._system.without_crossing(columns) if self._system.is_definite else columns
-        return torch.view_as_real(columns).flatten(-3)
+        """Make real vectors that are zero where the bands cross."""
+        return torch.view_as_real(self._system.without_crossing(columns)).flatten(-3)
 
     def _unpack(self, vector: Tensor) -> Tensor:
         return torch.view_as_complex(vector.unflatten(-1, (*self._columns.shape[1::-1], 2)))
