@@ -8,8 +8,9 @@ FFT along it leaves one small matrix per frequency. Bands are therefore stored t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -43,13 +44,9 @@ class Band:
         """Number of lines."""
         return self.length - self.first
 
-    def places(self, device: torch.device) -> Tensor:
-        """List the places, shape `(w,)`."""
-        return torch.arange(self.first, self.length, device=device)
-
     def terms(self, device: torch.device) -> list[tuple[Tensor, float]]:
         """List the places that are read at each line, shape `(w,)`, with their signs."""
-        here = (self.places(device), 1.0)
+        here = (torch.arange(self.first, self.length, device=device), 1.0)
         return [here] if self.sources is None else [here, (self.sources, -1.0)]
 
     def phases(self, n_frequencies: int, like: Tensor) -> Tensor:
@@ -58,92 +55,89 @@ class Band:
         return torch.stack([sign * phases(places, self.length, n_frequencies, like) for places, sign in terms]).sum(0)
 
 
-class BandGroup:
-    """Unknowns of one kind: C channels on a band of rows and on a band of columns, which overlap where they cross.
+@dataclass(frozen=True)
+class Unknowns:
+    """One kind of unknowns: outputs, differences, or the multipliers of tied pixels.
 
-    A vector is two tensors of lines (see `to_lines`), the channels of each line of a band together: `rows` of shape
-    `(*batch, w1·C, N2 // 2 + 1)` and `columns` of shape `(*batch, w2·C, N1 // 2 + 1)`. Where they cross, it is their
-    sum.
-
-    `like` has the real dtype and the device of the arithmetic. `down`, shape `(N1, 1)`, and `across`, shape `(N2 // 2 +
-    1,)`, are factors by which a spectrum is multiplied before it is read, as a rule on a few lines alone; `None` for 1.
+    Attributes:
+        kind: which.
+        rows: the band of rows where they are.
+        columns: the band of columns where they are.
+        down: factor of the rows of their symbol, shape `(N1, 1)`: √μ l for differences, −1 for ties.
+        across: factor of its columns, shape `(N2 // 2 + 1,)`.
     """
 
-    def __init__(
-        self,
-        n_channels: int,
-        rows: Band,
-        columns: Band,
-        like: Tensor,
-        down: Tensor | None = None,
-        across: Tensor | None = None,
-    ) -> None:
-        down, across = like.new_ones(1, 1) if down is None else down, like.new_ones(1) if across is None else across
-        self.n_channels = n_channels
-        self.rows = rows
-        self.columns = columns
-        self.torus: Size = (rows.length, columns.length)
-        n1, n2 = self.torus
-        n_half = n2 // 2 + 1
-        # Sums over the lines, a matrix product, are cheaper than FFTs of a torus that is almost empty.
-        self.down = rows.phases(n1, like) * down.T
-        self._across = columns.phases(n_half, like) * across
-        self.across_weighted = self._across * half_weights(n2, like)
-        # Of rows and of columns: the factors of lines that are placed on the torus or read off it, and the lines of
-        # single places in the other band.
-        scales = _scale(n2, like), _scale(n1, like)
-        along = across, down[: n1 // 2 + 1, 0]
-        self._placing = [a.conj() / scale for a, scale in zip(along, scales, strict=True)]
-        self._reading = [a * scale / n for a, scale, n in zip(along, scales, (n1, 2 * n2), strict=True)]
-        pairs = zip((columns, rows), scales, strict=True)
-        self._places = [phases(band.places(like.device), band.length, len(s), like).conj() * s for band, s in pairs]
+    kind: Literal["outputs", "differences", "ties"]
+    rows: Band
+    columns: Band
+    down: Tensor
+    across: Tensor
 
-    def across(self, axis: int) -> Band:
+    def band(self, axis: int) -> Band:
         """Give the band of rows for axis 0, of columns for axis 1."""
         return self.columns if axis else self.rows
 
+
+class BandGroup:
+    """Kinds of unknowns on the same spectrum, on bands of rows and bands of columns, which overlap where they cross.
+
+    A vector is two tensors of lines (see `to_lines`), all kinds and the channels of each line together: `rows` of shape
+    `(B, N2 // 2 + 1, w1·C)` and `columns` of shape `(B, N1 // 2 + 1, w2·C)`. Where they cross, it is their sum.
+
+    `sign` is that of the symbols where the system reads a spectrum. `like` has the real dtype and the device of the
+    arithmetic.
+    """
+
+    def __init__(self, n_channels: int, kinds: Sequence[Unknowns], like: Tensor, sign: float = 1.0) -> None:
+        self._n_channels = n_channels
+        self._torus: Size = (kinds[0].rows.length, kinds[0].columns.length)
+        n1, n2 = self._torus
+        n_half = n2 // 2 + 1
+        self.n_lines = [n_channels * sum(kind.band(axis).width for kind in kinds) for axis in (0, 1)]
+        # Sums over the lines, a matrix product, are cheaper than FFTs of a torus that is almost empty.
+        self._down = torch.cat([kind.rows.phases(n1, like) * kind.down.T for kind in kinds])
+        self._across = torch.cat([kind.columns.phases(n_half, like) * kind.across for kind in kinds])
+        self._across_weighted = self._across * half_weights(n2, like)
+        # Of rows and of columns: the factors of lines that are placed on the torus or read off it.
+        across = torch.cat([kind.across.expand(kind.rows.width, -1) for kind in kinds]).T[..., None]
+        down = torch.cat([kind.down.T.expand(kind.columns.width, -1) for kind in kinds]).T[: n1 // 2 + 1, :, None]
+        scales = _scale(n2, like)[:, None, None], _scale(n1, like)[:, None, None]
+        self._placing = across.conj() / scales[0], down.conj() / scales[1]
+        self._reading = sign / n1 * across * scales[0], sign / (2 * n2) * down * scales[1]
+
     def factors(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Place a vector on the torus and transform it; `None` means zeros. It is the transpose of `read_bands`.
+        """Place a vector on the torus and transform it; `None` means zeros. It is the transpose of reading.
 
         Returns:
-            Complex, shapes `(*batch, C, N1, w)` and `(*batch, C, w, N2 // 2 + 1)`; the spectrum is their product.
+            Complex, shapes `(B, C, N1, w)` and `(B, C, w, N2 // 2 + 1)`; the spectrum is their product.
         """
         left, right = [], []
         if rows is not None:
-            right.append(self._by_channel(rows, 0) * self._placing[0])
-            left.append(self.down.mH.expand(*right[0].shape[:-2], -1, -1))
+            right.append(self._place(rows, 0).transpose(-1, -3))
+            left.append(self._down.mH.expand(*right[0].shape[:-2], -1, -1))
         if columns is not None:
-            half = self._by_channel(columns, 1) * self._placing[1]
-            mirrored = half[..., 1 : (self.torus[0] + 1) // 2].flip(-1).conj()
-            left.append(torch.cat([half, mirrored], dim=-1).mT)
-            right.append(self._across.conj().expand(*half.shape[:-2], -1, -1))
+            half = self._place(columns, 1)
+            mirrored = half[:, 1 : (self._torus[0] + 1) // 2].flip(1).conj()
+            left.append(torch.cat([half, mirrored], dim=1).movedim(-1, -3))
+            right.append(self._across.conj().expand(*left[-1].shape[:-2], -1, -1))
         return torch.cat(left, dim=-1), torch.cat(right, dim=-2)
 
-    def _by_channel(self, lines: Tensor, axis: int) -> Tensor:
-        return lines.unflatten(-2, (self.across(axis).width, self.n_channels)).transpose(-3, -2)
+    def _place(self, lines: Tensor, axis: int) -> Tensor:
+        return lines.unflatten(-1, (self.n_lines[axis] // self._n_channels, self._n_channels)) * self._placing[axis]
 
-    def sums_to_lines(self, sums: Tensor, axis: int) -> Tensor:
-        """Turn sums of a spectrum into lines of one band.
+    def sum(self, spectrum: Tensor, part: slice, axis: int) -> Tensor:
+        """Sum up some rows of a spectrum over all of them, axis 0, or over its columns, axis 1: see `to_lines`."""
+        return self._down[:, part] @ spectrum if axis == 0 else spectrum @ self._across_weighted.mT
 
-        Args:
-            sums: over all rows, `(*batch, C, w, N2 // 2 + 1)`, or weighted over half the columns, `(*batch, C, w, N1)`.
-            axis: 0 for the band of rows, 1 for that of columns.
-        """
-        if axis == 1:
-            n_half = self.torus[0] // 2 + 1
-            mirrored = sums.roll(-1, -1).flip(-1)  # entry k of this is entry −k of that
-            sums = sums[..., :n_half] + mirrored[..., :n_half].conj()
-        return (sums * self._reading[axis]).transpose(-3, -2).flatten(-3, -2)
-
-    def cross(self, lines: Tensor, axis: int) -> Tensor:
-        """Copy the values of one band to the other, of rows for axis 0 or columns for axis 1, where they cross."""
-        values = (self._by_channel(lines, 1 - axis) @ self._places[1 - axis].mH).real.mT
-        return (values.to(lines.dtype) @ self._places[axis]).transpose(-3, -2).flatten(-3, -2)
-
-    def without_crossing(self, columns: Tensor) -> Tensor:
-        """Set the band of columns to zero where it crosses that of rows."""
-        values = (columns @ self._places[1].mH).real.to(columns.dtype)
-        return columns - values @ self._places[1]
+    def read(self, sums: Sequence[Tensor], axis: int) -> Tensor:
+        """Turn the sums of all parts of a spectrum into lines of the band of rows, axis 0, or of columns, axis 1."""
+        if axis == 0:
+            values = sum(sums[1:], sums[0]).transpose(-1, -3)
+        else:
+            whole, n_half = torch.cat([*sums], dim=-2), self._torus[0] // 2 + 1
+            mirrored = whole.roll(-1, -2).flip(-2)  # entry k of this is entry −k of that
+            values = (whole[..., :n_half, :] + mirrored[..., :n_half, :].conj()).movedim(-3, -1)
+        return (values * self._reading[axis]).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -151,9 +145,9 @@ class BandSpectrum:
     """A spectrum as the sum of a whole one and a product of narrow matrices, which is made some rows at a time.
 
     Attributes:
-        whole: shape `(*batch, C, N1, N2 // 2 + 1)`; `None` for zero.
-        left: shape `(*batch, C, N1, w)`; `None` for zero.
-        right: shape `(*batch, C, w, N2 // 2 + 1)`.
+        whole: shape `(B, C, N1, N2 // 2 + 1)`; `None` for zero.
+        left: shape `(B, C, N1, w)`; `None` for zero.
+        right: shape `(B, C, w, N2 // 2 + 1)`.
     """
 
     whole: Tensor | None
@@ -169,59 +163,37 @@ class BandSpectrum:
         return product if self.whole is None else product.add_(self.whole[..., part, :])
 
 
-def read_bands(
-    groups: Sequence[BandGroup], spectra: Iterable[tuple[slice, Sequence[Tensor]]], axes: Sequence[int]
-) -> list[Tensor]:
-    """Read the bands of groups off spectra, one for each, that come some rows at a time, while these are in the cache.
-
-    Gives the lines of all groups for each of `axes`: 0 for the band of rows, 1 for that of columns.
-    """
-    down: list[list[Tensor]] = [[] for _ in groups]
-    across: list[list[Tensor]] = [[] for _ in groups]
-    for part, values in spectra:
-        for group, value, sums, lines in zip(groups, values, down, across, strict=True):
-            if 0 in axes:
-                sums[:] = [sum(sums, group.down[:, part] @ value)]
-            if 1 in axes:
-                lines.append(group.across_weighted @ value.mT)
-    found = []
-    for axis in axes:
-        read = [torch.cat(lines, dim=-1) for lines in across] if axis == 1 else [sums[0] for sums in down]
-        found.append(
-            torch.cat([group.sums_to_lines(sums, axis) for group, sums in zip(groups, read, strict=True)], dim=-2)
-        )
-    return found
-
-
 def outside(
-    n_channels: int,
+    kind: Literal["outputs", "differences", "ties"],
     size: Size,
     torus: Size,
-    like: Tensor,
+    symbol: tuple[Tensor, Tensor],
     sources: tuple[Tensor | None, ...] = (None, None),
-    symbol: tuple[Tensor | None, Tensor | None] = (None, None),
-) -> BandGroup:
-    """Give the unknowns outside a rectangle of `size` at the torus's origin.
-
-    `sources` are those of `Band`, for each axis, and `symbol` the factors of `BandGroup`.
-    """
+) -> Unknowns:
+    """Give the unknowns outside a rectangle of `size` at the torus's origin; `sources` are those of `Band`."""
     rows, columns = (Band(*numbers) for numbers in zip(torus, size, sources, strict=True))
-    return BandGroup(n_channels, rows, columns, like, *symbol)
+    return Unknowns(kind, rows, columns, *symbol)
 
 
 def to_lines(values: Tensor) -> Tensor:
-    """Transform the lines `(*, N)` of a band: complex, shape `(*, N // 2 + 1)`, with the same inner products."""
-    n = values.shape[-1]
+    """Transform the lines `(B, N, w)` of a band: complex, shape `(B, N // 2 + 1, w)`, with the same inner products."""
+    n_batch, n, width = values.shape
     if values.numel() == 0:  # the FFT refuses a band of no width
-        return values.new_zeros(*values.shape[:-1], n // 2 + 1, dtype=values.dtype.to_complex())
-    return torch.fft.rfft(values) * _scale(n, values)
+        return values.new_zeros(n_batch, n // 2 + 1, width, dtype=values.dtype.to_complex())
+    return torch.fft.rfft(values, dim=1) * _scale(n, values)[:, None]
 
 
 def from_lines(lines: Tensor, n: int) -> Tensor:
     """Undo `to_lines`."""
     if lines.numel() == 0:
-        return lines.real.new_zeros(*lines.shape[:-1], n)
-    return torch.fft.irfft(lines / _scale(n, lines.real), n=n)
+        return lines.real.new_zeros(len(lines), n, lines.shape[-1])
+    return torch.fft.irfft(lines / _scale(n, lines.real)[:, None], n=n, dim=1)
+
+
+def multiply_lines(matrices: Tensor, lines: Tensor) -> Tensor:
+    """Multiply by one small matrix at each frequency: `(F, a, b)` by `(B, F, b)` gives `(B, F, a)`."""
+    # Of complex matrices torch's batched product with rows is two to five times as fast as that with columns.
+    return torch.bmm(lines.transpose(0, 1).contiguous(), matrices.mT).transpose(0, 1)
 
 
 def _scale(n: int, like: Tensor) -> Tensor:

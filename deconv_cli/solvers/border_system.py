@@ -19,18 +19,17 @@ on Image Processing 14, 2005) for a single channel and an unknown border; the re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import BandGroup, BandSpectrum, coupling, outside, read_bands
+from deconv_cli.solvers.bands import BandGroup, BandSpectrum, Unknowns, coupling, outside, to_lines
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -39,38 +38,27 @@ Spectra = tuple[BandSpectrum | None, BandSpectrum | None]
 """What is added to the outputs and to the inputs; `None` for nothing."""
 
 
-@dataclass(frozen=True)
-class Unknowns:
-    """One kind of unknowns: outputs, differences, or the multipliers of tied pixels.
-
-    Attributes:
-        kind: which.
-        group: where they are.
-        down: factor of the rows of their symbol, shape `(N1, 1)`: √μ l for differences, −1 for ties.
-        across: factor of its columns, shape `(N2 // 2 + 1,)`.
-    """
-
-    kind: Literal["outputs", "differences", "ties"]
-    group: BandGroup
-    down: Tensor
-    across: Tensor
-
-
 class BorderSystem:
     """The Hermitian system of the module's formulas, applied by FFTs, in the dtype of the blocks."""
 
     def __init__(
         self, places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
     ) -> None:
-        self.kinds = _list_unknowns(places, blocks, boundary, penalty, weight)
-        n1, n_half, *channels = blocks.estimate.shape
-        parts = parts_of(n1, n_half * max(channels), blocks.estimate.device)
+        self.kinds = kinds = _list_unknowns(places, blocks, boundary, penalty, weight)
+        n1, n_half, n_inputs, n_outputs = blocks.estimate.shape
+        parts = parts_of(n1, n_half * max(n_inputs, n_outputs), blocks.estimate.device)
         self._parts = [RowBlocks(blocks, part) for part in parts]
-
-    @property
-    def groups(self) -> list[BandGroup]:
-        """The places of each kind of unknowns."""
-        return [kind.group for kind in self.kinds]
+        like = blocks.estimate.real.new_empty(0)
+        outputs = [kind for kind in kinds if kind.kind == "outputs"]
+        sides = (n_outputs, outputs, 1.0), (n_inputs, kinds[len(outputs) :], -1.0)
+        # Of outputs and of inputs.
+        self._groups = [BandGroup(n, side, like, sign) if side else None for n, side, sign in sides]
+        # The lines of the places where bands may cross, and whether each line of the columns crosses the rows there.
+        crossed = [kind.rows.first for n, side, _ in sides for kind in side for _ in range(n * kind.columns.width)]
+        first = min(crossed, default=n1)
+        eye = torch.eye(n1 - first, dtype=like.dtype, device=like.device)
+        self._crossing = to_lines(functional.pad(eye, (0, 0, first, 0))[None])[0]
+        self._is_crossed = torch.arange(first, n1, device=like.device)[:, None] >= torch.tensor(crossed, device=like.device)
 
     @property
     def has_ties(self) -> bool:
@@ -90,23 +78,19 @@ class BorderSystem:
         Returns:
             Their sums with `given`, which are whole.
         """
-        (to_outputs, inputs), to_inputs = given, []
-        nothing: list[Tensor | None] = [None] * len(self.kinds)
-        parts = [nothing if part is None else self._split(part, axis) for axis, part in enumerate((rows, columns))]
-        for kind, *bands in zip(self.kinds, *parts, strict=True):
-            if kind.kind == "outputs":
-                whole = None if to_outputs is None else to_outputs.whole
-                to_outputs = BandSpectrum(whole, *kind.group.factors(*bands))
-            else:
-                to_inputs.append(kind.group.factors(*(None if band is None else -band for band in bands)))
-        if not to_inputs:
-            return to_outputs, inputs
-        left, right = zip(*to_inputs, strict=True)
-        whole = None if inputs is None else inputs.whole
-        return to_outputs, BandSpectrum(whole, torch.cat(left, dim=-1), torch.cat(right, dim=-2))
+        found = list(given)
+        for side, (group, *bands) in enumerate(
+            zip(self._groups, self._split(rows, 0), self._split(columns, 1), strict=True)
+        ):
+            if group is not None:
+                added = given[side]
+                found[side] = BandSpectrum(None if added is None else added.whole, *group.factors(*bands))
+        return found[0], found[1]
 
-    def _split(self, lines: Tensor, axis: int) -> tuple[Tensor, ...]:
-        return lines.split([group.n_channels * group.across(axis).width for group in self.groups], dim=-2)
+    def _split(self, lines: Tensor | None, axis: int) -> Sequence[Tensor | None]:
+        if lines is None:
+            return None, None
+        return lines.split([0 if group is None else group.n_lines[axis] for group in self._groups], dim=-1)
 
     def image(self, spectra: Spectra) -> Tensor:
         """Compute the spectrum of z = P·outputs + N·inputs."""
@@ -116,32 +100,34 @@ class BorderSystem:
         """Compute the spectrum of M·outputs − Pᴴ·inputs."""
         return torch.cat([rows.defect(*rows.at(spectra)) for rows in self._parts], dim=-2)
 
-    def read(self, spectra: Spectra) -> tuple[Tensor, Tensor]:
-        """Evaluate the left-hand side in the band of rows and in that of columns, for spectra of right-hand sides."""
-        rows, columns = read_bands(self.groups, self._left_sides(spectra), (0, 1))
-        return rows, columns
-
-    def couple(self, lines: Tensor, axis: int) -> Tensor:
-        """Evaluate the left-hand side in the band of rows, axis 0, for unknowns in the columns; for axis 1 reversed."""
-        spectra = self.spectra(None, lines) if axis == 0 else self.spectra(lines, None)
-        (found,) = read_bands(self.groups, self._left_sides(spectra), (axis,))
-        for kind, values, given in zip(self.kinds, self._split(found, axis), self._split(lines, 1 - axis), strict=True):
-            if kind.kind == "differences":
-                values += kind.group.cross(given, axis)
-        return found
-
-    def without_crossing(self, columns: Tensor) -> Tensor:
-        """Set the unknowns in the columns to zero where the bands cross."""
-        parts = zip(self.groups, self._split(columns, 1), strict=True)
-        return torch.cat([group.without_crossing(part) for group, part in parts], dim=-2)
-
-    def _left_sides(self, spectra: Spectra) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Compute the spectrum that each kind is read from, some rows at a time."""
-        of_outputs = [kind.kind == "outputs" for kind in self.kinds]
+    def read(self, spectra: Spectra, axes: Sequence[int] = (0, 1)) -> list[Tensor]:
+        """Evaluate the left-hand side in the band of rows, axis 0, and in that of columns, axis 1."""
+        # A spectrum is made some rows at a time, and summed up while these are in the cache.
+        sums: list[list[list[Tensor]]] = [[[] for _ in axes] for _ in self._groups]
         for rows in self._parts:
             given = rows.at(spectra)
-            sides = {is_one: (rows.defect if is_one else rows.image)(*given) for is_one in set(of_outputs)}
-            yield rows.part, [sides[is_one] for is_one in of_outputs]
+            for group, compute, found in zip(self._groups, (rows.defect, rows.image), sums, strict=True):
+                if group is not None:
+                    side = compute(*given)
+                    for axis, of_parts in zip(axes, found, strict=True):
+                        of_parts.append(group.sum(side, rows.part, axis))
+        groups = [(group, found) for group, found in zip(self._groups, sums, strict=True) if group is not None]
+        return [
+            torch.cat([group.read(found[place], axis) for group, found in groups], dim=-1)
+            for place, axis in enumerate(axes)
+        ]
+
+    def couple(self, lines: Tensor, axis: int) -> Tensor:
+        """Evaluate the left-hand side in the band of rows, axis 0, for unknowns in the columns; for axis 1 reversed.
+
+        Where the bands cross it lacks the differences themselves: the unknowns in the columns are zero there.
+        """
+        return self.read(self.spectra(None, lines) if axis == 0 else self.spectra(lines, None), (axis,))[0]
+
+    def without_crossing(self, columns: Tensor) -> Tensor:
+        """Set the lines of columns to zero where they cross the band of rows."""
+        values = (self._crossing.mH @ columns).real * self._is_crossed
+        return columns - self._crossing @ values.to(columns.dtype)
 
 
 class RowBlocks:
@@ -188,7 +174,7 @@ def band_matrix(kinds: Sequence[Unknowns], blocks: TorusBlocks, axis: int) -> Te
             down, across = first.down * second.down.conj(), first.across * second.across.conj()
             values = blocks.estimate if second.kind == "outputs" else blocks.inputs
             values = blocks.outputs if first.kind == "outputs" else values
-            to, source = first.group.across(axis), second.group.across(axis)
+            to, source = first.band(axis), second.band(axis)
             entry = coupling(to, source, values, down, across, axis)
             row.append(entry if first.kind == "outputs" else -entry)
         if first.kind == "differences":
@@ -230,22 +216,18 @@ def _list_unknowns(
     places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
 ) -> list[Unknowns]:
     """List missing outputs, differences that the torus has and the image has not, and tied pixels."""
-    torus, (n_inputs, n_outputs) = places.torus, blocks.estimate.shape[-2:]
-    like = blocks.estimate.real.new_empty(0)
-    one_down = blocks.estimate.new_ones(torus[0], 1)
-    one_across = blocks.estimate.new_ones(torus[1] // 2 + 1)
+    torus = places.torus
+    ones = blocks.estimate.new_ones(torus[0], 1), blocks.estimate.new_ones(torus[1] // 2 + 1)
     found = []
     if places.output_size != torus:
-        found.append(Unknowns("outputs", outside(n_outputs, places.output_size, torus, like), one_down, one_across))
+        found.append(outside("outputs", places.output_size, torus, ones))
     if weight > 0 and not _is_free_outside(boundary, penalty):
+        like = blocks.estimate.real
         for term in find_penalty(penalty).terms(len(torus)):
             observed = term.observed(places.image_size)
             if observed != torus:
                 down, across = term.symbol(torus, like.dtype, like.device)
-                down = weight**0.5 * down
-                group = outside(n_inputs, observed, torus, like, symbol=(-down, across))
-                found.append(Unknowns("differences", group, down, across))
+                found.append(outside("differences", observed, torus, (weight**0.5 * down, across)))
     if places.image_size != torus:
-        group = outside(n_inputs, places.image_size, torus, like, places.line_sources)
-        found.append(Unknowns("ties", group, -one_down, one_across))
+        found.append(outside("ties", places.image_size, torus, (-ones[0], ones[1]), places.line_sources))
     return found

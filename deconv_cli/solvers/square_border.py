@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import half_weights
-from deconv_cli.operators.circulant import FrequencyBlocks, multiply_lines, multiply_lines_adjoint, torus_symbol
+from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.bands import BandGroup, from_lines, invert_lines, outside, read_bands, to_lines
+from deconv_cli.solvers.bands import BandGroup, Unknowns, from_lines, invert_lines, multiply_lines, outside, to_lines
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
 from deconv_cli.vocabulary import Size
@@ -42,9 +42,11 @@ class SquareBorderSystem:
     def __init__(self, operator: Convolution) -> None:
         taps = operator.kernel.double()
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
-        self._outputs = outputs = outside(taps.shape[0], places.output_size, places.torus, taps)
-        self._ties = ties = outside(taps.shape[1], places.image_size, places.torus, taps, places.line_sources)
         estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
+        ones = estimate.new_ones(places.torus[0], 1), estimate.new_ones(places.torus[1] // 2 + 1)
+        outputs = outside("outputs", places.output_size, places.torus, ones)
+        ties = outside("ties", places.image_size, places.torus, ones, places.line_sources)
+        self._outputs, self._ties = (BandGroup(len(taps), [kind], taps) for kind in (outputs, ties))
         self._estimate = FrequencyBlocks(estimate)
         self._rows, schur = _eliminate_rows(outputs, ties, estimate)
         # LAPACK's matrices lie column by column: the transpose is factored.
@@ -63,31 +65,31 @@ class SquareBorderSystem:
     def _apply(self, field: Tensor, size: Size, *, transposed: bool) -> Tensor:
         """Solve for the unknowns that make the ties vanish; the transpose exchanges unknowns and ties."""
         unknowns, ties = (self._ties, self._outputs) if transposed else (self._outputs, self._ties)
-        multiply = multiply_lines_adjoint if transposed else multiply_lines
+        matrices = self._rows.mH if transposed else self._rows
 
         def invert(rows: Tensor | None, columns: Tensor | None) -> Tensor:
             left, right = unknowns.factors(rows, columns)
             return self._estimate.multiply(left @ right, adjoint=transposed)
 
-        def read(spectrum: Tensor, *axes: int) -> list[Tensor]:
-            return read_bands([ties], [(slice(None), [spectrum])], axes)
+        def read(spectrum: Tensor, axis: int) -> Tensor:
+            return ties.read([ties.sum(spectrum, slice(None), axis)], axis)
 
         def solve(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
             """Solve D u = r, for r and u in lines; where the bands cross, u is in the rows."""
-            first = multiply(self._rows, rows)
-            columns = columns - read(invert(first, None), 1)[0]
+            first = multiply_lines(matrices, rows)
+            columns = columns - read(invert(first, None), 1)
             columns = self._solve_columns(columns, transposed=transposed)
-            return first - multiply(self._rows, read(invert(None, columns), 0)[0]), columns
+            return first - multiply_lines(matrices, read(invert(None, columns), 0)), columns
 
         torus = self._places.torus
         flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:]).double()
         spectrum = self._estimate.multiply(torch.fft.rfft2(flat, s=torus), adjoint=transposed)
-        left = read(spectrum, 0, 1)
+        left = read(spectrum, 0), read(spectrum, 1)
         goal = MAX_TIE_ULPS * torch.finfo(field.dtype).eps * _norm(left)
         for _ in range(MAX_CORRECTIONS):
             u = solve(-left[0], -left[1])
             spectrum = invert(*u).add_(spectrum)
-            left = read(spectrum, 0, 1)
+            left = read(spectrum, 0), read(spectrum, 1)
             if synchronize.holds_everywhere(_norm(left) <= goal):
                 break
         restored = torch.fft.irfft2(spectrum, s=torus)[..., : size[0], : size[1]]
@@ -96,13 +98,13 @@ class SquareBorderSystem:
     def _solve_columns(self, columns: Tensor, *, transposed: bool) -> Tensor:
         if columns.numel() == 0:
             return columns
-        length, height = self._places.torus[0], self._outputs.rows.first
-        values = from_lines(columns, length)[..., :height]
-        solved = torch.linalg.lu_solve(self._factors, self._pivots, values.flatten(-2).T, adjoint=not transposed).T
-        return to_lines(functional.pad(solved.reshape(values.shape), (0, length - height)))
+        length, height = self._places.torus[0], self._places.output_size[0]
+        values = from_lines(columns, length)[:, :height].mT
+        solved = torch.linalg.lu_solve(self._factors, self._pivots, values.flatten(1).T, adjoint=not transposed).T
+        return to_lines(functional.pad(solved.reshape(values.shape).mT, (0, 0, 0, length - height)))
 
 
-def _norm(bands: list[Tensor]) -> Tensor:
+def _norm(bands: tuple[Tensor, Tensor]) -> Tensor:
     """Compute the norms of lines on both bands, shape `(B,)`."""
     return torch.hypot(*(torch.linalg.vector_norm(band, dim=(-2, -1)) for band in bands))
 
@@ -121,12 +123,12 @@ def _toeplitz(lags: Tensor, height: int) -> Tensor:
     return full.flatten(3).flatten(0, 2)
 
 
-def _eliminate_rows(outputs: BandGroup, ties: BandGroup, estimate: Tensor) -> tuple[Tensor, Tensor]:
+def _eliminate_rows(outputs: Unknowns, ties: Unknowns, estimate: Tensor) -> tuple[Tensor, Tensor]:
     """Compute D_rr⁻¹ at each frequency along the rows, shape `(n2 // 2 + 1, w1·C, w1·C)`, and S.
 
     S has the shape `(w2·C·h, w2·C·h)`: line by line, channel by channel, place by place.
     """
-    n1, n2 = outputs.torus
+    n1, n2 = outputs.rows.length, outputs.columns.length
     height, n_half, like = outputs.rows.first, n2 // 2 + 1, estimate.real
     # P from pixel to pixel of a column, at each frequency along the rows.
     lags = torch.fft.ifft(estimate, dim=0)

@@ -3,9 +3,8 @@
 The system of `border_system.py` has its unknowns in a band of rows and a band of columns, and FFTs along a band solve
 it exactly. The rows are eliminated, and the iteration runs on the columns, preconditioned by the closed band of
 columns. It only has to solve the crossing of the two bands, so the number of iterations does not grow with the image.
-Unknowns and equations occur twice where the bands cross: the system is singular but consistent, which neither method
-minds. It is positive semidefinite if only outputs and differences are unknown (conjugate gradients), and indefinite if
-pixels are tied as well (GMRES).
+Where the bands cross, the unknowns are in the rows, and the columns are zero. The system is positive definite if only
+outputs and differences are unknown (conjugate gradients), and indefinite if pixels are tied as well (GMRES).
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES, multiply_lines, near_fast_size, to_float64, torus_symbol
+from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES, near_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.bands import BandSpectrum, from_lines, invert_lines, to_lines
+from deconv_cli.solvers.bands import BandSpectrum, from_lines, invert_lines, multiply_lines, to_lines
 from deconv_cli.solvers.border_system import BorderSystem, Spectra, as_real, band_matrix, count_indefinite_unknowns
 from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
@@ -209,13 +208,13 @@ class StripSystem:
         n, n_small = self._torus[1 - axis], small._torus[1 - axis]
         values = from_lines(lines, n)
         begin = n - n_small + n_small // 2
-        return to_lines(torch.cat([values[..., : n_small // 2], values[..., begin:]], dim=-1))
+        return to_lines(torch.cat([values[:, : n_small // 2], values[:, begin:]], dim=1))
 
     def _spread(self, lines: Tensor, axis: int, large: StripSystem) -> Tensor:
         """Copy the lines of a band to the first and the last places of those of a large image."""
         n, n_large = self._torus[1 - axis], large._torus[1 - axis]
-        first, last = from_lines(lines, n).split([n // 2, n - n // 2], dim=-1)
-        return to_lines(torch.cat([first, first.new_zeros(*first.shape[:-1], n_large - n), last], dim=-1))
+        first, last = from_lines(lines, n).split([n // 2, n - n // 2], dim=1)
+        return to_lines(torch.cat([first, first.new_zeros(len(first), n_large - n, first.shape[-1]), last], dim=1))
 
     def _transform(self, field: Tensor) -> Tensor:
         flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:])
@@ -227,10 +226,10 @@ class StripSystem:
 
     def _pack(self, columns: Tensor) -> Tensor:
         """Make real vectors that are zero where the bands cross."""
-        return torch.view_as_real(self._system.without_crossing(columns)).flatten(-3)
+        return torch.view_as_real(self._system.without_crossing(columns)).flatten(1)
 
     def _unpack(self, vector: Tensor) -> Tensor:
-        return torch.view_as_complex(vector.unflatten(-1, (*self._columns.shape[1::-1], 2)))
+        return torch.view_as_complex(vector.unflatten(-1, (*self._columns.shape[:2], 2)))
 
 
 def _norm(lines: Tensor) -> Tensor:
