@@ -23,7 +23,7 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.bands import BandSpectrum, from_lines, invert_lines, multiply_lines, to_lines
+from deconv_cli.solvers.bands import BandSpectrum, from_lines, invert_hermitian, invert_lines, multiply_lines, to_lines
 from deconv_cli.solvers.border_system import BorderSystem, Spectra, as_real, band_matrix, count_indefinite_unknowns
 from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
@@ -48,8 +48,8 @@ MAX_ENTRIES_AT_ONCE, N_FACTORED = 2**18, 5
 # iterations under mirrored pixels without it, 5 with 64 of them, 4 with 128 and 3 with 256.
 CROSSING = 128
 # The small image is used where the image is this many times as long, or twice that for a tiny λ, under which it
-# takes many iterations too.
-MIN_TIMES_CROSSING = 4
+# takes many iterations too. Where many pixels repeat the same one, the large image takes many without it.
+MIN_TIMES_CROSSING, MIN_TIMES_CROSSING_OF_REPEATED = 4, 2.5
 # Its system is solved to this power of the unit of rounding, since conjugate gradients want the same preconditioner
 # every time; GMRES does not, and this part, which is about as much as the small image can know, does for it.
 CROSSING_ACCURACY, CROSSING_ACCURACY_OF_GMRES = 0.75, 3e-3
@@ -91,9 +91,10 @@ class StripSystem:
         self._system = system = BorderSystem(places, blocks, operator.boundary, problem.penalty, problem.lam)
         if system.kinds:
             self._columns = band_matrix(system.kinds, blocks, axis=1)
-            # The inverses on the closed band of rows and on that of columns.
-            self._closed = invert_lines(band_matrix(system.kinds, blocks, axis=0)), invert_lines(self._columns)
-        self._crossing = _crossing(problem, n_more)
+            # The inverses on the closed band of rows and on that of columns. For λ > 0 ties have a definite block.
+            invert = invert_hermitian if problem.lam > 0 else invert_lines
+            self._closed = invert(band_matrix(system.kinds, blocks, axis=0)), invert(self._columns)
+        self._crossing = _crossing(problem, n_more, places)
         self._lam = problem.lam
 
     def solve(
@@ -256,11 +257,13 @@ def _until(goal: Tensor) -> Watch:
     return lambda left: next(counter) < MAX_CROSSING_ITERATIONS and not synchronize.holds_everywhere(left <= goal)
 
 
-def _crossing(problem: TikhonovProblem, n_more: Size) -> StripSystem | None:
+def _crossing(problem: TikhonovProblem, n_more: Size, places: TorusEmbedding) -> StripSystem | None:
     """Build the same system for a small image; `None` if the image is not much larger, or for λ = 0."""
     operator, geometry = problem.operator, problem.operator.geometry
     length = CROSSING + 8 * max(geometry.kernel_size)
-    n_times = MIN_TIMES_CROSSING if problem.lam >= MIN_LAMBDA_IN_FLOAT32 else 2 * MIN_TIMES_CROSSING
+    repeats = any(line is not None and len(line) > 3 * len(line.unique()) for line in places.line_sources)
+    n_times = MIN_TIMES_CROSSING_OF_REPEATED if repeats else MIN_TIMES_CROSSING
+    n_times *= 1 if problem.lam >= MIN_LAMBDA_IN_FLOAT32 else 2
     if problem.lam == 0 or min(geometry.image_size) < n_times * length:
         return None
     small = Geometry((length, length), geometry.kernel_size, geometry.pads)
