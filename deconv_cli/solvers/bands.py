@@ -24,9 +24,6 @@ from deconv_cli.vocabulary import Size
 # Above this many entries a block is too large to be copied for one large product; many small ones are then as fast.
 MAX_ENTRIES_TO_COPY = 64
 
-# Matrices of at least twice this many rows are inverted by halves.
-MIN_ENTRIES_JOINED = 6
-
 
 @dataclass(frozen=True)
 class Band:
@@ -56,6 +53,17 @@ class Band:
         """Tabulate the phases that read each line off a spectrum: complex, shape `(w, n_frequencies)`."""
         terms = self.terms(like.device)
         return torch.stack([sign * phases(places, self.length, n_frequencies, like) for places, sign in terms]).sum(0)
+
+    def shared_lines(self, like: Tensor) -> Tensor:
+        """Give lines along this axis which columns hold and this band of rows holds as well, in an orthonormal basis.
+
+        Where the bands cross, a place is there twice. A tied pixel there is tied to one pixel in its column and to one
+        in its row, and these again to the same pixel. Complex, shape `(N // 2 + 1, w)`.
+        """
+        values = like.new_zeros(self.length, self.width)
+        for places, sign in self.terms(like.device):
+            values[places, torch.arange(self.width, device=like.device)] += sign
+        return to_lines(torch.linalg.qr(values).Q[None])[0]
 
 
 @dataclass(frozen=True)
@@ -262,20 +270,3 @@ def invert_lines(matrix: Tensor) -> Tensor:
         places = synchronize.places(doubtful)
         inverse[places] = torch.linalg.pinv(matrix[places], hermitian=True)
     return inverse
-
-
-def invert_hermitian(matrix: Tensor) -> Tensor:
-    """Invert Hermitian matrices whose last rows and columns are definite, and what their elimination leaves as well.
-
-    Small blocks are inverted by `invert_lines`, and joined by products, which takes half the time.
-    """
-    n_first = matrix.shape[-1] // 2
-    if n_first < MIN_ENTRIES_JOINED:
-        return invert_lines(matrix)
-    coupled = matrix[:, :n_first, n_first:].contiguous()
-    last = invert_hermitian(matrix[:, n_first:, n_first:])
-    carried = coupled @ last
-    first = invert_hermitian(matrix[:, :n_first, :n_first] - carried @ coupled.mH)
-    corner = -first @ carried
-    rows = torch.cat([first, corner], dim=-1), torch.cat([corner.mH, last - carried.mH @ corner], dim=-1)
-    return torch.cat(rows, dim=-2)

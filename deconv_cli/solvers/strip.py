@@ -23,7 +23,7 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.bands import BandSpectrum, from_lines, invert_hermitian, invert_lines, multiply_lines, to_lines
+from deconv_cli.solvers.bands import BandSpectrum, from_lines, invert_lines, multiply_lines, to_lines
 from deconv_cli.solvers.border_system import BorderSystem, Spectra, as_real, band_matrix, count_indefinite_unknowns
 from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
@@ -91,9 +91,8 @@ class StripSystem:
         self._system = system = BorderSystem(places, blocks, operator.boundary, problem.penalty, problem.lam)
         if system.kinds:
             self._columns = band_matrix(system.kinds, blocks, axis=1)
-            # The inverses on the closed band of rows and on that of columns. For λ > 0 ties have a definite block.
-            invert = invert_hermitian if problem.lam > 0 else invert_lines
-            self._closed = invert(band_matrix(system.kinds, blocks, axis=0)), invert(self._columns)
+            # The inverses on the closed band of rows and on that of columns.
+            self._closed = invert_lines(band_matrix(system.kinds, blocks, axis=0)), invert_lines(self._columns)
         self._crossing = _crossing(problem, n_more, places)
         self._lam = problem.lam
 
@@ -226,8 +225,8 @@ class StripSystem:
         return torch.fft.irfft2(spectrum, s=self._torus)[..., :height, :width] / self._sigma
 
     def _pack(self, columns: Tensor) -> Tensor:
-        """Make real vectors that are zero where the bands cross."""
-        return torch.view_as_real(self._system.without_crossing(columns)).flatten(1)
+        """Make real vectors, without what the rows hold as well."""
+        return torch.view_as_real(self._system.without_shared(columns)).flatten(1)
 
     def _unpack(self, vector: Tensor) -> Tensor:
         return torch.view_as_complex(vector.unflatten(-1, (*self._columns.shape[:2], 2)))
