@@ -54,17 +54,6 @@ class Band:
         terms = self.terms(like.device)
         return torch.stack([sign * phases(places, self.length, n_frequencies, like) for places, sign in terms]).sum(0)
 
-    def shared_lines(self, like: Tensor) -> Tensor:
-        """Give lines along this axis which columns hold and this band of rows holds as well, in an orthonormal basis.
-
-        Where the bands cross, a place is there twice. A tied pixel there is tied to one pixel in its column and to one
-        in its row, and these again to the same pixel. Complex, shape `(N // 2 + 1, w)`.
-        """
-        values = like.new_zeros(self.length, self.width)
-        for places, sign in self.terms(like.device):
-            values[places, torch.arange(self.width, device=like.device)] += sign
-        return to_lines(torch.linalg.qr(values).Q[None])[0]
-
 
 @dataclass(frozen=True)
 class Unknowns:

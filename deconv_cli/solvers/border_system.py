@@ -23,12 +23,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import BandGroup, BandSpectrum, Unknowns, coupling, outside
+from deconv_cli.solvers.bands import BandGroup, BandSpectrum, Unknowns, coupling, outside, to_lines
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -52,16 +53,14 @@ class BorderSystem:
         sides = (n_outputs, outputs, 1.0), (n_inputs, kinds[len(outputs) :], -1.0)
         # Of outputs and of inputs.
         self._groups = [BandGroup(n, side, like, sign) if side else None for n, side, sign in sides]
-        if kinds:
-            # Lines along the columns that the rows hold as well, and which lines of the columns they concern.
-            self._shared = torch.cat([kind.rows.shared_lines(like) for kind in kinds], dim=-1)
-            kinds_of_shared = [place for place, kind in enumerate(kinds) for _ in range(kind.rows.width)]
-            n_channels = [n for n, side, _ in sides for _ in side]
-            kinds_of_columns = [
-                place for place, kind in enumerate(kinds) for _ in range(n_channels[place] * kind.columns.width)
-            ]
-            to, of = (torch.tensor(places, device=like.device) for places in (kinds_of_shared, kinds_of_columns))
-            self._is_shared = to[:, None] == of
+        # The lines of the places where bands may cross, and whether each line of the columns crosses the rows there.
+        crossed = [kind.rows.first for n, side, _ in sides for kind in side for _ in range(n * kind.columns.width)]
+        first = min(crossed, default=n1)
+        eye = torch.eye(n1 - first, dtype=like.dtype, device=like.device)
+        self._crossing = to_lines(functional.pad(eye, (0, 0, first, 0))[None])[0]
+        self._is_crossed = torch.arange(first, n1, device=like.device)[:, None] >= torch.tensor(
+            crossed, device=like.device
+        )
 
     @property
     def has_ties(self) -> bool:
@@ -123,14 +122,14 @@ class BorderSystem:
     def couple(self, lines: Tensor, axis: int) -> Tensor:
         """Evaluate the left-hand side in the band of rows, axis 0, for unknowns in the columns; for axis 1 reversed.
 
-        It lacks the differences themselves where the bands cross: those in the columns are zero there.
+        Where the bands cross it lacks the differences themselves: the unknowns in the columns are zero there.
         """
         return self.read(self.spectra(None, lines) if axis == 0 else self.spectra(lines, None), (axis,))[0]
 
-    def without_shared(self, columns: Tensor) -> Tensor:
-        """Take out of columns what the rows hold as well, so that the system is regular: see `Band.shared_lines`."""
-        values = (self._shared.mH @ columns).real * self._is_shared
-        return columns - self._shared @ values.to(columns.dtype)
+    def without_crossing(self, columns: Tensor) -> Tensor:
+        """Set the lines of columns to zero where they cross the band of rows."""
+        values = (self._crossing.mH @ columns).real * self._is_crossed
+        return columns - self._crossing @ values.to(columns.dtype)
 
 
 class RowBlocks:

@@ -163,8 +163,6 @@ Watch = Callable[[Tensor], bool]
 
 # A cycle of GMRES that does not bring the residual below this part of what it was is the last.
 MIN_GAIN = 0.9
-# A cycle ends early if so many iterations do not bring the residual below that part: rounding of the matrix dominates.
-N_STAGNANT = 8
 # A residual that grows by this factor shows that rounding dominates the recurrence.
 SYSTEM_DIVERGED = 100.0
 
@@ -242,10 +240,9 @@ def _cycle(apply: Action, precondition: Action, residual: Tensor, watch: Watch, 
     reduced = rotation.new_zeros(n_batch, n_vectors + 1)
     reduced[:, 0] = beta
     moved: list[Tensor] = []
-    n, is_stagnant = 0, False
-    heights = [beta]
+    n = 0
     going = synchronize.holds_anywhere(beta > 0)
-    while going and n < n_vectors and not is_stagnant:
+    while going and n < n_vectors:
         stored = basis[:, : n + 1]
         moved.append(precondition(stored[:, n]))
         vector = apply(moved[n])
@@ -263,11 +260,7 @@ def _cycle(apply: Action, precondition: Action, residual: Tensor, watch: Watch, 
         reduced[:, n : n + 2] = (turn @ reduced[:, n : n + 2, None])[..., 0]
         triangle[:, :n, n], triangle[:, n, n] = column[:, :n], length
         n += 1
-        heights.append(reduced[:, n].abs())
-        going = watch(heights[-1])
-        is_stagnant = n > N_STAGNANT and not synchronize.holds_anywhere(
-            heights[-1] < MIN_GAIN * heights[-1 - N_STAGNANT]
-        )
+        going = watch(reduced[:, n].abs())
     if n == 0:
         return torch.zeros_like(residual), False
     triangle = triangle[:, :n, :n]

@@ -225,8 +225,8 @@ class StripSystem:
         return torch.fft.irfft2(spectrum, s=self._torus)[..., :height, :width] / self._sigma
 
     def _pack(self, columns: Tensor) -> Tensor:
-        """Make real vectors, without what the rows hold as well."""
-        return torch.view_as_real(self._system.without_shared(columns)).flatten(1)
+        """Make real vectors that are zero where the bands cross."""
+        return torch.view_as_real(self._system.without_crossing(columns)).flatten(1)
 
     def _unpack(self, vector: Tensor) -> Tensor:
         return torch.view_as_complex(vector.unflatten(-1, (*self._columns.shape[:2], 2)))
@@ -260,7 +260,9 @@ def _crossing(problem: TikhonovProblem, n_more: Size, places: TorusEmbedding) ->
     """Build the same system for a small image; `None` if the image is not much larger, or for λ = 0."""
     operator, geometry = problem.operator, problem.operator.geometry
     length = CROSSING + 8 * max(geometry.kernel_size)
-    repeats = any(line is not None and len(line) > 3 * len(line.unique()) for line in places.line_sources)
+    repeats = any(
+        line is not None and len(line) > 3 * len(synchronize.distinct(line)[0]) for line in places.line_sources
+    )
     n_times = MIN_TIMES_CROSSING_OF_REPEATED if repeats else MIN_TIMES_CROSSING
     n_times *= 1 if problem.lam >= MIN_LAMBDA_IN_FLOAT32 else 2
     if problem.lam == 0 or min(geometry.image_size) < n_times * length:
