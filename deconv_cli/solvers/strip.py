@@ -132,7 +132,8 @@ class StripSystem:
         if self._crossing is None or not self._system.kinds or self._lam < ROUGH_LAMBDA:
             return self.solve(None, gradient, log)
         given = None, BandSpectrum(self._transform(gradient / self._sigma))
-        solved = self._solve_bands(*self._system.read(given), self._crossing)
+        rows, columns = self._system.read(given)
+        solved = self._solve_bands(rows, columns, self._crossing)
         image = self._to_image(self._system.image(self._system.spectra(-solved[0], -solved[1], given)))
         return image.to(gradient.dtype).reshape(gradient.shape)
 
