@@ -5,6 +5,7 @@ The message is complete: no caller adds to it, and the command line prints it as
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 import threading
@@ -64,6 +65,15 @@ class GradientFaultError(DeconvError):
 
 class UntrustworthyResultError(DeconvError):
     """A result exists but is not to be trusted as it is."""
+
+
+def import_extra(module: str, subject: str, extra: str) -> Any:  # noqa: ANN401 (the module)
+    """Import a module of an optional package; raises `UsageError` if that is missing, which begins with `subject`."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UsageError(f"{subject} the missing package {package}: pip install 'deconv-cli[{extra}]'.") from error
 
 
 def check_type(found: object, wanted: type, role: str) -> None:

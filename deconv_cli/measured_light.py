@@ -34,6 +34,12 @@ def smooth(image: Tensor, step: int = 1, beyond: str = "replicate") -> Tensor:
     return found
 
 
+def center_of_mass(weights: Tensor) -> Tensor:
+    """Find the center of mass of weights `(*size)`: an index along each axis, with its fraction, shape `(n_axes,)`."""
+    lines = (weights.movedim(axis, 0).reshape(n, -1).sum(1) for axis, n in enumerate(weights.shape))
+    return torch.stack([line @ torch.arange(len(line)).to(line) for line in lines]) / weights.sum()
+
+
 def plateau_of(samples: Tensor, n_axes: int = 2) -> float | None:
     """Return the largest value if samples `(*batch, *size)` were probably clipped at it, otherwise `None`.
 
@@ -291,7 +297,7 @@ def _extent(signal: Tensor) -> list[tuple[int, int]]:
     """Find the extent of the signal along each axis: its first tap, and the one behind its last."""
     extent = []
     for axis in range(1, signal.ndim):
-        held = _along(signal, axis).nonzero().flatten()
+        held = signal.sum(dim=[other for other in range(signal.ndim) if other != axis]).nonzero().flatten()
         extent.append((int(held[0]), int(held[-1]) + 1))
     return extent
 
@@ -299,17 +305,8 @@ def _extent(signal: Tensor) -> list[tuple[int, int]]:
 def _center(signal: Tensor) -> list[float]:
     """Compute the center of mass of all channels, each with the same weight."""
     sums = signal.sum(dim=tuple(range(1, signal.ndim)), keepdim=True).clamp_min(1e-300)
-    weight = signal / sums
-    center = []
-    for axis in range(1, signal.ndim):
-        line = _along(weight, axis)
-        center.append(float((line * torch.arange(len(line), dtype=line.dtype)).sum() / line.sum()))
+    center: list[float] = center_of_mass((signal / sums).sum(0)).tolist()
     return center
-
-
-def _along(channels: Tensor, axis: int) -> Tensor:
-    """Sum the taps of all channels across an axis of space."""
-    return channels.sum(dim=[other for other in range(channels.ndim) if other != axis])
 
 
 def _middle(size: Size) -> tuple[int, ...]:

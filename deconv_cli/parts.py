@@ -147,11 +147,10 @@ OWN_SETTINGS = {"nonnegative": "nonnegative=True", "richardson-lucy": 'method="r
 
 KERNEL_SOURCES: Registry[Any] = Registry(
     "kernel source",
-    {
-        **_places("kernels.sources.simple_blurs", "gaussian", "disk", "box", "motion"),
-        **_places("kernels.sources.optical_blurs", "polygon", "airy", "moffat"),
-        **_places("kernels.sources.simple_blurs", "disk-motion", "gaussian3d", "shift"),
-    },
+    _places(
+        "kernels.sources.blurs",
+        *("gaussian", "disk", "box", "motion", "polygon", "airy", "moffat", "disk-motion", "gaussian3d", "shift"),
+    ),
 )
 """Formulas for kernels: `name:NUMBER@NUMBER`."""
 

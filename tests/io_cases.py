@@ -50,6 +50,7 @@ def whole_files(folder):
     frames = [Image.fromarray(frame) for frame in stack]
     frames[0].save(folder / "pillow.tif", save_all=True, append_images=frames[1:])
     Image.fromarray(rgb).save(folder / "a.png")
+    Image.fromarray(rgb).save(folder / "a.bmp")
     (folder / "deep.png").write_bytes(imagecodecs.png_encode(rgb.astype("uint16") * 257))
     Image.fromarray(rgb).save(folder / "a.jpg")
     Image.fromarray(rgb).save(folder / "p.jpg", progressive=True)
@@ -66,7 +67,7 @@ def whole_files(folder):
 FILES = [
     *("imagej.tif", "ome.ome.tif", "omez.ome.tif", "zlib.tif", "plain.tif", "plainz.tif", "tiled.tif", "pillow.tif"),
     *("strips.tif", "big.tif"),
-    *("a.png", "deep.png", "a.jpg", "p.jpg", "a.webp", "lossy.webp"),
+    *("a.png", "a.bmp", "deep.png", "a.jpg", "p.jpg", "a.webp", "lossy.webp"),
     *("a.pt", "old.pt", "a.safetensors", "a.npy", "a.npz", "z.npz"),
 ]
 

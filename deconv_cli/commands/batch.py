@@ -22,7 +22,7 @@ from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import BatchOptions, FileOptions, PrintOptions, WorkOptions, print_workers
 from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_duration
 from deconv_cli.commands.work import Job, JobResult, LargeInput, Process, Work, is_large, print_nothing
-from deconv_cli.errors import DeconvError, FileAccessError, UsageError, as_too_large
+from deconv_cli.errors import DeconvError, UsageError, as_too_large
 from deconv_cli.prompt_sentences import with_options
 from deconv_cli.schedulers.scheduler import Finished, Scheduler, attempt
 from deconv_cli.vocabulary import NUMBER, SCHEMA, counted, name_some
@@ -47,10 +47,10 @@ class Manifest:
     """
 
     def __init__(self, path: Path, *, appends: bool, force: bool) -> None:
-        from deconv_cli.io.files import refuse_special
+        from deconv_cli.io.files import explaining, refuse_special
         from deconv_cli.io.records import decode_record
 
-        self._path = path
+        self._explaining = partial(explaining, f"the manifest '{path}' cannot be written")
         refuse_special(path)
         size = path.stat().st_size if path.exists() else 0
         if size and not (appends or force):
@@ -104,15 +104,6 @@ class Manifest:
         with self._explaining():
             self._stream.write(f"{line}\n")
             self._stream.flush()
-
-    @contextlib.contextmanager
-    def _explaining(self) -> Iterator[None]:
-        from deconv_cli.io.files import reason_of
-
-        try:
-            yield
-        except OSError as error:
-            raise FileAccessError(f"the manifest '{self._path}' cannot be written: {reason_of(error)}.") from error
 
 
 class BatchTask:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from deconv_cli.commands.invert_options import ExtraOutputs, InvertOptions
-from deconv_cli.commands.option_groups import OptionValues, option
+from deconv_cli.commands.option_groups import OptionValues, given_options, optional
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.summary import print_chain_summary
 from deconv_cli.commands.user_code import MODEL_FILES, ModelOptions, describe_warnings, open_module, running_user_code
@@ -28,57 +28,37 @@ RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 MAX_EXCESS, MIN_PART = 0.02, 0.25
 """An estimate has such a range if it leaves it by at most this part, and uses at least that part of it."""
 
-LayersOption = Annotated[
-    str | None,
-    option(
+
+@dataclass(frozen=True)
+class ChainOptions(ModelOptions):
+    """Which layers to undo, how long to search for their input, and how to open their model."""
+
+    layers: str | None = optional(
         "--layers A..B|A,B,C",
         "Undo several layers: INPUT is the output of the last one, and the result is the input of the first one. "
         "--kernel names the file of the model. A range follows the order in which the model lists its layers.",
         MODEL_FILES,
-    ),
-]
-TimeLimitOption = Annotated[
-    float | None,
-    option(
-        "--time-limit SECONDS",
-        "With --layers: stop after this time and write the best input found.",
-        MODEL_FILES,
-    ),
-]
+    )
+    time_limit: float | None = optional(
+        "--time-limit SECONDS", "With --layers: stop after this time and write the best input found.", MODEL_FILES
+    )
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The layers, their model, and the time to search for their input, as typed."""
+    """The layers, the file of their model, and all that was typed about them."""
 
     layers: str
     path: Path
-    model: ModelOptions
-    time_limit: float | None
-
-    def as_options(self) -> OptionValues:
-        """List the options that would be typed again."""
-        return {
-            "--kernel": self.path,
-            "--layers": self.layers,
-            "--time-limit": self.time_limit,
-            "--model": self.model.model,
-            "--init": self.model.init,
-        }
+    typed: ChainOptions
 
 
 def read_chain(
-    layers: str | None,
-    model: ModelOptions,
-    kernel: list[Path] | None,
-    extra: ExtraOutputs,
-    time_limit: float | None,
-    others: OptionValues,
+    typed: ChainOptions, kernel: list[Path] | None, extra: ExtraOutputs, others: OptionValues
 ) -> Chain | None:
     """Read the options of a chain; `None` without `--layers`. Idle options are a `UsageError`."""
-    if layers is None:
-        options = {"--time-limit": time_limit, "--model": model.model, "--init": model.init}
-        idle = [name for name, value in options.items() if value is not None]
+    if typed.layers is None:
+        idle = list(given_options(typed))
         if idle:
             advice = "add it, or write the layer to a file with deconv kernel extract and give that as --kernel"
             advice = "leave it out" if idle[0] == "--time-limit" else advice
@@ -90,7 +70,7 @@ def read_chain(
         raise UsageError(f"--layers does not go with {given[0]}; leave one of the two out.")
     if kernel is None or len(kernel) != 1:
         raise UsageError("--layers needs one --kernel FILE, with the model or its weights.")
-    return Chain(layers, kernel[0], model, time_limit)
+    return Chain(typed.layers, kernel[0], typed)
 
 
 class ChainRestoration:
@@ -108,7 +88,7 @@ class ChainRestoration:
         self._chain, self._work = chain, work
         self._settings = ReconstructionSettings.trusted(**work.settings)
         with running_user_code(is_silent=True) as (_, caught):
-            stored, built = open_module(chain.path, chain.model)
+            stored, built = open_module(chain.path, chain.typed)
             module = built or stored.module
             if module is None:
                 raise UsageError(
@@ -120,7 +100,7 @@ class ChainRestoration:
             if not check_order(parent, self._layers):
                 name = type(parent).__name__
                 notes += (f"{name} could not be run, so it is assumed to apply these layers in this order",)
-        self._model = ModelInput(str(chain.path), stored.kind, stored.sha256, chain.model.model, chain.layers)
+        self._model = ModelInput(str(chain.path), stored.kind, stored.sha256, chain.typed.model, chain.layers)
         self._notes = (*notes, *describe_warnings(caught))
 
     def restore(self, job: Job, source: ImageFile, progress: WorkProgress) -> JobResult:
@@ -143,12 +123,13 @@ class ChainRestoration:
                 image.values,
                 self._layers,
                 settings=self._settings,
-                time_limit=self._chain.time_limit,
+                time_limit=self._chain.typed.time_limit,
                 progress=progress,
             )
         values, shown = as_picture(result.image.cpu()) if shows else (result.image.cpu(), ())
         prepared = plan.prepare(values)
-        options = self._chain.as_options() | self._settings.as_options()
+        chain = self._chain
+        options = {"--kernel": chain.path, **given_options(chain.typed), **self._settings.as_options()}
         run = ChainRun(
             model=self._model,
             inversion=result,

@@ -24,12 +24,12 @@ from deconv_cli.commands.console import (
     table_console,
 )
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.gradient_case import CaseOptions, open_case, refuse_idle
+from deconv_cli.commands.gradient_case import CaseOptions, open_case
 from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.prompt_sentences import with_options
-from deconv_cli.vocabulary import SCHEMA, counted, nearest_name, package_version
+from deconv_cli.vocabulary import SCHEMA, counted, nearest_name, option_name, package_version
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.findings import Fault, Finding, GradientReport
@@ -97,7 +97,6 @@ def check_grad(
     typed = typed_options(invocation) - ({"batch_axis"} if batch_axis == "auto" else set())
     axis = _parse_axis(batch_axis)
     _refuse_idle_for_script(typed, invocation.args)
-    refuse_idle(typed, batch_axis=axis)
     expectations = [Expectation.parse(text) for text in expect or []]
     with running_user_code(is_silent=quiet or as_json) as (show, warned):
         if run is not None:
@@ -232,8 +231,7 @@ def _refuse_idle_for_script(typed: frozenset[str], arguments: list[str]) -> None
         return
     for name in _OF_OTHER_MODELS:
         if name in typed:
-            flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} does not go with --run, where the script decides it; leave it out.")
+            raise UsageError(f"{option_name(name)} does not go with --run, where the script decides it; leave it out.")
 
 
 def _check_script(

@@ -10,7 +10,7 @@ import typer
 
 from deconv_cli.commands.console import print_answer
 from deconv_cli.commands.option_groups import ForceOption, QuietOption, optional
-from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,17 +51,14 @@ def demo(
 ) -> None:
     """Show in a minute what deconv does: blur a picture, find the blur, undo it, and write a page."""
     from deconv_cli.io import StoredImage
-    from deconv_cli.io.atomic import write_atomically
+    from deconv_cli.io.atomic import make_parents, write_atomically
     from deconv_cli.io.codec import codec_of_suffix
 
     files = {name: output / name for name in (SHARP, BLURRED, RESTORED, PAGE)}
     existing = [str(path) for path in files.values() if path.exists()]
     if existing and not force:
         raise UsageError(f"'{existing[0]}' exists; choose another folder with --output, or overwrite with --force.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileAccessError(f"the folder '{output}' cannot be made: {error.strerror}.") from error
+    make_parents(files[SHARP])
     codec, image = codec_of_suffix(files[SHARP]), StoredImage(draw_scene().movedim(0, -1).contiguous().numpy(), "YXS")
     write_atomically(files[SHARP], lambda path: codec.write(path, image), lambda path: None)
     for sentence, words in STEPS:

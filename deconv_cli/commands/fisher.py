@@ -10,7 +10,7 @@ import typer
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_answer, print_document, print_note
-from deconv_cli.commands.gradient_case import Case, CaseOptions, first_output, open_case, refuse_idle, sorted_rows
+from deconv_cli.commands.gradient_case import Case, CaseOptions, first_output, open_case, sorted_rows
 from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
@@ -49,7 +49,6 @@ def fisher(
     from deconv_cli.io.atomic import check_output_path
 
     typed = typed_options(invocation)
-    refuse_idle(typed, batch_axis=0)
     if "draws" in typed and kind != "sampled":
         raise UsageError(
             f"--draws is for --kind sampled, but the kind is {kind}; leave it out, or draw targets with --kind sampled."

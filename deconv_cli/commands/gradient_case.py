@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.option_groups import option
-from deconv_cli.commands.user_code import ModelOptions, parse_init
+from deconv_cli.commands.option_groups import optional
+from deconv_cli.commands.user_code import ModelOptions
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import MAX_SEED
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deconv_cli.gradients.inputs import Batch
     from deconv_cli.gradients.subject import Subject
     from deconv_cli.io.tensors import TensorFile
-    from deconv_cli.models.model_files import ModelFile, NamedCode
+    from deconv_cli.models.model_files import ModelFile
 
 
 _SYNTHETIC = "Synthetic data"
@@ -38,42 +38,32 @@ class CaseOptions(ModelOptions):
             "initializes the weights.",
         ),
     ] = None
-    model: Annotated[
-        str | None,
-        option(
-            "--model CODE",
-            "The model's class, a function that returns a model, or a model: file.py:Name or package.module:Name. "
-            "This code is run; no code in the file MODEL is.",
-        ),
-    ] = None
-    data: Annotated[
-        Path | None, option("--data FILE", "Inputs of forward (.safetensors, .pt, .npz), and 'target' for the loss.")
-    ] = None
-    loss: Annotated[
-        str,
-        option(
-            "--loss NAME|CODE",
-            "cross-entropy, nll, mse, l1, smooth-l1, huber, bce, bce-with-logits; projection (the sum of the outputs "
-            "with fixed random weights, or the model's own loss if it returns one); or file.py:function, called with "
-            "the output and the target, or with the output alone.",
-        ),
-    ] = "projection"
-    batch_size: Annotated[int, option("--batch-size N", "Number of samples of --data to process at once.", min=1)] = 16
-    input_shape: Annotated[
-        list[str] | None,
-        option(
-            "--input-shape SHAPE",
-            "Make a random input, for example 8,1,28,28; add dtype and range if needed: 8,32:int64:0..100. Give it "
-            "once for each input of forward.",
-            _SYNTHETIC,
-        ),
-    ] = None
-    target_shape: Annotated[
-        str | None, option("--target-shape SHAPE", "Make a random target, written in the same way.", _SYNTHETIC)
-    ] = None
-    seed: Annotated[
-        int, option("--seed", "Seed of the data and of random layers.", _SYNTHETIC, min=0, max=MAX_SEED)
-    ] = 0
+    model: str | None = optional(
+        "--model CODE",
+        "The model's class, a function that returns a model, or a model: file.py:Name or package.module:Name. "
+        "This code is run; no code in the file MODEL is.",
+    )
+    data: Path | None = optional(
+        "--data FILE", "Inputs of forward (.safetensors, .pt, .npz), and 'target' for the loss."
+    )
+    loss: str = optional(
+        "--loss NAME|CODE",
+        "cross-entropy, nll, mse, l1, smooth-l1, huber, bce, bce-with-logits; projection (the sum of the outputs with "
+        "fixed random weights, or the model's own loss if it returns one); or file.py:function, called with the output "
+        "and the target, or with the output alone.",
+        default="projection",
+    )
+    batch_size: int = optional("--batch-size N", "Number of samples of --data to process at once.", min=1, default=16)
+    input_shape: list[str] | None = optional(
+        "--input-shape SHAPE",
+        "Make a random input, for example 8,1,28,28; add dtype and range if needed: 8,32:int64:0..100. Give it once "
+        "for each input of forward.",
+        _SYNTHETIC,
+    )
+    target_shape: str | None = optional(
+        "--target-shape SHAPE", "Make a random target, written in the same way.", _SYNTHETIC
+    )
+    seed: int = optional("--seed", "Seed of the data and of random layers.", _SYNTHETIC, min=0, max=MAX_SEED, default=0)
 
 
 @dataclass(eq=False)
@@ -85,7 +75,6 @@ class Case:
         loss_name: as typed.
         data: the data file; `None` for synthetic data.
         model: description of the model for the report.
-        data_kind: `given` or `synthetic`.
         notes: assumptions, a sentence each.
     """
 
@@ -93,7 +82,6 @@ class Case:
     loss_name: str
     data: TensorFile | None
     model: dict[str, Any]
-    data_kind: str
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -107,10 +95,8 @@ class Case:
 
         tensors = tensors_in((self.subject.arguments, self.subject.keywords))
         inputs = [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
-        return {
-            "model": self.model,
-            "data": {"kind": self.data_kind, "inputs": inputs, "seed": self.subject.seed},
-        }
+        kind = "synthetic" if self.data is None else "given"
+        return {"model": self.model, "data": {"kind": kind, "inputs": inputs, "seed": self.subject.seed}}
 
     def describe_loss(self) -> str:
         """Name the loss; runs the model once more to see whether it computes its own."""
@@ -132,32 +118,16 @@ def open_case(
         is_training: run layers such as dropout in training mode.
 
     Raises:
-        UsageError: no such file or name, or options that contradict a file.
+        UsageError: no such file or name, or options without an effect or that contradict a file.
         InputRefusedError: a file that is unsafe, damaged or does not fit.
     """
     from deconv_cli.gradients.inputs import InputSpec, draw_inputs
-    from deconv_cli.gradients.subject import Subject, seed_everything
-    from deconv_cli.models.model_files import load_named, read_model
+    from deconv_cli.gradients.subject import Subject
 
-    if options.file is None and options.model is None:
-        raise UsageError(
-            "there is no model: name a model file, or a class with --model file.py:Class; deconv check-grad also takes "
-            "a training script with --run train.py."
-        )
-    if options.file is not None and options.file.suffix in (".py", ".ipynb"):
-        raise UsageError(
-            f"'{options.file}' is a script, not a model file: check a training script with deconv check-grad --run "
-            f"{options.file}, or name its class with --model {options.file}:Class."
-        )
-    seed_everything(options.seed)  # weights that --model makes are the same each time
-    named = load_named(options.model, "--model") if options.model else None
-    stored = None
-    if options.file is not None:
-        stored = read_model(options.file, named=named)
-        refuse_idle_for_file(typed, options.file, stored)
-    module = _open_module(options, named, stored)
+    _refuse_idle(typed, batch_axis)
+    module, stored = _open_module(options)
     module.train(is_training)
-    data, batch, kind = _open_batch(options, module, batch_axis)
+    data, batch = _open_batch(options, module, batch_axis)
     target = batch.target
     if options.target_shape is not None:
         if target is not None:
@@ -183,7 +153,7 @@ def open_case(
         "class": type(module).__name__,
         "code": options.model,
     }
-    case = Case(subject, options.loss, data, model, kind)
+    case = Case(subject, options.loss, data, model)
     case.notes += stored.notes if stored is not None else ()
     _bind_loss(case, options)
     return case
@@ -218,23 +188,41 @@ def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model g
         ) from error
 
 
-def _open_module(options: CaseOptions, named: NamedCode | None, stored: ModelFile | None) -> nn.Module:
-    from deconv_cli.models.model_files import build_model
+def _open_module(options: CaseOptions) -> tuple[nn.Module, ModelFile | None]:
+    """Read or build the model; returns it with the file it comes from."""
+    from deconv_cli.gradients.subject import seed_everything
+    from deconv_cli.models.model_files import build_model, load_named, read_model
 
+    init = options.arguments()
+    if options.file is None and options.model is None:
+        raise UsageError(
+            "there is no model: name a model file, or a class with --model file.py:Class; deconv check-grad also takes "
+            "a training script with --run train.py."
+        )
+    if options.file is not None and options.file.suffix in (".py", ".ipynb"):
+        raise UsageError(
+            f"'{options.file}' is a script, not a model file: check a training script with deconv check-grad --run "
+            f"{options.file}, or name its class with --model {options.file}:Class."
+        )
+    seed_everything(options.seed)  # weights that --model makes are the same each time
+    named = load_named(options.model, "--model") if options.model else None
+    stored = read_model(options.file, named=named) if options.file is not None else None
     if stored is not None and stored.module is not None:
-        return stored.module
+        if init is not None:
+            raise UsageError(
+                f"--init gives arguments to --model, but '{options.file}' holds a whole model already; leave it out."
+            )
+        return stored.module, stored
     if named is None:
         raise UsageError(
             f"'{options.file}' holds weights without the code that uses them; name the class with --model "
             "file.py:Class."
         )
-    return build_model(named, parse_init(options.init), stored)
+    return build_model(named, init, stored), stored
 
 
-def _open_batch(
-    options: CaseOptions, module: nn.Module, batch_axis: int | None
-) -> tuple[TensorFile | None, Batch, str]:
-    """Read or draw the inputs; returns the data file, the batch to check, and its origin."""
+def _open_batch(options: CaseOptions, module: nn.Module, batch_axis: int | None) -> tuple[TensorFile | None, Batch]:
+    """Read or draw the inputs; returns the data file, and the batch to check."""
     from deconv_cli.gradients.inputs import Batch, InputSpec, draw_inputs
 
     dtype = _dtype_of(module)
@@ -244,10 +232,10 @@ def _open_batch(
         data = open_data(options.data)
         n_rows = options.batch_size if batch_axis == 0 else None
         has_loss = options.loss != "projection"
-        return data, sorted_rows(data, 0, n_rows, module, has_loss=has_loss), "given"
+        return data, sorted_rows(data, 0, n_rows, module, has_loss=has_loss)
     if options.input_shape:
         specs = [InputSpec.parse(text, "--input-shape") for text in options.input_shape]
-        return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None), "synthetic"
+        return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None)
     raise UsageError("there is no input for the model; add --data FILE, or its shape, as --input-shape 8,1,28,28.")
 
 
@@ -282,7 +270,7 @@ def _settle_target(case: Case) -> None:
     """Draw a target of the output's shape, and note which axis holds classes."""
     import torch
 
-    from deconv_cli.gradients.losses import NAMED_LOSSES, OF_CLASSES, classes_are_last, only_tensor
+    from deconv_cli.gradients.losses import OF_CLASSES, classes_are_last, draw_target, only_tensor
 
     subject = case.subject
     if subject.target is not None and case.loss_name not in OF_CLASSES:
@@ -290,7 +278,7 @@ def _settle_target(case: Case) -> None:
     output = only_tensor(first_output(subject), case.loss_name).detach()
     if subject.target is None:
         generator = torch.Generator().manual_seed(subject.seed + 1)
-        subject.target = NAMED_LOSSES[case.loss_name].draw_target(output, generator)
+        subject.target = draw_target(case.loss_name, output, generator)
         case.notes.append("the target is synthetic")
     if case.loss_name in OF_CLASSES and classes_are_last(output, subject.target):
         case.notes.append(
@@ -305,26 +293,15 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None) or torch.get_default_dtype()
 
 
-def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
+def _refuse_idle(typed: frozenset[str], batch_axis: int | None) -> None:
     """Refuse, by `UsageError`, the first typed option that has no effect; `batch_axis` counts the samples."""
     if {"input_shape", "data"} <= typed:
         raise UsageError("--input-shape makes an input, but --data holds the inputs already; leave one of the two out.")
-    partners = {
-        ("init", "model"): "--init gives the arguments of --model, which is missing; name the class with --model "
-        "file.py:Class.",
-        ("batch_size", "data"): "--batch-size is for --data, which is missing; leave it out, and name the number in "
-        "--input-shape.",
-    }
-    for (name, partner), sentence in partners.items():
-        if name in typed and partner not in typed:
-            raise UsageError(sentence)
+    if "batch_size" in typed and "data" not in typed:
+        raise UsageError(
+            "--batch-size is for --data, which is missing; leave it out, and name the number in --input-shape."
+        )
     if "batch_size" in typed and batch_axis != 0:
         raise UsageError(
             "--batch-size counts samples along axis 0, but --batch-axis names another axis; leave --batch-size out."
         )
-
-
-def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -> None:
-    """Refuse, by `UsageError`, a typed option that has no effect on this kind of model file."""
-    if "init" in typed and stored.state is None:
-        raise UsageError(f"--init gives arguments to --model, but '{path}' holds a whole model already; leave it out.")

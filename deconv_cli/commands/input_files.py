@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,15 +102,6 @@ def _files_of(path: Path) -> Iterator[Path]:
         yield from whole
 
 
-def _count_unreadable(inputs: Iterable[Path]) -> dict[str, int]:
-    """Count by suffix the files of folders that are no pictures or tensors; records beside results do not count."""
-    from deconv_cli.io.codec import codec_named
-
-    files = [file for path in inputs if path.is_dir() for file in _files_of(path)]
-    unread = (file for file in files if codec_named(file) is None and file.suffix != ".json")
-    return dict(sorted(Counter(file.suffix.lower() or file.name for file in unread).items()))
-
-
 def lay_out(
     inputs: list[Path], output: str | None, *, ending: str, is_quiet: bool = False, force: bool = False
 ) -> tuple[list[Job], list[Path]]:
@@ -150,9 +141,13 @@ def lay_out(
     if left_out and not is_quiet:
         have, were = ("file has", "was") if len(left_out) == 1 else ("files have", "were")
         print_note(f"{len(left_out)} {have} the name of a result and {were} left out; to take one again, give it alone")
-    kinds = {} if is_quiet else _count_unreadable(inputs)
+    from deconv_cli.io.codec import codec_named
+
+    files = [file for path in inputs if path.is_dir() and not is_quiet for file in _files_of(path)]
+    unread = (file for file in files if codec_named(file) is None and file.suffix != ".json")  # that of a record
+    kinds = sorted(Counter(file.suffix.lower() or file.name for file in unread).items())
     if kinds:
-        print_note(f"left out, as no pictures or tensors: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}")
+        print_note(f"left out, as no pictures or tensors: {', '.join(f'{n} {kind}' for kind, n in kinds)}")
     for path, count in Counter(job.target for job in jobs).items():
         if count > 1:
             raise UsageError(

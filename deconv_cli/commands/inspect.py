@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -126,10 +126,13 @@ class _Reader:
         }
 
     def _describe_entry(self, found: Inspected, entry: Entry) -> dict[str, Any]:
-        from deconv_cli.io.file_inspection import as_image, as_kernel, measure_samples
+        from deconv_cli.io.file_inspection import measure_samples
+        from deconv_cli.io.layout import letters_of_tensor
 
         if self.taken_for is not None and not _is_field(found):  # a single tensor of a field is not a kernel
-            entry = as_kernel(entry) if self.taken_for == "kernel" else as_image(entry)
+            is_kernel = self.taken_for == "kernel"
+            axes = None if is_kernel else entry.axes or letters_of_tensor(len(entry.shape))
+            entry = replace(entry, is_kernel=is_kernel, axes=axes)
         statistics = measure_samples(entry.samples)
         kernel = refusal = None
         if entry.is_kernel and not statistics["nan"] + statistics["infinite"] and bool(entry.samples.any()):

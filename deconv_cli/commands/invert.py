@@ -16,7 +16,7 @@ import typer
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch, list_jobs
 from deconv_cli.commands.block_restoration import covers_all, open_large, print_plan, restore_large
-from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
+from deconv_cli.commands.chain_restoration import Chain, ChainOptions, ChainRestoration, read_chain
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.invert_options import NO_EXTRAS, ExtraOutputs, InvertOptions
@@ -26,7 +26,6 @@ from deconv_cli.commands.loaded_kernel import ESTIMATE, MICROSCOPE, LoadedKernel
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import restore_whole
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues
-from deconv_cli.commands.user_code import ModelOptions
 from deconv_cli.commands.work import Job, JobResult, LargeInput, Process, Source, is_large
 from deconv_cli.errors import DeconvError, TooLargeError, UntrustworthyResultError, UsageError
 from deconv_cli.settings import ReconstructionSettings
@@ -46,24 +45,22 @@ def invert(
     kernel_options: options.LayerKernelOptions,
     files: options.FileOptions,
     printed: options.PrintOptions,
-    model_options: ModelOptions,
+    layers: ChainOptions,
     many: options.BatchOptions,
     large: options.LargeOptions,
     workers: options.WorkOptions,
     kernel: Annotated[list[Path] | None, options.KERNEL_OR_ESTIMATE_OPTION] = None,
     output: options.OutputOption = None,
     extra: ExtraOutputs = NO_EXTRAS,
-    layers: LayersOption = None,
-    time_limit: TimeLimitOption = None,
     device: options.DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Undo the blur of images, and report how far to trust the result."""
-    if not kernel and layers is None:
+    if not kernel and layers.layers is None:
         raise UsageError(
             "deconv invert needs the kernel that blurred the input: --kernel FILE, such as a picture of a point of "
             "light, a formula such as --kernel gaussian:1.5, or --kernel estimate, which finds it in a picture."
         )
-    chain = read_chain(layers, model_options, kernel, extra, time_limit, options.given_options(kernel_options))
+    chain = read_chain(layers, kernel, extra, options.given_options(kernel_options))
     predicts = chain is None and extra.need_prediction(ReconstructionSettings.trusted(**settings))
     wanted = settings | ({"predict": True} if predicts else {})
     # Checked once, before anything is read; the defaults of a picture or a tensor are known with each input.

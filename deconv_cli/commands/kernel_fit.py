@@ -15,7 +15,7 @@ from deconv_cli.commands.console import print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.input_files import expand, refuse_clashes
 from deconv_cli.commands.kernel_commands import light_of
-from deconv_cli.commands.kernel_output import KernelAnswer, LightOption, check_kernel_output, write_kernel
+from deconv_cli.commands.kernel_output import KernelAnswer, LightOption, write_kernel
 from deconv_cli.commands.option_groups import option, optional
 from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
@@ -38,8 +38,10 @@ _CUT = "the kernel extends beyond its outermost taps, so the error bars are too 
 class PairOptions:
     """How to fit the kernel between pictures, and how to read them."""
 
-    channels: str | None = optional(
-        "--channels shared|each|mix", "One kernel for all channels (default), one for each, or a layer that mixes them."
+    channels: str = optional(
+        "--channels shared|each|mix",
+        "One kernel for all channels, one for each, or a layer that mixes them.",
+        default="shared",
     )
     boundary: str = optional(
         "--boundary NAME",
@@ -60,14 +62,8 @@ class PairOptions:
         weight = parse_numbers(self.lam)
         if weight != "auto" and not isinstance(weight, int | float):
             raise UsageError(f"--lambda must be auto or a positive number, but is '{shortened(self.lam)}'.")
-        return {
-            "channels": self.channels or "shared",
-            "boundary": self.boundary,
-            "penalty": self.penalty,
-            "lam": None if weight == "auto" else weight,
-            "nonnegative": self.nonnegative,
-            "unit_sum": self.unit_sum,
-        }
+        named = {name: value for name, value in vars(self).items() if name != "light"}
+        return named | {"lam": None if weight == "auto" else weight}
 
     def in_light(self, images: Sequence[ImageFile]) -> tuple[tuple[Tensor, ...], str]:
         """Return pictures of one scene in the light that the blur acts on, and the name of the light of the last."""
@@ -109,9 +105,7 @@ def fit(
         image = read_once(named[0][0])
         taps_size *= image.dimensions if image.is_picture else 1
     n_axes, choices = len(taps_size), options.choices()
-    for path in (answer.output, errors):
-        is_picture = n_axes > 1 and options.channels != "mix"
-        check_kernel_output(path, named[0][0], force=answer.force, is_picture=is_picture)
+    answer.check(named[0][0], errors, is_picture=n_axes > 1 and options.channels != "mix")
     refuse_clashes([], [path for pair in named for path in pair], [answer.output, errors])
     if errors is not None and loss != "squared":
         raise UsageError(f"--errors writes the error bars of the squared loss, but --loss is {loss}; leave one out.")

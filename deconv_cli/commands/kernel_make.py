@@ -185,6 +185,7 @@ def from_beads(
     from deconv_cli.io import read_image
     from deconv_cli.io.metadata import header_number
     from deconv_cli.kernels.bead_psf import psf_from_beads
+    from deconv_cli.report.reconstruction_record import finite_or_none
     from deconv_cli.tone_curve import limits_of
 
     answer.check(beads)
@@ -211,8 +212,8 @@ def from_beads(
         "spacing": None if steps is None else list(steps),
         "bead_diameter": bead_diameter,
         "shape": list(found.psf.shape),
-        "fwhm_samples": _finite(found.widths),
-        "fwhm_scatter_samples": _finite(found.scatter),
+        "fwhm_samples": list(map(finite_or_none, found.widths)),
+        "fwhm_scatter_samples": list(map(finite_or_none, found.scatter)),
         "beads": {
             "used": found.n_used,
             "too_close": found.census.n_crowded,
@@ -228,11 +229,6 @@ def from_beads(
     n_axes = found.psf.ndim
     taps, rows = found.psf.flip(tuple(range(n_axes))), _bead_rows(found, steps)
     answer.give(str(beads), record, rows, image.notes, taps=taps, n_axes=n_axes, spacing=steps)
-
-
-def _finite(values: tuple[float, ...]) -> list[float | None]:
-    """List numbers for JSON, `None` for those that could not be measured."""
-    return [value if math.isfinite(value) else None for value in values]
 
 
 def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> Rows:

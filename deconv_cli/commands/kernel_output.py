@@ -41,9 +41,21 @@ class KernelAnswer:
     as_json: JsonOption = False
     quiet: QuietOption = False
 
-    def check(self, source: Path, *, is_picture: bool = True) -> None:
-        """Refuse an output, as `check_kernel_output` does."""
-        check_kernel_output(self.output, source, force=self.force, is_picture=is_picture)
+    def check(self, source: Path, *others: Path | None, is_picture: bool = True) -> None:
+        """Refuse, by `UsageError`, the output or another file that exists or cannot hold a kernel.
+
+        A TIFF holds those that are pictures.
+        """
+        from deconv_cli.io.codec import codec_named, codec_of_suffix
+        from deconv_cli.io.output import check_output_files
+        from deconv_cli.io.tensors import TensorCodec
+
+        for path in filter(None, (self.output, *others)):
+            codec = codec_named(path)
+            if not isinstance(codec, TensorCodec) and (codec is None or codec.name != "TIFF" or not is_picture):
+                what = "a kernel is written as .tif," if is_picture else "a kernel that is not a picture is written as"
+                raise UsageError(f"{what} .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
+            check_output_files(path, codec_of_suffix(path), source, force=self.force)
 
     def give(
         self,
@@ -98,21 +110,6 @@ def numbers_of_axes(text: str, name: str, counts: tuple[int, ...], kind: type[An
         wanted = " or ".join(map(str, counts))
         raise UsageError(f"{name} must hold {wanted} numbers, one for each axis, but is '{shortened(text)}'.")
     return tuple(map(kind, found))
-
-
-def check_kernel_output(path: Path | None, source: Path, *, force: bool, is_picture: bool = True) -> None:
-    """Refuse, by `UsageError`, a file that exists or cannot hold a kernel; a TIFF holds those that are pictures."""
-    from deconv_cli.io.codec import codec_named, codec_of_suffix
-    from deconv_cli.io.output import check_output_files
-    from deconv_cli.io.tensors import TensorCodec
-
-    if path is None:
-        return
-    codec = codec_named(path)
-    if not isinstance(codec, TensorCodec) and (codec is None or codec.name != "TIFF" or not is_picture):
-        what = "a kernel is written as .tif," if is_picture else "a kernel that is not a picture is written as"
-        raise UsageError(f"{what} .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
-    check_output_files(path, codec_of_suffix(path), source, force=force)
 
 
 def write_kernel(

@@ -142,11 +142,8 @@ def describe_optics(
     typed = {name: [_value(name, text) for text in texts] for name, texts in given.items()}
     n_channels = max([1, *map(len, typed.values())]) if image is None else image.values.shape[1]
     assumed: list[str] = []
-    values: dict[str, Sequence[Any]] = {"spacing": [tuple(steps)], **typed}
-    if "numerical_aperture" not in typed:
-        values["numerical_aperture"] = [found.numerical_aperture]
-    if "emission" not in typed:
-        values["emission"] = found.emissions
+    known = {"numerical_aperture": [found.numerical_aperture], "emission": found.emissions}
+    values: dict[str, Sequence[Any]] = {"spacing": [tuple(steps)], **known, **typed}
     if values["numerical_aperture"] == [None]:
         several = f", which lists {found.n_objectives} objectives without naming the one that was used"
         _refuse_unknown("numerical aperture", "na", image, several if found.n_objectives > 1 else "")

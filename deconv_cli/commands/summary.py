@@ -191,7 +191,6 @@ def _sample_unit(source: InputFile) -> str:
 
 def error_row(predicted: ExpectedError, unit: str, actual: float | None = None, *, is_trusted: bool) -> tuple[str, str]:
     """Describe the size of the expected error, where to trust the result, and the real error if that is known."""
-    size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
     depth, share = predicted.trusted_depth, predicted.trusted_share
     if not is_trusted:
         to_trust = "not to be trusted: see below"
@@ -200,7 +199,7 @@ def error_row(predicted: ExpectedError, unit: str, actual: float | None = None, 
             f", from {counted(depth, 'pixel')} inside the edge" if depth else ""
         )
     real = "" if actual is None else f" (truly {actual:.3g})"
-    return "expected error", f"{size:.3g}{unit}{real}; {to_trust}"
+    return "expected error", f"{predicted.size:.3g}{unit}{real}; {to_trust}"
 
 
 def _border_advice(finding: WellPosedness | None) -> list[str]:

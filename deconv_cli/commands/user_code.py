@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.option_groups import optional
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,19 +28,31 @@ _WARNING_LENGTH = 240
 class ModelOptions:
     """How to open a model file."""
 
-    model: Annotated[
-        str | None,
-        option(
-            "--model CODE",
-            "The model's class, for a file of weights alone: file.py:Name or package.module:Name. This code is run; "
-            "no code in the file MODEL is.",
-            MODEL_FILES,
-        ),
-    ] = None
-    init: Annotated[
-        str | None,
-        option("--init JSON", 'Arguments of the class that --model names: {"hidden": 64}, or a list.', MODEL_FILES),
-    ] = None
+    model: str | None = optional(
+        "--model CODE",
+        "The model's class, for a file of weights alone: file.py:Name or package.module:Name. This code is run; no "
+        "code in the file MODEL is.",
+        MODEL_FILES,
+    )
+    init: str | None = optional(
+        "--init JSON", 'Arguments of the class that --model names: {"hidden": 64}, or a list.', MODEL_FILES
+    )
+
+    def arguments(self) -> dict[str, Any] | list[Any] | None:
+        """Read the arguments of the class: a JSON object or a list; another text, or no class, is a `UsageError`."""
+        if self.init is None:
+            return None
+        if self.model is None:
+            raise UsageError(
+                "--init gives the arguments of --model, which is missing; name the class with --model file.py:Class."
+            )
+        try:
+            found = json.loads(self.init)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{self.init[:80]}'.") from error
+        if not isinstance(found, dict | list):
+            raise UsageError(f"--init must be a JSON object or a list, but is '{self.init[:80]}'.")
+        return found
 
 
 def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module | None]:
@@ -52,25 +64,8 @@ def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module
     """
     from deconv_cli.saved_files import open_model
 
-    if options.init is not None and options.model is None:
-        raise UsageError(
-            "--init gives the arguments of --model, which is missing; name the class with --model file.py:Class."
-        )
     with running_user_code(is_silent=True):
-        return open_model(path, model=options.model, init=parse_init(options.init))
-
-
-def parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:
-    """Read the arguments of a model's class: a JSON object or a list; else raise a `UsageError`."""
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{text[:80]}'.") from error
-    if not isinstance(found, dict | list):
-        raise UsageError(f"--init must be a JSON object or a list, but is '{text[:80]}'.")
-    return found
+        return open_model(path, model=options.model, init=options.arguments())
 
 
 def name_or_code(text: str, names: Iterable[str], option: str) -> Any:  # noqa: ANN401

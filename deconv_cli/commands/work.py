@@ -174,7 +174,7 @@ class Work(ABC):
         """Describe the input, the output, and what a result was computed with, up to now."""
         from deconv_cli.report.run import InputFile, OutputFile
 
-        written = (tuple(prepared.shape), prepared.axes, prepared.dtype, prepared.samples_sha256)
+        written = (prepared.image.shape, prepared.image.axes, prepared.dtype, prepared.samples_sha256)
         return {
             "source": InputFile(
                 str(job.source), image.shape, image.axes, image.dtype, image.sha256, image.is_picture, image.spacing

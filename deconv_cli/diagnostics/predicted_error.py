@@ -211,6 +211,11 @@ class ExpectedError:
         return _over_bands(self.bands, [band.predicted for band in self.bands])
 
     @property
+    def size(self) -> float:
+        """The same in stored values."""
+        return self.root_mean_square if self.in_samples is None else self.in_samples
+
+    @property
     def actual_root_mean_square(self) -> float | None:
         """The real error of the whole image, if the truth is known."""
         known = [band.actual for band in self.bands if band.actual is not None]

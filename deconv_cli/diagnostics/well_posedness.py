@@ -11,6 +11,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.boundary_modes import count_lost_modes
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.measured_light import center_of_mass
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
@@ -207,17 +208,11 @@ def inspect_kernel(
     weight = kernel.taps.abs().sum(dim=(0, 1))
     origin = tuple((k - 1) // 2 for k in kernel.size)
     axes = space_axes(kernel.n_axes)
-    centroid = (
-        synchronize.as_number(
-            (weight.movedim(axis, -1) * torch.arange(weight.shape[axis]).to(weight)).sum() / weight.sum()
-        )
-        - start
-        for axis, start in zip(axes, origin, strict=True)
-    )
+    center = synchronize.as_numbers(center_of_mass(weight))
     return KernelProperties(
         kernel=kernel,
         origin=origin,
-        centroid=tuple(centroid),
+        centroid=tuple(at - start for at, start in zip(center, origin, strict=True)),
         is_symmetric=torch.equal(kernel.taps, kernel.taps.flip(axes)),
         spectrum=spectrum,
         borders=tuple(_border(kernel, geometry, boundary, spectrum) for boundary in BOUNDARIES),

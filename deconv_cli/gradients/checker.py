@@ -116,7 +116,6 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
 
 def _finding(evidence: Evidence, name: str) -> ParameterFinding:
     found = find_for_parameter(evidence, name)
-    gradient = evidence.sharpest_gradient(name)
     return ParameterFinding(
         found.verdict,
         found.causes,
@@ -124,7 +123,7 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
         found.is_excused,
         name=name,
         shape=tuple(evidence.parameters[name].shape),
-        gradient_norm=norm_of(gradient) if gradient is not None else None,
+        gradient_norm=evidence.gradient_norm(name),
         weight_norm=evidence.weight_norms[name],
         comparison=evidence.comparison(name),
     )

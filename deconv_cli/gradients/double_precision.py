@@ -13,12 +13,7 @@ from torch import nn
 from deconv_cli.errors import DeconvError, as_too_large
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.finite_difference_search import compare_tensors
-from deconv_cli.gradients.finite_differences import (
-    Comparison,
-    Direction,
-    ScalarFunction,
-    TensorGradient,
-)
+from deconv_cli.gradients.finite_differences import Comparison, Direction, ScalarFunction, TensorGradient
 from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.nested_tensors import NARROW
 from deconv_cli.gradients.subject import Subject
@@ -96,14 +91,8 @@ def _compare(
     wrong, unchecked = check_functions(forward, _FUNCTIONS_SHARE * budget)
     on_progress("comparing with finite differences")
     with LiftedHalves():
-        traced = trace_backward(forward.loss, subject.trainable)
-    found = DoubleEvidence(
-        forward,
-        traced,
-        wrong_inputs=tuple(wrong),
-        unchecked=tuple(unchecked),
-    )
-    backward = found.backward
+        backward = trace_backward(forward.loss, subject.trainable)
+    found = DoubleEvidence(forward, backward, wrong_inputs=tuple(wrong), unchecked=tuple(unchecked))
     if backward.error is not None:
         return found
     casts = forward.casts

@@ -21,6 +21,7 @@ from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
+from deconv_cli.gradients.tracing.operations import FILLING
 
 _BY_DATA = ("Gather", "Index", "MaskedSelect", "Take", "Topk")
 _CHOOSING = (*_BY_DATA, "Cat", "Select", "Slice", "Split", "Stack", "Unbind")
@@ -66,8 +67,16 @@ class Evidence:
     @cached_property
     def origins(self) -> list[Operation]:
         """The operations where NaN or infinity arises; an infinite mask does not count, NaN made of two does."""
-        trace = trace_forward(self.subject, find_origins=True)
-        return trace.origins or trace.nan_origins
+        of_finite, of_infinite = list[Operation](), list[Operation]()
+        for name, operation, inputs, outputs in trace_forward(self.subject, keep_tensors=True).computed:
+            given, made = ([t for t in tensors if t.is_floating_point()] for tensors in (inputs, outputs))
+            if name in FILLING:
+                continue
+            if all(bool(t.isfinite().all()) for t in given) and not all(bool(t.isfinite().all()) for t in made):
+                of_finite.append(operation)
+            elif any(bool(t.isnan().any()) for t in made) and not any(bool(t.isnan().any()) for t in given):
+                of_infinite.append(operation)
+        return of_finite or of_infinite
 
     @cached_property
     def first_steps(self) -> list[Norms]:

@@ -24,12 +24,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call, vjp, vmap
-from torch.nn import functional
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.inputs import Batch
-from deconv_cli.gradients.losses import OF_CLASSES, classes_are_last, own_loss
+from deconv_cli.gradients.losses import NAMED_LOSSES, OF_CLASSES, classes_second, own_loss
 from deconv_cli.gradients.subject import Loss, as_scalar, seed_everything
 
 
@@ -39,12 +38,11 @@ class Likelihood:
 
     Attributes:
         name: for the report.
-        loss: a loss of torch, which is −log p(target | output) times `factor` if it is summed over a batch.
         draw: draws targets from the model, for the outputs of a batch.
+        factor: the loss of torch, summed over a batch, is −log p(target | output) times this factor.
     """
 
     name: str
-    loss: Callable[..., torch.Tensor]
     draw: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
     factor: float = 1.0
 
@@ -56,130 +54,18 @@ def _draw_classes(probabilities: torch.Tensor, generator: torch.Generator) -> to
 
 
 LIKELIHOODS = {
-    "cross-entropy": Likelihood(
-        "categorical", functional.cross_entropy, lambda output, g: _draw_classes(output.softmax(1), g)
-    ),
-    "nll": Likelihood("categorical", functional.nll_loss, lambda output, g: _draw_classes(output.exp(), g)),
+    "cross-entropy": Likelihood("categorical", lambda output, g: _draw_classes(output.softmax(1), g)),
+    "nll": Likelihood("categorical", lambda output, g: _draw_classes(output.exp(), g)),
     "mse": Likelihood(
         "normal with variance 1 (half the sum of squares)",
-        functional.mse_loss,
         lambda output, g: output + torch.randn(output.shape, generator=g, dtype=output.dtype),
         factor=2.0,
     ),
-    "bce-with-logits": Likelihood(
-        "Bernoulli",
-        functional.binary_cross_entropy_with_logits,
-        lambda output, g: torch.bernoulli(output.sigmoid(), generator=g),
-    ),
+    "bce-with-logits": Likelihood("Bernoulli", lambda output, g: torch.bernoulli(output.sigmoid(), generator=g)),
 }
 """Losses that are the negative logarithm of a likelihood."""
 
-KINDS = ("empirical", "sampled", "exact", "ggn")
 _MAX_OUTPUTS = 1024
-
-
-class SampleLoss:
-    """A loss, with its likelihood where it has one; the arguments are those of `diagonal_fisher`.
-
-    Outputs have their classes along axis 1.
-
-    Raises:
-        UsageError: there is no such kind, or it needs a likelihood and the loss has none.
-    """
-
-    def __init__(self, name: str, function: Loss, kind: str, n_draws: int, generator: torch.Generator) -> None:
-        if kind not in KINDS:
-            raise UsageError(f"the kind of Fisher matrix must be one of {', '.join(KINDS)}, but is '{kind}'.")
-        # Log-probabilities are logits too, by which the Hessian is not zero.
-        self.likelihood = LIKELIHOODS.get("cross-entropy" if (name, kind) == ("nll", "exact") else name)
-        if self.likelihood is None and kind in ("sampled", "exact"):
-            raise UsageError(
-                f"the true Fisher matrix needs a likelihood; the loss must be one of {', '.join(LIKELIHOODS)}, but is "
-                f'\'{name}\'; kind="empirical" and kind="ggn" take any loss.'
-            )
-        self.kind = kind
-        self.name = name
-        self._function = function
-        self._n_draws = n_draws
-        self._generator = generator
-
-    def value(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        """Compute the loss of one sample, or −log p(target | output) summed over any batch."""
-        if self.likelihood is None:
-            return as_scalar(self._function(output, target))
-        assert target is not None
-        target = target if self.name in OF_CLASSES else _shaped_as(target, output)
-        target = target.to(output.dtype) if target.is_floating_point() else target
-        return self.likelihood.loss(output, target, reduction="sum") / self.likelihood.factor
-
-    def batch_mean(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Compute the mean loss of a batch; the kinds `sampled` and `exact` draw the targets from the model.
-
-        A loss without a likelihood is taken as it is.
-        """
-        if self.likelihood is None:
-            return self.value(output, batch.target)
-        is_drawn = batch.target is None or self.kind in ("sampled", "exact")
-        target = self.likelihood.draw(output.detach(), self._generator) if is_drawn else batch.target
-        return self.value(output, target) / batch.n_samples
-
-    def vectors(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Compute for each of N samples F vectors v with Σ v vᵀ equal to the matrix in the space of its K outputs.
-
-        Returns:
-            Shape `(N, F, K)`, for outputs of shape `(N, ...)`.
-        """
-        n_samples, n_outputs = output.shape[0], output[0].numel()
-        if self.kind in ("ggn", "exact") and n_outputs > _MAX_OUTPUTS:
-            raise UsageError(
-                f'{n_outputs} outputs for each sample are too many for kind="{self.kind}", at most {_MAX_OUTPUTS}; '
-                'take kind="sampled" or kind="empirical".'
-            )
-        if self.kind == "empirical":
-            return self._slopes(output, batch.target).reshape(n_samples, 1, -1)
-        target = batch.target
-        if self.kind != "ggn":
-            assert self.likelihood is not None
-            if self.kind == "sampled":
-                targets = [self.likelihood.draw(output, self._generator) for _ in range(self._n_draws)]
-                slopes = [self._slopes(output, target).reshape(n_samples, -1) for target in targets]
-                return torch.stack(slopes, 1) / math.sqrt(self._n_draws)
-            # The Hessian of these likelihoods does not depend on the target.
-            target = self.likelihood.draw(output, torch.Generator(output.device))
-        return torch.stack([self._hessian_factors(*row) for row in _rows(output, target)])
-
-    def _slopes(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        """Differentiate the loss of every sample with respect to its outputs."""
-        leaf = output.clone().requires_grad_()
-        with torch.enable_grad():
-            several = [(leaf, target)] if self.likelihood is not None else _rows(leaf, target)
-            total = torch.stack([self.value(*row) for row in several]).sum()
-            (slope,) = torch.autograd.grad(total, leaf)
-        return slope
-
-    def _hessian_factors(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        """Factor the Hessian of the loss by the outputs, without its directions of negative curvature."""
-        with torch.enable_grad():
-            hessian = torch.autograd.functional.hessian(
-                lambda flat: self.value(flat.reshape(output.shape), target), output.flatten()
-            )
-        values, vectors = torch.linalg.eigh(hessian)
-        return (vectors * values.clamp_min(0).sqrt()).T
-
-
-def _shaped_as(target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """Give targets the shape of the outputs, of which axes of length 1 may be missing."""
-    if [n for n in target.shape if n != 1] != [n for n in output.shape if n != 1]:
-        raise UsageError(
-            f"the targets should have the shape of the outputs, {tuple(output.shape)}, but have {tuple(target.shape)}."
-        )
-    return target.reshape(output.shape)
-
-
-def _rows(output: torch.Tensor, target: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    return [(output[i : i + 1], None if target is None else target[i : i + 1]) for i in range(len(output))]
-
-
 _CHUNK_BYTES = 256 * 2**20
 
 Diagonal = dict[str, torch.Tensor]
@@ -256,11 +142,10 @@ def diagonal_fisher(
     Raises:
         UsageError: the loss has no likelihood, or targets are missing.
     """
-    sample_loss = SampleLoss(loss_name, loss, kind, n_draws, torch.Generator().manual_seed(seed))
-    total = _Total(model, sample_loss, seed)
-    result = total.result
+    average = _Average(model, loss_name, loss, kind, n_draws, seed)
+    result = average.result
     for batch in batches:
-        total.add(batch)
+        average.add(batch)
         on_progress(result.n_samples)
     if not result.n_batches:
         raise UsageError("there are no samples to average over.")
@@ -270,44 +155,53 @@ def diagonal_fisher(
     return result
 
 
-class _Total:
-    """Adds up squared gradients in `result`."""
+class _Average:
+    """Adds up squared gradients in `result`; the arguments are those of `diagonal_fisher`.
 
-    def __init__(self, model: nn.Module, loss: SampleLoss, seed: int) -> None:
+    Outputs have their classes along axis 1 once `_output` has arranged them.
+
+    Raises:
+        UsageError: the kind needs a likelihood, and the loss has none.
+    """
+
+    def __init__(self, model: nn.Module, name: str, function: Loss, kind: str, n_draws: int, seed: int) -> None:
+        # Log-probabilities are logits too, by which the Hessian is not zero.
+        self._name = "cross-entropy" if (name, kind) == ("nll", "exact") else name
+        self._likelihood = LIKELIHOODS.get(self._name)
+        if self._likelihood is None and kind in ("sampled", "exact"):
+            raise UsageError(
+                f"the true Fisher matrix needs a likelihood; the loss must be one of {', '.join(LIKELIHOODS)}, but is "
+                f'\'{name}\'; kind="empirical" and kind="ggn" take any loss.'
+            )
         self._model = model
-        self._loss = loss
+        self._function = function
+        self._n_draws = n_draws
         self._seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._are_classes_last = False
-        likelihood = loss.likelihood.name if loss.likelihood else "the loss itself, sample by sample"
-        self.result = FisherDiagonal(loss.kind, self._zeros(), self._zeros(), likelihood)
+        likelihood = self._likelihood.name if self._likelihood else "the loss itself, sample by sample"
+        self.result = FisherDiagonal(kind, self._zeros(), self._zeros(), likelihood)
 
     def _zeros(self) -> Diagonal:
         return {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in self._trainable.items()}
 
     def add(self, batch: Batch) -> None:
         """Add the samples of a batch."""
-        loss, result = self._loss, self.result
-        if batch.target is None and loss.kind in ("empirical", "ggn") and loss.likelihood is not None:
+        result = self.result
+        if batch.target is None and result.kind in ("empirical", "ggn") and self._likelihood is not None:
             raise UsageError(
                 'this Fisher matrix needs targets; give them, or sample them from the model: kind="sampled".'
             )
-        self._are_classes_last = False
         output = self._output(batch)  # with a graph, since forward may take gradients itself
-        if loss.name == "projection":
-            refuse_projection(output)
-        is_tensor = isinstance(output, torch.Tensor)
-        self._are_classes_last = is_tensor and loss.name in OF_CLASSES and classes_are_last(output, batch.target)
-        output = self._with_classes_second(output)
-        if is_tensor and output.ndim and output.shape[0] == batch.n_samples:
-            self._add_squares(batch, loss.vectors(output.detach(), batch))
-        elif loss.kind == "empirical":
+        if isinstance(output, torch.Tensor) and output.ndim and output.shape[0] == batch.n_samples:
+            self._add_squares(batch, self._vectors(output.detach(), batch))
+        elif result.kind == "empirical":
             result.loop_reason = "the output is not one tensor with a row for each sample"
             for sample in map(batch.sample, range(batch.n_samples)):
-                self._add_gradient(result.diagonal, loss.value(self._output(sample), sample.target), None)
+                self._add_gradient(result.diagonal, self._value(self._output(sample), sample.target), None)
         else:
             raise UsageError("this Fisher matrix needs a model whose output is one tensor with a row for each sample.")
-        mean = loss.batch_mean(self._output(batch), batch)
+        mean = self._batch_mean(self._output(batch), batch)
         if mean.requires_grad:
             self._add_gradient(result.batch_mean_squared, mean, None)
         result.n_samples += batch.n_samples
@@ -316,10 +210,11 @@ class _Total:
 
     def _output(self, batch: Batch) -> Any:  # noqa: ANN401  whatever the model gives
         seed_everything(self._seed)
-        return self._with_classes_second(self._model(*batch.arguments, **batch.keywords))
+        return self._with_classes_second(self._model(*batch.arguments, **batch.keywords), batch.target)
 
-    def _with_classes_second(self, output: Any) -> Any:  # noqa: ANN401
-        return output.movedim(-1, 1) if self._are_classes_last else output
+    def _with_classes_second(self, output: Any, target: torch.Tensor | None) -> Any:  # noqa: ANN401
+        is_of_classes = isinstance(output, torch.Tensor) and self._name in OF_CLASSES
+        return classes_second(output, target) if is_of_classes else output
 
     def _add_squares(self, batch: Batch, vectors: torch.Tensor) -> None:
         """Pull vectors of shape `(N, F, K)` back to the parameters, and add their squares."""
@@ -340,6 +235,7 @@ class _Total:
 
     def _vectorized(self, batch: Batch, vectors: torch.Tensor) -> Diagonal:
         names, n_arguments = list(batch.keywords), len(batch.arguments)
+        target = None if batch.target is None else batch.target[:1]  # its shape tells where the classes are
         parameters = {name: p.detach() for name, p in self._trainable.items()}
         n_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
         n_together = max(1, int(_CHUNK_BYTES // max(n_bytes, 1)))
@@ -350,7 +246,7 @@ class _Total:
 
             def outputs(values: Diagonal) -> torch.Tensor:
                 output = functional_call(self._model, values, arguments, keywords)
-                return self._with_classes_second(output).flatten()
+                return self._with_classes_second(output, target).flatten()
 
             pull_back = vjp(outputs, parameters)[1]
             pulled = vmap(lambda v: pull_back(v)[0], chunk_size=n_together)(sample_vectors)
@@ -368,3 +264,79 @@ class _Total:
         for name, gradient in zip(self._trainable, found, strict=True):
             if gradient is not None:
                 total[name] += gradient.abs().double().square()
+
+    def _value(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """Compute the loss of one sample, or −log p(target | output) summed over any batch."""
+        if self._likelihood is None:
+            return as_scalar(self._function(output, target))
+        assert target is not None
+        target = target if self._name in OF_CLASSES else _shaped_as(target, output)
+        target = target.to(output.dtype) if target.is_floating_point() else target
+        return NAMED_LOSSES[self._name](output, target, reduction="sum") / self._likelihood.factor
+
+    def _batch_mean(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Compute the mean loss of a batch; the kinds `sampled` and `exact` draw the targets from the model.
+
+        A loss without a likelihood is taken as it is.
+        """
+        if self._likelihood is None:
+            return self._value(output, batch.target)
+        is_drawn = batch.target is None or self.result.kind in ("sampled", "exact")
+        target = self._likelihood.draw(output.detach(), self._generator) if is_drawn else batch.target
+        return self._value(output, target) / batch.n_samples
+
+    def _vectors(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Compute for each of N samples F vectors v with Σ v vᵀ equal to the matrix in the space of its K outputs.
+
+        Returns:
+            Shape `(N, F, K)`, for outputs of shape `(N, ...)`.
+        """
+        kind, n_samples, n_outputs = self.result.kind, output.shape[0], output[0].numel()
+        if kind in ("ggn", "exact") and n_outputs > _MAX_OUTPUTS:
+            raise UsageError(
+                f'{n_outputs} outputs for each sample are too many for kind="{kind}", at most {_MAX_OUTPUTS}; '
+                'take kind="sampled" or kind="empirical".'
+            )
+        if kind == "empirical":
+            return self._slopes(output, batch.target).reshape(n_samples, 1, -1)
+        target = batch.target
+        if kind != "ggn":
+            assert self._likelihood is not None
+            if kind == "sampled":
+                targets = [self._likelihood.draw(output, self._generator) for _ in range(self._n_draws)]
+                slopes = [self._slopes(output, target).reshape(n_samples, -1) for target in targets]
+                return torch.stack(slopes, 1) / math.sqrt(self._n_draws)
+            # The Hessian of these likelihoods does not depend on the target.
+            target = self._likelihood.draw(output, torch.Generator(output.device))
+        return torch.stack([self._hessian_factors(*row) for row in _rows(output, target)])
+
+    def _slopes(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """Differentiate the loss of every sample with respect to its outputs."""
+        leaf = output.clone().requires_grad_()
+        with torch.enable_grad():
+            several = [(leaf, target)] if self._likelihood is not None else _rows(leaf, target)
+            total = torch.stack([self._value(*row) for row in several]).sum()
+            (slope,) = torch.autograd.grad(total, leaf)
+        return slope
+
+    def _hessian_factors(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """Factor the Hessian of the loss by the outputs, without its directions of negative curvature."""
+        with torch.enable_grad():
+            hessian = torch.autograd.functional.hessian(
+                lambda flat: self._value(flat.reshape(output.shape), target), output.flatten()
+            )
+        values, vectors = torch.linalg.eigh(hessian)
+        return (vectors * values.clamp_min(0).sqrt()).T
+
+
+def _shaped_as(target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Give targets the shape of the outputs, of which axes of length 1 may be missing."""
+    if [n for n in target.shape if n != 1] != [n for n in output.shape if n != 1]:
+        raise UsageError(
+            f"the targets should have the shape of the outputs, {tuple(output.shape)}, but have {tuple(target.shape)}."
+        )
+    return target.reshape(output.shape)
+
+
+def _rows(output: torch.Tensor, target: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    return [(output[i : i + 1], None if target is None else target[i : i + 1]) for i in range(len(output))]

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch.autograd.function import FunctionCtx
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.finite_difference_search import ELEMENT_TOLERANCE, compare_tensors, unravel
@@ -25,7 +24,7 @@ from deconv_cli.gradients.finite_differences import (
     compare_along,
 )
 from deconv_cli.gradients.nested_tensors import real
-from deconv_cli.gradients.torch_modes import LiftedHalves
+from deconv_cli.gradients.torch_modes import EachCall, LiftedHalves
 from deconv_cli.gradients.tracing.forward_trace import FunctionCall
 from deconv_cli.gradients.tracing.operations import STEPS, plain_name
 
@@ -38,28 +37,31 @@ class FunctionTrial:
 
     Attributes:
         leaves: the arguments, flattened by `spec`.
-        tensors: the inputs to differentiate by, keyed by their position among the leaves.
+        tensors: the inputs to differentiate by, which lie at these `positions` among the leaves, and at these `places`
+            among the tensors of the call.
     """
 
     function: type[torch.autograd.Function]
     leaves: list[Any]
     spec: pytree.TreeSpec
-    tensors: dict[int, torch.Tensor]
+    positions: list[int]
+    places: list[int]
+    tensors: list[torch.Tensor]
 
     @classmethod
     def of(cls, call: FunctionCall) -> FunctionTrial:
         """Build a trial from a call. Inputs that need no gradient are not compared."""
         leaves, spec = pytree.tree_flatten(call.arguments)
-        positions = [n for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        needed = [n for n, is_needed in zip(positions, call.needs, strict=True) if is_needed]
-        moved = [n for n in needed if leaves[n].is_floating_point()]
-        tensors = {n: leaves[n].detach().clone().contiguous().requires_grad_() for n in moved}
-        return cls(call.function, leaves, spec, tensors)
+        given = [n for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        places = [k for k, n in enumerate(given) if call.needs[k] and leaves[n].is_floating_point()]
+        positions = [given[k] for k in places]
+        tensors = [leaves[n].detach().clone().contiguous().requires_grad_() for n in positions]
+        return cls(call.function, leaves, spec, positions, places, tensors)
 
     def arguments(self) -> Any:  # noqa: ANN401  the Function's own arguments
         """Copy the arguments; inputs to differentiate by are no leaves, so that forward may write to them."""
         copies = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
-        for n, tensor in self.tensors.items():
+        for n, tensor in zip(self.positions, self.tensors, strict=True):
             copies[n] = tensor.clone()
         return pytree.tree_unflatten(copies, self.spec)
 
@@ -84,7 +86,7 @@ class FunctionTrial:
     def gradients(self, weights: Sequence[torch.Tensor] | None = None) -> Gradients:
         """Run the hand-written backward on incoming gradients."""
         own = [weight.clone() for weight in weights or self.weights]  # backward may write to what it is given
-        return differentiate(self.outputs(), list(self.tensors.values()), own)
+        return differentiate(self.outputs(), self.tensors, own)
 
     @cached_property
     def given(self) -> Gradients:
@@ -97,7 +99,7 @@ class FunctionTrial:
         with contextlib.suppress(Exception), torch.enable_grad():
             outputs = self.pieces()
             if any(output.requires_grad for output in outputs):
-                return differentiate(outputs, list(self.tensors.values()), self.weights)
+                return differentiate(outputs, self.tensors, self.weights)
         return None
 
     def pieces(self) -> list[torch.Tensor]:
@@ -109,9 +111,16 @@ class FunctionTrial:
 
     def known_values(self) -> list[torch.Tensor]:
         """List all values of forward, the gradients by them from autograd, and the quotients of these gradients."""
-        with contextlib.suppress(Exception), torch.enable_grad(), _Collecting() as mode:
+        made = list[torch.Tensor]()
+
+        def collect(func: Any, args: Any, keywords: dict[str, Any]) -> Any:  # noqa: ANN401  any function of torch
+            result = func(*args, **keywords)
+            made.extend(real(result))
+            return result
+
+        with contextlib.suppress(Exception), torch.enable_grad(), EachCall(collect):
             outputs = self.pieces()
-            found = [*self.tensors.values(), *mode.tensors]
+            found = [*self.tensors, *made]
             gradients = differentiate(outputs, [tensor for tensor in found if tensor.requires_grad], self.weights)
             own = [gradient for gradient in gradients if gradient is not None]
             slopes = [one / other for one, other in itertools.permutations(own, 2) if one.shape == other.shape]
@@ -120,17 +129,26 @@ class FunctionTrial:
 
     def proof_of_surrogate(self, index: int) -> str:
         """Write why a gradient may be meant as a surrogate for that of a step; empty if this input passes no step."""
-        with contextlib.suppress(Exception), torch.enable_grad(), _PassingSteps() as mode:
-            passed = differentiate(self.pieces(), list(self.tensors.values()), self.weights)[index]
+        steps = set[str]()
+
+        def pass_on(func: Any, args: Any, keywords: dict[str, Any]) -> Any:  # noqa: ANN401  any function of torch
+            result, name = func(*args, **keywords), plain_name(func).strip("_")
+            if name not in STEPS:
+                return result
+            steps.add(name)
+            return args[0] + (result - args[0]).detach() if args else result  # the gradient passes straight through
+
+        with contextlib.suppress(Exception), torch.enable_grad(), EachCall(pass_on):
+            passed = differentiate(self.pieces(), self.tensors, self.weights)[index]
             own = self.expected[index] if self.expected else None
             is_cut = passed is not None and (own is None or not torch.allclose(passed, own))
-            if mode.names and self.expected and is_cut:
-                return f"forward uses {' and '.join(sorted(mode.names))}, with a derivative of zero"
+            if steps and self.expected and is_cut:
+                return f"forward uses {' and '.join(sorted(steps))}, with a derivative of zero"
         return "small changes of this input have no effect on forward" * self._is_step(index)
 
     def _is_step(self, index: int) -> bool:
         """Return whether small changes of an input leave the outputs the same to the bit, but large ones do not."""
-        tensor = list(self.tensors.values())[index].detach()
+        tensor = self.tensors[index].detach()
         kept, generator = tensor.clone(), torch.Generator().manual_seed(2)
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * tensor.abs().mean()
         with torch.no_grad():
@@ -143,37 +161,9 @@ class FunctionTrial:
 
     def returns(self, index: int) -> bool:
         """Return whether forward returns one of the inputs unchanged."""
-        own = list(self.tensors.values())[index]
+        own = self.tensors[index]
         with torch.no_grad():
             return any(output.shape == own.shape and torch.equal(output, own) for output in self.outputs())
-
-
-class _Collecting(TorchFunctionMode):
-    """Collects all computed tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: list[torch.Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        result = func(*args, **(kwargs or {}))
-        self.tensors += real(result)
-        return result
-
-
-class _PassingSteps(TorchFunctionMode):
-    """Passes gradients straight through steps, such as rounding and signs, and collects their names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        result, name = func(*args, **(kwargs or {})), plain_name(func).strip("_")
-        if name not in STEPS:
-            return result
-        self.names.add(name)
-        return args[0] + (result - args[0]).detach() if args else result
 
 
 class _Context(FunctionCtx):
@@ -214,7 +204,7 @@ def compare_input(trial: FunctionTrial, index: int, deadline: float = math.inf) 
         ValueError: backward gives a gradient of another shape.
     """
     function = ScalarFunction(trial.value, deadline=deadline)
-    tensor, given = list(trial.tensors.values())[index], trial.given[index]
+    tensor, given = trial.tensors[index], trial.given[index]
     expected = trial.expected[index] if trial.expected is not None else None
     hand = torch.zeros_like(tensor) if given is None else given.detach().to(tensor.dtype)
     if hand.shape != tensor.shape:

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.finite_differences import Comparison, is_one_factor
+from deconv_cli.gradients.findings import Cause
+from deconv_cli.gradients.finite_differences import Comparison, describe_factor, is_one_factor
 from deconv_cli.gradients.function_trial import FunctionTrial, compare_input, differentiate
 from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.tracing.backward_lines import BackwardSource
@@ -55,32 +55,20 @@ class WrongInput:
     """An input of a Function for which its backward gives a wrong gradient, or None (`is_missing`).
 
     Attributes:
-        location: the line in backward, the first line of backward, or the call of the Function.
+        cause: with the line in backward, the first line of backward, or the call of the Function.
         parameters: those behind this input.
         place: of this input among the tensors of a call.
-        comparison: of its gradient with the `reference`; None where its values are right.
-        surrogate: why the gradient may replace a derivative of zero on purpose; empty if forward makes no step.
-        mistake: the mistake of backward, if it is known, with a number of samples.
-        is_unchanged: forward returns this input unchanged, so the Function exists for its backward.
+        purpose: why the code may mean another gradient, a surrogate for that of a step, or one that is reversed, scaled
+            or limited; empty if nothing speaks for that.
     """
 
     function: str
     name: str
-    location: CodeLocation
+    cause: Cause
     parameters: frozenset[str]
     place: int
-    comparison: Comparison | None = None
-    reference: str = ""
-    surrogate: str = ""
-    mistake: Mistake | None = None
-    number: int = 0
+    purpose: str = ""
     is_missing: bool = False
-    is_unchanged: bool = False
-
-    @property
-    def is_on_purpose(self) -> bool:
-        """Whether the code means another gradient: a surrogate, or one that is reversed, scaled or limited."""
-        return not self.is_missing and (bool(self.surrogate) or self.is_unchanged)
 
 
 def check_functions(forward: ForwardTrace, budget: float) -> tuple[list[WrongInput], list[str]]:
@@ -111,8 +99,9 @@ def check_functions(forward: ForwardTrace, budget: float) -> tuple[list[WrongInp
             unchecked.append(f"{call.function.__name__} at {call.location} {reason}")
             continue
         for item in wrong:
-            first = found.setdefault((item.location, item.name), item)
-            found[item.location, item.name] = replace(first, parameters=first.parameters | item.parameters)
+            key = item.cause.location, item.name
+            first = found.setdefault(key, item)
+            found[key] = replace(first, parameters=first.parameters | item.parameters)
     return list(found.values()), unchecked
 
 
@@ -130,7 +119,7 @@ class _CheckedCall:
     def __init__(self, call: FunctionCall, forward: ForwardTrace) -> None:
         self._call, self._forward = call, forward
         self._trial = FunctionTrial.of(call)
-        self._positions = list(self._trial.tensors)
+        self._operation = f"{call.function.__name__}.backward"
         self._names = _input_names(call.function, len(self._trial.leaves))
         self._source = BackwardSource(call.function)
 
@@ -145,9 +134,10 @@ class _CheckedCall:
         found = [] if is_spoiled else self._of_errors(errors)
         if written is None:
             return found
-        item = self._item(0, self._source.of_write(), mistake=written)
+        why, suggestion = (text.format(function=self._operation) for text in written.value)
+        item = self._item(0, self._source.of_write(), why, suggestion)
         if not is_spoiled or not errors:
-            behind = (self._item(index, item.location).parameters for index in range(len(self._positions)))
+            behind = (_behind(self._call, self._forward, place) for place in trial.places)
             item = replace(item, parameters=frozenset().union(*behind))
         return [item, *found]
 
@@ -158,25 +148,35 @@ class _CheckedCall:
         first = self._first_mistake(errors, meant) if errors.keys() - meant else None
         found = []
         for index, (comparison, reference) in errors.items():
-            mistake, number = _find_mistake(trial, index, comparison) or (None, 0)
             location = None if index in meant else first
-            item = self._item(
-                index,
-                location or self._source.of_gradient(self._positions[index]),
-                comparison=comparison,
-                reference=reference,
-                surrogate=surrogates[index],
-                mistake=mistake,
-                number=number,
-                is_missing=trial.given[index] is None,
-                is_unchanged=trial.returns(index),
-            )
-            found.append(item)
+            location = location or self._source.of_gradient(trial.positions[index])
+            why, suggestion = self._explain(index, comparison, reference)
+            is_missing, purpose = trial.given[index] is None, surrogates[index]
+            if trial.returns(index):
+                purpose = "forward returns this input unchanged, so its gradient is changed on purpose"
+            item = self._item(index, location, why, suggestion)
+            found.append(replace(item, purpose="" if is_missing else purpose, is_missing=is_missing))
         return found
+
+    def _explain(self, index: int, found: Comparison, reference: str) -> tuple[str, str]:
+        """Write why the gradient for an input is wrong, and what to write instead."""
+        name = f"'{self._names[self._trial.positions[index]]}'"
+        what = f"the gradient for {name}"
+        if self._trial.given[index] is None:
+            return f"{self._operation} returns None for {name}, which has a gradient.", f"return {what}"
+        mistake, number = _find_mistake(self._trial, index, found) or (None, 0)
+        if mistake is not None:
+            why, suggestion = (text.format(function=self._operation, name=name, n=number) for text in mistake.value)
+            return why, suggestion
+        why = (
+            f"{found.n_wrong} of {found.n_tried} elements of {what} are wrong; at {list(found.element or ())} backward "
+            f"gives {found.autograd:.6g}, {reference} gives {found.numeric:.6g}."
+        )
+        return why, _suggest(found, what)
 
     def _first_mistake(self, errors: dict[int, tuple[Comparison, str]], meant: set[int]) -> CodeLocation | None:
         """Find the first line of backward that departs from the chain rule."""
-        trial, positions = self._trial, self._positions
+        trial, positions = self._trial, self._trial.positions
         # A gradient of zero, as of the weights of a state that is zero, proves nothing about the lines before.
         others = {n: given for n, given in enumerate(trial.given) if n not in errors}
         right = [positions[n] for n, given in others.items() if given is not None and bool(given.any())]
@@ -187,17 +187,11 @@ class _CheckedCall:
         known, places = trial.known_values(), [positions[n] for n in wrong]
         return self._source.of_first_mistake(trial.gradients, known, places, right, ratios, is_scaled=is_scaled)
 
-    def _item(self, index: int, location: CodeLocation, **known: Any) -> WrongInput:  # noqa: ANN401  fields of WrongInput
-        position = self._positions[index]
-        place = sum(isinstance(leaf, torch.Tensor) for leaf in self._trial.leaves[:position])
-        return WrongInput(
-            self._call.function.__name__,
-            self._names[position],
-            location if location.file else self._call.location,
-            _behind(self._call, self._forward, place),
-            place,
-            **known,
-        )
+    def _item(self, index: int, location: CodeLocation, why: str, suggestion: str) -> WrongInput:
+        name, place = self._names[self._trial.positions[index]], self._trial.places[index]
+        cause = Cause(self._operation, location if location.file else self._call.location, why, suggestion)
+        behind = _behind(self._call, self._forward, place)
+        return WrongInput(self._call.function.__name__, name, cause, behind, place)
 
 
 def _input_names(function: type[torch.autograd.Function], n_inputs: int) -> list[str]:
@@ -222,13 +216,24 @@ def _find_mistake(trial: FunctionTrial, index: int, found: Comparison) -> tuple[
     return (Mistake.MEAN_FOR_SUM, n_samples) if n_samples > 1 and n_samples in sizes else None
 
 
+def _suggest(found: Comparison, what: str) -> str:
+    ratio = found.ratio
+    if ratio is None or abs(ratio - 1) <= 1e-6:
+        return f"compare the formula of {what} with forward, term by term"
+    if is_one_factor(ratio, found.ratio_range) and abs(ratio + 1) <= 1e-6:
+        return f"negate {what}"
+    if found.n_wrong == found.n_tried and ratio != 0 and is_one_factor(ratio, found.ratio_range):
+        return f"divide {what} by {ratio:.4g}" if abs(ratio) > 1 else f"multiply {what} by {1 / ratio:.4g}"
+    return f"compare the formula of {what} with forward there: it is off {describe_factor(ratio, found.ratio_range)}"
+
+
 def _find_write(trial: FunctionTrial) -> Mistake | None:
     """Find that backward writes to the tensors that it reads, or draws random numbers."""
     arguments = trial.arguments()
     given = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     outputs = real(trial.function.apply(*arguments))
     before = [tensor.detach().clone() for tensor in given]
-    weights, tensors = [weight.clone() for weight in trial.weights], list(trial.tensors.values())
+    weights, tensors = [weight.clone() for weight in trial.weights], trial.tensors
     first = differentiate(outputs, tensors, weights, retain_graph=True)
     first = [None if gradient is None else gradient.clone() for gradient in first]
     if any(not torch.equal(weight, own) for weight, own in zip(weights, trial.weights, strict=True)):

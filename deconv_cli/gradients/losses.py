@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +14,16 @@ from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Loss
 from deconv_cli.vocabulary import check_name
 
-TensorLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class NamedLoss:
-    """A loss of torch, and a function that draws a synthetic target for an output."""
-
-    compute: TensorLoss
-    draw_target: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-
+NAMED_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "mse": functional.mse_loss,
+    "l1": functional.l1_loss,
+    "smooth-l1": functional.smooth_l1_loss,
+    "huber": functional.huber_loss,
+    "cross-entropy": functional.cross_entropy,
+    "nll": functional.nll_loss,
+    "bce": functional.binary_cross_entropy,
+    "bce-with-logits": functional.binary_cross_entropy_with_logits,
+}
 
 OF_CLASSES = ("cross-entropy", "nll")
 """Losses of outputs with an axis of classes."""
@@ -45,32 +44,16 @@ def classes_second(output: torch.Tensor, target: torch.Tensor | None) -> torch.T
     return output.movedim(-1, 1) if classes_are_last(output, target) else output
 
 
-def _classes(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def draw_target(name: str, output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw a synthetic target for an output: classes, numbers from 0 to 1 for `bce`, normal ones for other losses."""
+    if name not in OF_CLASSES:
+        draw = torch.rand if name in ("bce", "bce-with-logits") else torch.randn
+        return draw(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
     if output.ndim < 2:
         return torch.randint(0, output.shape[-1], (), generator=generator)
     output = classes_second(output, None)
     shape = (output.shape[0], *output.shape[2:])
     return torch.randint(0, output.shape[1], shape, generator=generator)
-
-
-def _normal(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
-
-
-def _unit(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.rand(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
-
-
-NAMED_LOSSES = {
-    "mse": NamedLoss(functional.mse_loss, _normal),
-    "l1": NamedLoss(functional.l1_loss, _normal),
-    "smooth-l1": NamedLoss(functional.smooth_l1_loss, _normal),
-    "huber": NamedLoss(functional.huber_loss, _normal),
-    "cross-entropy": NamedLoss(functional.cross_entropy, _classes),
-    "nll": NamedLoss(functional.nll_loss, _classes),
-    "bce": NamedLoss(functional.binary_cross_entropy, _unit),
-    "bce-with-logits": NamedLoss(functional.binary_cross_entropy_with_logits, _unit),
-}
 
 
 def own_loss(output: Any) -> Any:  # noqa: ANN401  whatever the model gives
@@ -120,7 +103,7 @@ def named_loss(name: str) -> Loss:
     """
     if name == "projection":
         return projection
-    compute = NAMED_LOSSES[check_name([*NAMED_LOSSES, "projection", "file.py:function"], name, "the loss")].compute
+    compute = NAMED_LOSSES[check_name([*NAMED_LOSSES, "projection", "file.py:function"], name, "the loss")]
 
     def loss(output: Any, target: Any) -> torch.Tensor:  # noqa: ANN401  whatever the model gives
         if not isinstance(target, torch.Tensor):

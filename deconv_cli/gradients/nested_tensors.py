@@ -49,13 +49,8 @@ def storage_key(tensor: torch.Tensor) -> int:
         return -id(tensor)
 
 
-def is_plain(value: Any) -> bool:  # noqa: ANN401
-    """Return whether something is a plain container, whose content a module of torch does not register."""
-    return isinstance(value, list | tuple | dict)
-
-
 def leaves_of(value: Any) -> Iterator[Any]:  # noqa: ANN401
-    """List the leaves of nested containers; a container that holds itself is entered once."""
+    """List the leaves of nested containers, or the value itself; a container that holds itself is entered once."""
     waiting, seen = [value], set[int]()
     while waiting:
         found = waiting.pop()

@@ -143,7 +143,7 @@ def _mixer(subject: Subject, axis: int) -> Operation | None:
     before = trace_forward(subject, keep_tensors=True)
     with _other_sample(subject, axis):
         after = trace_forward(subject, keep_tensors=True)
-    for (name, operation, one), (other_name, _, two) in zip(before.tensors, after.tensors, strict=False):
+    for (name, operation, _, one), (other_name, _, _, two) in zip(before.computed, after.computed, strict=False):
         if name == other_name and _largest_change(one, two, axis, sample=0) > _TOLERANCE:
             return operation
     return None

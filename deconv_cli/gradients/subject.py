@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.nested_tensors import is_plain, leaves_of
-from deconv_cli.gradients.torch_modes import DetachedConstants, LiftedCasts
+from deconv_cli.gradients.nested_tensors import leaves_of
+from deconv_cli.gradients.torch_modes import DetachedConstants, EachCall, lift_casts, replaced
 
 Loss = Callable[[Any, Any], Any]
 """Called with the output of the model and the target (None without one); gives a scalar."""
@@ -86,9 +86,9 @@ class Subject:
             if not self.is_starting:
                 stack.enter_context(self.untouched_state())
             if self._is_in_double:
-                stack.enter_context(LiftedCasts())
+                stack.enter_context(EachCall(lift_casts))
             if self._held is not None:
-                stack.enter_context(self._held)
+                stack.enter_context(self._held.holding())
             yield
 
     @contextlib.contextmanager
@@ -124,12 +124,10 @@ class Subject:
     @contextlib.contextmanager
     def with_fields(self, **changed: Any) -> Iterator[None]:  # noqa: ANN401  the types of the fields
         """Change fields for a while."""
-        kept = {name: getattr(self, name) for name in changed}
-        vars(self).update(changed)
-        try:
+        with contextlib.ExitStack() as stack:
+            for name, value in changed.items():
+                stack.enter_context(replaced(self, name, value))
             yield
-        finally:
-            vars(self).update(kept)
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:
@@ -160,12 +158,10 @@ class Subject:
             for tensor in tensors:
                 tensor.data = tensor.data.to(_double_of(tensor))
             torch.set_default_dtype(torch.float64)
-            self._is_in_double = True
-            with self.changed_inputs(_doubled):
+            with self.changed_inputs(_doubled), self.with_fields(_is_in_double=True):
                 yield
         finally:
             torch.set_default_dtype(default)
-            self._is_in_double = False
             for tensor, data in kept:
                 tensor.data = data
 
@@ -189,27 +185,18 @@ class Subject:
         return self.value, None
 
     def _own_tensors(self) -> list[torch.Tensor]:
-        found: dict[int, torch.Tensor] = {}
-        for module in self.model.modules():
-            members = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
-            hidden = [leaf for member in vars(module).values() if is_plain(member) for leaf in leaves_of(member)]
-            members += [p for leaf in hidden if isinstance(leaf, nn.Module) for p in leaf.parameters()]
-            for member in (*members, *hidden):
-                if isinstance(member, torch.Tensor) and member.is_leaf:
-                    found[id(member)] = member
-        return list(found.values())
+        # The members of a module hold the dictionaries of its parameters, buffers and modules.
+        leaves = [leaf for module in self.model.modules() for leaf in leaves_of(vars(module))]
+        leaves += [p for leaf in leaves if isinstance(leaf, nn.Module) for p in leaf.parameters()]
+        return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_leaf}.values())
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put every module into evaluation mode for a while."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        try:
-            for module, _ in modes:
-                module.training = False
+        with contextlib.ExitStack() as stack:
+            for module in self.model.modules():
+                stack.enter_context(replaced(module, "training", False))
             yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 @contextlib.contextmanager

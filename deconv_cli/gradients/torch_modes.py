@@ -76,7 +76,32 @@ def observing_hidden_calls(observe: Callable[[HiddenCall], Any]) -> Iterator[Non
         yield
 
 
-class DetachedConstants(TorchFunctionMode):
+class EachCall(TorchFunctionMode):
+    """Hands every call of a function of torch to `handle`, which makes the call."""
+
+    def __init__(self, handle: Callable[[Any, Any, dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self._handle = handle
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        return self._handle(func, args, kwargs or {})
+
+
+def noting_changes(hook: Callable[..., Any], note: Callable[[], object], position: int) -> Callable[..., Any]:
+    """Return a hook that does the same, and calls `note` if it changes the gradients, its argument at `position`."""
+
+    @functools.wraps(hook)
+    def noting(*given: Any) -> Any:  # noqa: ANN401  any return value of the user's hook
+        before = [gradient.detach().clone() for gradient in tensors_in(given[position])]
+        result = hook(*given)
+        if not all(map(torch.equal, tensors_in(given[position] if result is None else result), before)):
+            note()
+        return result
+
+    return noting
+
+
+class DetachedConstants:
     """Holds constant what code detaches on purpose: results of `.detach()` and of everything under `no_grad`.
 
     The first run records these values, and every later run returns them. Autograd treats them as constants, so finite
@@ -85,22 +110,18 @@ class DetachedConstants(TorchFunctionMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self._kept: list[tuple[str, list[Any]]] = []
         self._position = 0
         self._is_recorded = False
         self._n_functions = 0  # that run
-        self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> DetachedConstants:
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Record the values of a run, or hold them if one was recorded."""
         self._position = 0
-        self._stack.enter_context(observing_hidden_calls(self._run_hidden))
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._stack.close()
-        self._is_recorded = self._is_recorded or error[0] is None
+        with observing_hidden_calls(self._run_hidden), EachCall(self._call):
+            yield
+        self._is_recorded = True
 
     def _run_hidden(self, hidden: HiddenCall) -> Any:  # noqa: ANN401  whatever the call gives
         """Run a hand-written Function, or the content of a reentrant checkpoint, which backward runs with gradients."""
@@ -115,8 +136,7 @@ class DetachedConstants(TorchFunctionMode):
         finally:
             self._n_functions -= 1
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        keywords = kwargs or {}
+    def _call(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:  # noqa: ANN401  any function of torch
         name = plain_name(func)
         if self._n_functions:
             return func(*args, **keywords)
@@ -167,28 +187,26 @@ _ALREADY_WIDE = {torch.float64, torch.complex128}
 _DRAWING = ("rand", "randn", "rand_like", "randn_like")
 
 
-class LiftedCasts(TorchFunctionMode):
-    """Turns casts to narrow types inside a model into casts to float64, and lifts narrow constants.
+def lift_casts(func: Any, args: Any, keywords: dict[str, Any]) -> Any:  # noqa: ANN401  any function of torch
+    """Turn casts to narrow types inside a model into casts to float64, and lift narrow constants.
 
     Random numbers are drawn in single precision, so that a layer that is skipped at random is skipped here too.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        keywords, name = kwargs or {}, plain_name(func)
-        if name in _CASTS and len(args) == 1 and isinstance(args[0], torch.Tensor) and not args[0].is_complex():
-            return args[0].to(torch.float64)
-        if name == "view":
-            return func(*args, **keywords)  # there a narrow type says how to read the bits
-        if name in _DRAWING and _is_drawn_narrow(args, keywords):
-            return func(*args, **{**keywords, "dtype": torch.float32}).to(torch.float64)
-        args, keywords = pytree.tree_map(
-            lambda leaf: _WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype | str) else leaf, (args, keywords)
-        )
-        is_writing = name.endswith("_") or "out" in keywords
-        types_given = {leaf.dtype for leaf in tensors_in((args, keywords))}
-        if not is_writing and types_given & {*NARROW, torch.complex64} and types_given & _ALREADY_WIDE:
-            args, keywords = pytree.tree_map(_to_float64, (args, keywords))
-        return func(*args, **keywords)
+    name = plain_name(func)
+    if name in _CASTS and len(args) == 1 and isinstance(args[0], torch.Tensor) and not args[0].is_complex():
+        return args[0].to(torch.float64)
+    if name == "view":
+        return func(*args, **keywords)  # there a narrow type says how to read the bits
+    if name in _DRAWING and _is_drawn_narrow(args, keywords):
+        return func(*args, **{**keywords, "dtype": torch.float32}).to(torch.float64)
+    args, keywords = pytree.tree_map(
+        lambda leaf: _WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype | str) else leaf, (args, keywords)
+    )
+    is_writing = name.endswith("_") or "out" in keywords
+    types_given = {leaf.dtype for leaf in tensors_in((args, keywords))}
+    if not is_writing and types_given & {*NARROW, torch.complex64} and types_given & _ALREADY_WIDE:
+        args, keywords = pytree.tree_map(_to_float64, (args, keywords))
+    return func(*args, **keywords)
 
 
 class LiftedHalves(TorchDispatchMode):

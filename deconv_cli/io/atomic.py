@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
-from deconv_cli.io.files import mark_of, reason_of, refuse_address, refuse_special, remove
+from deconv_cli.io.files import explaining, mark_of, reason_of, refuse_address, refuse_special, remove
 
 PARTIAL, REPLACED = "partial", "replaced"
 """Endings of a file that is being written, and of a folder that another one replaces."""
@@ -165,7 +165,7 @@ def check_output_path(
         FileAccessError: no permission to write into the folder, or a name that the file system does not take.
     """
     refuse_address(path, is_output=True)
-    try:
+    with explaining(f"output '{path}' cannot be written"):
         folder = path.parent
         if make_folder:
             folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -182,18 +182,14 @@ def check_output_path(
             raise OutputExistsError(
                 f"output '{path}' exists already; choose another name, or force=True to replace it."
             )
-    except OSError as error:
-        raise FileAccessError(f"output '{path}' cannot be written: {reason_of(error)}.") from error
     if not os.access(folder, os.W_OK):
         raise FileAccessError(f"output '{path}' cannot be written: no permission to write into its folder.")
 
 
 def make_parents(path: Path) -> None:
     """Make the missing folders around a file; raises `FileAccessError` if that fails."""
-    try:
+    with explaining(f"the folder of '{path}' cannot be made"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileAccessError(f"the folder of '{path}' cannot be made: {reason_of(error)}.") from error
 
 
 def check_page_path(path: Path, source: Path, *, force: bool) -> None:

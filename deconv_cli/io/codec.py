@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.io import records
 from deconv_cli.io.atomic import is_in_parts
 from deconv_cli.io.layout import Array, Layout, Samples, dtype_name
 from deconv_cli.io.metadata import Metadata
@@ -122,6 +121,8 @@ class Codec(ABC):
     """True where samples are read back exactly as they were written."""
     record_inside: bool = False
     """True where `write` puts the record of the run into the file; else it goes into `NAME.npy.json`."""
+    has_short_record: bool = False
+    """True where that record holds only settings and the kernel, as files that are passed on do."""
     carries: frozenset[str] = frozenset()
     """Which of `density`, `icc_profile`, `exif` and `channel_names` it can hold."""
     selects: str | None = None
@@ -192,10 +193,6 @@ class Codec(ABC):
         notes = (f"not carried over: {', '.join(dict.fromkeys(lost))}",) if lost else ()
         return replace(image, metadata=kept, notes=(*image.notes, *notes))
 
-    def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Choose the part of the record of a run that goes into the file: all of it, but no absolute paths."""
-        return records.without_folders(record)
-
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a file, with the record of the run where the format takes one; formats without this are only read."""
         raise NotImplementedError
@@ -237,6 +234,7 @@ class PictureCodec(Codec):
     """How many channels it can hold."""
     holds_gray: bool = True
     """False where gray is written as equal red, green and blue."""
+    has_short_record = True
     max_side: int | None = None
     """The largest height or width in pixels."""
 
@@ -273,10 +271,6 @@ class PictureCodec(Codec):
         if len(planes) == 1:
             return StoredImage(planes[0], "YX")
         return StoredImage(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), "YXS", notes=notes)
-
-    def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Choose the part of the record that may be passed on with a picture: settings, and the kernel."""
-        return records.short_record(record)
 
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; only TIFF holds a resolution without a unit."""

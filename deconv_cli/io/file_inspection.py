@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +155,6 @@ def _entry(opened: TensorFile, name: str, *, is_whole: bool) -> Entry:
     axes = None if is_kernel or n_axes == 1 or (n_axes == 2 and not is_only) else letters_of_tensor(n_axes)
     samples = np.empty(tuple(stored.shape)) if 0 in stored.shape else as_real_array(opened.path, stored)
     return Entry(name, samples, dtype_name(stored), axes, is_kernel)
-
-
-def as_kernel(entry: Entry) -> Entry:
-    """Mark an array as a kernel."""
-    return replace(entry, is_kernel=True, axes=None)
-
-
-def as_image(entry: Entry) -> Entry:
-    """Mark an array as an image."""
-    return replace(entry, is_kernel=False, axes=entry.axes or letters_of_tensor(len(entry.shape)))
 
 
 _PIECE = 2**20

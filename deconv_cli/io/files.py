@@ -44,7 +44,7 @@ def read_head(path: Path) -> bytes:
         MalformedInputError: the file is empty.
     """
     refuse_address(path)
-    try:
+    with explaining(f"'{path}' cannot be read"):
         if path.is_dir() and (mark := mark_of(path)):
             return FOLDER + mark.encode()
         if path.is_dir():
@@ -59,8 +59,6 @@ def read_head(path: Path) -> bytes:
             raise UsageError(f"'{path}' should be an ordinary file, but is a pipe or a device.")
         with path.open("rb") as stream:
             head = stream.read(32)
-    except OSError as error:
-        raise FileAccessError(f"'{path}' cannot be read: {reason_of(error)}.") from error
     if not head:
         raise MalformedInputError(f"'{path}' is empty; copy or export it again.")
     return head
@@ -68,7 +66,7 @@ def read_head(path: Path) -> bytes:
 
 def fingerprint(path: Path) -> str:
     """Compute the SHA-256 of all bytes of a file, as 64 hexadecimal digits; of a folder, of all files in it."""
-    try:
+    with explaining(f"'{path}' cannot be read"):
         if path.is_dir():
             found = hashlib.sha256()
             for name, *_ in sorted(list_members(path)):
@@ -78,8 +76,6 @@ def fingerprint(path: Path) -> str:
             return found.hexdigest()
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise FileAccessError(f"'{path}' cannot be read: {reason_of(error)}.") from error
 
 
 def read_lines(path: Path) -> str:
@@ -163,6 +159,17 @@ def reason_of(error: BaseException) -> str:
     if re.fullmatch(r"\d+ requested and \d+ written", first):  # by NumPy, on a full disk
         return os.strerror(errno.ENOSPC)
     return _OBJECT.sub("", first).strip().rstrip(".:")[:200] or type(error).__name__
+
+
+@contextmanager
+def explaining(failure: str) -> Iterator[None]:
+    """Turn an error of a disk or a library into a `FileAccessError`: the failure, as a clause, and the reason."""
+    try:
+        yield
+    except DeconvError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FileAccessError(f"{failure}: {reason_of(error)}.") from error
 
 
 @contextmanager

@@ -111,11 +111,6 @@ class ImageFile:
         return None if None in distances else tuple(float(d) for d in distances if d is not None)
 
     @property
-    def channel_names(self) -> tuple[str, ...]:
-        """Names of the channels in the file; empty if it has none."""
-        return self.metadata.channel_names
-
-    @property
     def native_fields(self) -> dict[str, object]:
         """Fields that only files of this format hold, of the image and of its channels, by their names in notes."""
         return {**self.metadata.native, **self.metadata.native_of_channels}

@@ -203,7 +203,7 @@ def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
     """
     import torch
 
-    name = _working_dtype(path, samples)
+    name = working_dtype(path, dtype_name(samples), samples.shape)
     if isinstance(samples, np.ndarray):
         return torch.from_numpy(np.require(samples, np.dtype(name), ["C_CONTIGUOUS", "WRITEABLE"]))
     return samples.detach().to(getattr(torch, name)).contiguous()
@@ -211,7 +211,7 @@ def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
 
 def as_real_array(path: Path, samples: Samples) -> Array:
     """Convert samples as `as_real_tensor` does, but without torch; bfloat16, which NumPy lacks, becomes float32."""
-    name = _working_dtype(path, samples)
+    name = working_dtype(path, dtype_name(samples), samples.shape)
     if isinstance(samples, np.ndarray):
         return np.require(samples, np.dtype(name), ["C_CONTIGUOUS"])
     tensor = as_real_tensor(path, samples)
@@ -219,13 +219,12 @@ def as_real_array(path: Path, samples: Samples) -> Array:
     return converted
 
 
-def _working_dtype(path: Path, samples: Samples) -> str:
-    """Name the type to which `as_real_tensor` converts samples; raises the same errors."""
-    name = dtype_name(samples)
+def working_dtype(path: Path, name: str, shape: Sequence[int]) -> str:
+    """Name the type to which `as_real_tensor` converts samples of a type and shape; raises the same errors."""
     if name not in UNDERSTOOD:
         raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {name}; convert it first.")
-    if 0 in samples.shape:
-        raise MalformedInputError(f"'{path}' holds no samples: its shape is {tuple(samples.shape)}.")
+    if 0 in shape:
+        raise MalformedInputError(f"'{path}' holds no samples: its shape is {tuple(shape)}.")
     return _WIDER.get(name, name)
 
 

@@ -51,7 +51,7 @@ def plan_output(
     codec = codec_of_suffix(path)
     check_output_files(path, codec, source.path, force=force, make_folder=make_folder)
     request = _request(path, codec, source, source.layout, n_channels, output_dtype)
-    return OutputPlan(path, request.dtype, codec, request, source, make_folder)
+    return OutputPlan(codec, request, source, make_folder)
 
 
 def plan_regions(
@@ -113,8 +113,6 @@ def check_output_files(
 class OutputPlan:
     """Where a result goes and as what; made before the computation, so that it does not fail after it."""
 
-    path: Path
-    dtype: str
     _codec: Codec
     _request: WriteRequest
     _source: ImageFile
@@ -136,10 +134,10 @@ class OutputPlan:
             raise ValueError(
                 f"planned for {expected} images and channels, but the result has the shape {tuple(values.shape)}"
             )
-        converted = convert_samples(values.detach(), self.dtype)
+        converted = convert_samples(values.detach(), request.dtype)
         image = self._codec.with_metadata(request, self._codec.arrange(request, converted.samples), source.metadata)
         notes = (*converted.notes, *image.notes)
-        return PreparedOutput(self.path, notes, self._codec, image, self._make_folder)
+        return PreparedOutput(request.path, notes, self._codec, image, self._make_folder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,28 +148,19 @@ class PreparedOutput:
     notes: tuple[str, ...]
     """On the conversion of samples, and on metadata that could not be carried over from the source."""
     _codec: Codec
-    _image: StoredImage
+    image: StoredImage
+    """As it will be stored."""
     _make_folder: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape that will be stored."""
-        return self._image.shape
-
-    @property
-    def axes(self) -> str:
-        """The letters of the stored axes."""
-        return self._image.axes
 
     @property
     def dtype(self) -> str:
         """NumPy name of the sample type."""
-        return self._image.dtype
+        return self.image.dtype
 
     @cached_property
     def samples_sha256(self) -> str:
         """Hash of the samples; it ties a record beside a file to that file."""
-        return records.samples_digest(np.asarray(self._image.samples))
+        return records.samples_digest(np.asarray(self.image.samples))
 
     def write(self, record: dict[str, Any]) -> None:
         """Write the file with the record of the run, completely or not at all.
@@ -187,16 +176,17 @@ class PreparedOutput:
         """
         if self._make_folder:
             make_parents(self.path)
-        complete = records.complete_record(record, self.shape, self.dtype, self.samples_sha256)
-        image = replace(self._image, record=self._codec.record_to_keep(complete))
+        complete = records.complete_record(record, self.image.shape, self.dtype, self.samples_sha256)
+        choose = records.short_record if self._codec.has_short_record else records.without_folders
+        image = replace(self.image, record=choose(complete))
         write_with_record(self.path, self._codec, image, complete, self._check)
 
     def _check(self, temporary: Path) -> None:
         with allowing(memory_budget()):
             found = read_stored(temporary, self._codec)
-        if found.shape != self.shape or found.dtype != self.dtype:
-            raise ValueError(f"{found.dtype} {found.shape} instead of {self.dtype} {self.shape}")
-        if self._codec.is_lossless and not np.array_equal(np.asarray(found.samples), np.asarray(self._image.samples)):
+        if found.shape != self.image.shape or found.dtype != self.dtype:
+            raise ValueError(f"{found.dtype} {found.shape} instead of {self.dtype} {self.image.shape}")
+        if self._codec.is_lossless and not np.array_equal(np.asarray(found.samples), np.asarray(self.image.samples)):
             raise ValueError("some samples differ")
 
 

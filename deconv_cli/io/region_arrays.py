@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +21,7 @@ import numpy as np
 from deconv_cli.errors import DeconvError, FileAccessError
 from deconv_cli.io import atomic
 from deconv_cli.io.atomic import partial_path
-from deconv_cli.io.files import reason_of, remove
+from deconv_cli.io.files import explaining, remove
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata
 
@@ -104,10 +104,8 @@ class RegionSource(_Array):
 
         Hashing all samples of a file of terabytes would cost more than the work.
         """
-        try:
+        with explaining(f"'{self.path}' cannot be read"):
             found = self.path.stat()
-        except OSError as error:
-            raise FileAccessError(f"'{self.path}' cannot be read: {reason_of(error)}.") from error
         described = [value for name, value in vars(self).items() if name not in _NOT_STORED]
         return hashlib.sha256(repr((described, found.st_size, found.st_mtime_ns)).encode()).hexdigest()
 
@@ -238,12 +236,6 @@ def put_in_place(path: Path) -> None:
     _remove_partial(path)
 
 
-@contextlib.contextmanager
-def refusing_to_write(path: Path) -> Iterator[None]:
+def refusing_to_write(path: Path) -> AbstractContextManager[None]:
     """Turn errors of a disk or a library into a `FileAccessError` of one sentence that names the file."""
-    try:
-        yield
-    except DeconvError:
-        raise
-    except (OSError, ValueError) as error:
-        raise FileAccessError(f"'{path}' cannot be written: {reason_of(error)}.") from error
+    return explaining(f"'{path}' cannot be written")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import StoredImage, all_codecs, codec_of_content
 from deconv_cli.io.files import read_head
 from deconv_cli.io.image import ImageFile, choose_member, image_of
-from deconv_cli.io.layout import UNDERSTOOD, Array, as_real_array, tensor_axes
+from deconv_cli.io.layout import Array, as_real_array, tensor_axes, working_dtype
 from deconv_cli.io.region_arrays import RegionSource
 
 
@@ -35,10 +35,7 @@ def open_regions(
     """
     codec = codec_of_content(path, read_head(path))
     source = codec.open_regions(path, choose_member(path, codec, tensor, series))
-    if source.dtype not in UNDERSTOOD:
-        raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {source.dtype}.")
-    if 0 in source.shape:
-        raise MalformedInputError(f"'{path}' holds no samples: its shape is {source.shape}.")
+    working_dtype(path, source.dtype, source.shape)
     if axes and len(axes) != len(source.shape):
         raise UsageError(f"axes '{axes}' name {len(axes)} axes, but the shape {source.shape} has {len(source.shape)}.")
     return replace(source, axes=axes.upper()) if axes else source

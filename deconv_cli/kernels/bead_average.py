@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from deconv_cli.measured_light import shift, smooth
-from deconv_cli.operators.axes import space_axes
+from deconv_cli.measured_light import center_of_mass, shift, smooth
+from deconv_cli.operators.axes import resized, space_axes, spread
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.vocabulary import Size
 
@@ -135,11 +134,8 @@ def _slope(template: Tensor, axis: int) -> Tensor:
 
 def _center_of(template: Tensor) -> Tensor:
     """Find the distance of the center of mass above half of the maximum from the middle sample, shape `(n_axes,)`."""
-    above = (template - 0.5 * template.max()).clamp_min(0)
-    places = [torch.arange(n, dtype=template.dtype) - n // 2 for n in template.shape]
-    others = [tuple(b for b in range(template.ndim) if b != a) for a in range(template.ndim)]
-    sums = [(above.sum(others[a]) if others[a] else above) @ places[a] for a in range(template.ndim)]
-    return torch.stack(sums) / above.sum()
+    center = center_of_mass((template - 0.5 * template.max()).clamp_min(0))
+    return center - center.new_tensor([n // 2 for n in template.shape])
 
 
 def _centered(template: Tensor) -> Tensor:
@@ -202,12 +198,6 @@ def fit_beads(
     return template, torch.where(is_seen, noise * coverage.clamp_min(1e-300).rsqrt(), math.inf)
 
 
-def resized(light: Tensor, size: Size) -> Tensor:
-    """Crop to a size around the middle, or fill up with zeros to it."""
-    margins = [(k - n) // 2 for k, n in zip(size, light.shape, strict=True)]
-    return functional.pad(light, [margin for margin in reversed(margins) for _ in range(2)])
-
-
 def near_places(places: Tensor, size: Size, image_size: Size) -> Tensor:
     """Mark the samples that lie within a window of a size around any of some places, shape `image_size`."""
     is_near = torch.zeros(image_size, dtype=torch.bool)
@@ -221,14 +211,11 @@ def near_places(places: Tensor, size: Size, image_size: Size) -> Tensor:
 def _points(places: Tensor, heights: Tensor, size: Size) -> Tensor:
     """Give the half spectrum of points on a torus of a size."""
     total = torch.zeros(*size[:-1], size[-1] // 2 + 1, dtype=torch.complex128)
-    n_axes = len(size)
+    lines = [torch.fft.fftfreq(n, dtype=places.dtype) for n in size[:-1]]
+    lines.append(torch.fft.rfftfreq(size[-1], dtype=places.dtype))
     for place, height in zip(places, heights, strict=True):
-        wave = height.to(total.dtype)
-        for axis, n in enumerate(size):
-            frequencies = (torch.fft.rfftfreq if axis == n_axes - 1 else torch.fft.fftfreq)(n, dtype=places.dtype)
-            turns = torch.exp(-2j * math.pi * place[axis] * frequencies)
-            wave = wave * turns.reshape(-1, *[1] * (n_axes - 1 - axis))
-        total += wave
+        turns = spread([torch.exp(-2j * math.pi * at * line) for at, line in zip(place, lines, strict=True)])
+        total += math.prod(turns, start=height)
     return total
 
 
@@ -238,9 +225,8 @@ def take_off_size(template: Tensor, diameter: float, spacing: tuple[float, ...])
     Diameter and spacing are in one unit.
     """
     axes = space_axes(template.ndim)
-    square = torch.zeros((), dtype=template.dtype)
-    for axis, n, step in zip(axes, template.shape, spacing, strict=True):
-        square = square + torch.fft.fftfreq(n, step, dtype=template.dtype).reshape(-1, *[1] * (-1 - axis)).square()
+    lines = [torch.fft.fftfreq(n, step, dtype=template.dtype) for n, step in zip(template.shape, spacing, strict=True)]
+    square = sum((line.square() for line in spread(lines)), start=template.new_zeros(()))
     q = (math.pi * diameter * square.sqrt()).clamp_min(1e-4)
     ball = 3 * (q.sin() - q * q.cos()) / q**3
     divided = torch.fft.fftn(template, dim=axes) * ball / (ball.square() + NOISE_SHARE)

@@ -17,12 +17,11 @@ from deconv_cli.kernels.bead_average import (
     fit_beads,
     full_widths,
     near_places,
-    resized,
     take_off_size,
 )
 from deconv_cli.measured_light import above_noise, connected, plateau_of, smooth
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop
+from deconv_cli.operators.axes import crop, resized
 from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.parts import ShownInNotebook
 from deconv_cli.tone_curve import white_of
@@ -149,9 +148,11 @@ def take_census(image: Tensor, size: Size, white: float | None) -> BeadCensus:
     is_at_edge = ((places < half + 1) | (places > shape - half - 2)).any(1) & ~is_ring
     is_full = torch.zeros(len(places), dtype=torch.bool)
     if white is not None:
-        is_full = torch.tensor(
-            [bool((_around(image, place, half) >= white).any()) for place in places], dtype=torch.bool
+        boxes = (
+            [slice(max(a - b, 0), a + b + 1) for a, b in zip(place, half.tolist(), strict=True)]
+            for place in places.tolist()
         )
+        is_full = torch.tensor([bool((image[tuple(box)] >= white).any()) for box in boxes], dtype=torch.bool)
     is_full &= ~is_ring
     is_used = ~(is_ring | is_crowded | is_full | is_at_edge)
     return BeadCensus(
@@ -164,10 +165,6 @@ def take_census(image: Tensor, size: Size, white: float | None) -> BeadCensus:
         n_at_edge=int((is_at_edge & ~is_crowded & ~is_full).sum()),
         is_background=~near_places(places, size, image.shape),
     )
-
-
-def _around(image: Tensor, place: Tensor, half: Tensor) -> Tensor:
-    return image[tuple(slice(max(int(p - h), 0), int(p + h) + 1) for p, h in zip(place, half, strict=True))]
 
 
 def background_of(image: Tensor, census: BeadCensus) -> float:

@@ -11,11 +11,12 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.axes import resized, space_axes
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry, Padding, pick_input_size
 from deconv_cli.operators.layer_convolution import LayerConvolution, check_groups
+from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.parts import ShownInNotebook
 from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, format_percent, format_size
@@ -78,11 +79,7 @@ class Kernel(ShownInNotebook):
             )
         if kernel.numel() == 0:
             raise MalformedInputError(f"the kernel is empty: its shape is {tuple(kernel.shape)}.")
-        if kernel.is_complex():
-            raise MalformedInputError(f"a kernel must be real, but is {kernel.dtype}.")
-        if not torch.isfinite(kernel).all():
-            n_bad = int((~torch.isfinite(kernel)).sum())
-            raise MalformedInputError(f"the kernel holds {n_bad} values that are NaN or infinite; correct it first.")
+        check_image(kernel, "the kernel")
         if not kernel.any():
             raise MalformedInputError("every tap of the kernel is zero, so the data contain nothing of the image.")
         _check_range(kernel, dtype or kernel.dtype)
@@ -165,7 +162,7 @@ class Kernel(ShownInNotebook):
         if self.field is not None or any(k <= n for k, n in zip(self.size, image_size, strict=True)):
             return self
         kept = tuple(n - (k - n) % 2 for k, n in zip(self.size, image_size, strict=True))
-        middle = crop(self.taps, tuple((k - n) // 2 for k, n in zip(self.size, kept, strict=True)), kept)
+        middle = resized(self.taps, kept)
         outside = 1 - middle.abs().sum() / self.taps.abs().sum()
         if outside > WEIGHT_OUTSIDE and self.n_axes == 2:  # the computed blur of a stack may be twice as large
             raise ShapeError(
@@ -355,8 +352,4 @@ def stack_kernels(kernels: Sequence[Tensor]) -> Tensor:
     """Bring kernels to one size by zeros around them, their origins at one place: `(*k)` each, to `(C, *k)`."""
     size = tuple(max(lengths) for lengths in zip(*(kernel.shape for kernel in kernels), strict=True))
     dtype = torch.float64 if any(kernel.dtype == torch.float64 for kernel in kernels) else kernels[0].dtype
-    stacked = torch.zeros(len(kernels), *size, dtype=dtype)
-    for plane, kernel in zip(stacked, kernels, strict=True):
-        start = tuple((n - 1) // 2 - (k - 1) // 2 for n, k in zip(size, kernel.shape, strict=True))
-        crop(plane, start, tuple(kernel.shape)).copy_(kernel)
-    return stacked
+    return torch.stack([resized(kernel.to(dtype), size) for kernel in kernels])

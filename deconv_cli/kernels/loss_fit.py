@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deconv_cli.errors import GradientFaultError, UsageError
 from deconv_cli.gradients.checker import check_gradients
@@ -51,9 +52,7 @@ def huber(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
 
     Source: Huber, Robust estimation of a location parameter, Annals of Mathematical Statistics 35, 1964.
     """
-    distance = (prediction - target).abs()
-    near = distance.clamp_max(delta)
-    return near * (distance - near / 2)
+    return functional.huber_loss(prediction, target, reduction="none", delta=delta)
 
 
 def poisson(prediction: Tensor, target: Tensor) -> Tensor:
@@ -183,7 +182,8 @@ def minimize_loss(
         return float(sum(losses) / unit + 0.5 * ridge.weight * (taps * (penalty @ taps)).sum())
 
     def size_of(step: Tensor) -> float:
-        return _size_of(pairs, step, size) / max(_size_of(pairs, taps, size), 1e-300)
+        changed, whole = (torch.cat([convolve(p.wide, each, size).flatten() for p in pairs]) for each in (step, taps))
+        return float(changed.norm() / whole.norm().clamp_min(1e-300))
 
     value = objective(taps)
     for _ in range(MAX_ROUNDS):
@@ -220,11 +220,6 @@ def _improved(taps: Tensor, rest: PairEquations, penalty: Tensor, ridge: Ridge, 
 def convolve(wide: Tensor, taps: Tensor, size: Size) -> Tensor:
     """Convolve an image that includes its border, `(C_in, *(size + k − 1))`, with taps `(N, C_out)`."""
     return CONVOLUTIONS[len(size)](wide[None], taps.T.reshape(taps.shape[1], -1, *size))[0]
-
-
-def _size_of(pairs: Sequence[Pair], taps: Tensor, size: Size) -> float:
-    """Measure the norm of the images that taps predict."""
-    return math.hypot(*(float(convolve(pair.wide, taps, size).norm()) for pair in pairs))
 
 
 def _as_squares(

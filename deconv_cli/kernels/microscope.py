@@ -20,8 +20,9 @@ from torch.nn import functional
 from torch.special import bessel_j0, bessel_j1
 
 from deconv_cli.errors import UsageError, check_type
+from deconv_cli.kernels.sources.blurs import disk_kernel
 from deconv_cli.kernels.sources.formula import sample_kernel
-from deconv_cli.kernels.sources.simple_blurs import disk_kernel
+from deconv_cli.operators.axes import resized
 from deconv_cli.vocabulary import Size, check_name, format_percent, format_size
 
 MODES = ("widefield", "confocal", "two-photon", "light-sheet")
@@ -115,23 +116,19 @@ class Microscope:
                 f"pixels of a microscope should be squares, but are {steps[-2]:g} by {steps[-1]:g} µm; resample them."
             )
 
-    def objective(self, wavelength: float) -> Objective:
-        """Give the objective for light of a wavelength in nm."""
-        sample = self.immersion_index if self.sample_index is None else self.sample_index
-        return Objective(self.numerical_aperture, wavelength / 1000, self.immersion_index, sample, self.depth)
+    @property
+    def half_angle(self) -> float:
+        """The largest angle of the light, in radians."""
+        return math.asin(self.numerical_aperture / self.immersion_index)
 
     @property
     def finest(self) -> tuple[float, ...]:
         """The Nyquist distances of samples along each axis, in µm: half a period of the finest detail that passes."""
-        seen = self.objective(self.emission)
-        lateral = 2 * self.numerical_aperture / seen.wavelength
-        axial = self.immersion_index * (1 - math.cos(seen.half_angle)) / seen.wavelength
-        if self.mode in ("confocal", "two-photon"):
-            exciting = self.objective(self.excitation or self.emission)
-            of_light = 2 * self.numerical_aperture / exciting.wavelength
-            of_depth = self.immersion_index * (1 - math.cos(exciting.half_angle)) / exciting.wavelength
-            is_confocal = self.mode == "confocal"
-            lateral, axial = (lateral + of_light, axial + of_depth) if is_confocal else (2 * of_light, 2 * of_depth)
+        exciting = self.excitation or self.emission
+        lights = {"confocal": (self.emission, exciting), "two-photon": (exciting, exciting)}
+        waves = sum(1000 / light for light in lights.get(self.mode, (self.emission,)))
+        lateral = 2 * self.numerical_aperture * waves
+        axial = self.immersion_index * (1 - math.cos(self.half_angle)) * waves
         found = (0.5 / axial, 0.5 / lateral, 0.5 / lateral)
         return found[-len(self.spacing) :]
 
@@ -143,14 +140,14 @@ class Microscope:
         needs 2D − 1 of them, and a light sheet those that it lights; both need the width of the cone of light in the
         outermost plane. Without the size of the image that is restored, it is a stack of `N_PLANES`.
         """
-        seen = self.objective(self.emission)
-        side = 4 * 0.61 * seen.wavelength / self.numerical_aperture
-        along = 4 * seen.wavelength * self.immersion_index / self.numerical_aperture**2
+        wavelength = self.emission / 1000
+        side = 4 * 0.61 * wavelength / self.numerical_aperture
+        along = 4 * wavelength * self.immersion_index / self.numerical_aperture**2
         if len(self.spacing) == 3:
             whole = ((N_PLANES if image_size is None else image_size[0]) - 1) * self.spacing[0]
             reach = {"widefield": whole, "light-sheet": SHEET_REACH * (self.sheet or 0.0)}.get(self.mode)
             along = min(along if reach is None or is_compact else reach, whole)
-            side += 0.0 if reach is None else along * math.tan(seen.half_angle)
+            side += 0.0 if reach is None else along * math.tan(self.half_angle)
         lengths = (along, side, side)[-len(self.spacing) :]
         needed = [2 * math.ceil(length / step - 1e-6) + 1 for length, step in zip(lengths, self.spacing, strict=True)]
         felt = (2 * N_PLANES - 1, MAX_SIDE, MAX_SIDE) if image_size is None else tuple(2 * n - 1 for n in image_size)
@@ -186,10 +183,8 @@ def microscope_psf(microscope: Microscope, size: Size | None = None) -> Tensor:
     if not is_size or not all(isinstance(n, int) and n > 0 and n % 2 for n in size):
         raise UsageError(f"size must hold an odd number of samples for each of {n_axes} axes, but is {size}.")
     planes = (size[0], microscope.spacing[0]) if n_axes == 3 else (1, 1.0)
-    side = max(size[-2:])
-    psf = _of_square(microscope, side, *planes)
-    start = [(side - n) // 2 for n in size[-2:]]
-    psf = psf[:, start[0] : start[0] + size[-2], start[1] : start[1] + size[-1]]
+    psf = _of_square(microscope, max(size[-2:]), *planes)
+    psf = resized(psf, size[-2:])
     psf = psf / psf.sum()
     return psf if n_axes == 3 else psf[0]
 
@@ -198,17 +193,17 @@ def _of_square(microscope: Microscope, side: int, n_planes: int, plane: float) -
     """Compute planes of a square."""
     pixel = microscope.spacing[-1]
     if microscope.mode in ("widefield", "light-sheet"):
-        seen = _on_camera(microscope.objective(microscope.emission), side, pixel, n_planes, plane)
+        seen = _on_camera(microscope, side, pixel, n_planes, plane)
         if microscope.mode == "widefield":
             return seen
         heights = (torch.arange(n_planes, dtype=seen.dtype) - n_planes // 2) * plane
         lit = torch.exp(-4 * math.log(2) * (heights / (microscope.sheet or 1.0)).square())
         return seen * lit[:, None, None]
-    exciting = microscope.objective(microscope.excitation or microscope.emission)
-    lit = torch.stack([*focus_planes(exciting, side, pixel, n_planes, plane)])
+    exciting = microscope.excitation or microscope.emission
+    lit = torch.stack([*focus_planes(microscope, exciting, side, pixel, n_planes, plane)])
     if microscope.mode == "two-photon":
         return lit.square()
-    seen = torch.stack([*focus_planes(microscope.objective(microscope.emission), side, pixel, n_planes, plane)])
+    seen = torch.stack([*focus_planes(microscope, microscope.emission, side, pixel, n_planes, plane)])
     return lit * _through_pinhole(seen, microscope, pixel)
 
 
@@ -222,15 +217,15 @@ def _through_pinhole(seen: Tensor, microscope: Microscope, pixel: float) -> Tens
     return functional.conv2d(seen[:, None], disk[None, None], padding=disk.shape[0] // 2)[:, 0].clamp_min(0)
 
 
-def _on_camera(objective: Objective, side: int, pixel: float, n_planes: int, plane: float) -> Tensor:
+def _on_camera(microscope: Microscope, side: int, pixel: float, n_planes: int, plane: float) -> Tensor:
     """Integrate the intensity over the pixels of a camera: a product of sincs in frequency."""
-    finest = objective.wavelength / (4 * objective.numerical_aperture)
+    finest = microscope.emission / 1000 / (4 * microscope.numerical_aperture)
     fine = 2 * (math.ceil(pixel / finest) // 2) + 1
     n = side * fine
     box = torch.sinc(torch.fft.fftfreq(n, dtype=torch.float64) * fine)
     box = box[:, None] * box[: n // 2 + 1]
     seen = []
-    for intensity in focus_planes(objective, n, pixel / fine, n_planes, plane):
+    for intensity in focus_planes(microscope, microscope.emission, n, pixel / fine, n_planes, plane):
         blurred = torch.fft.irfft2(torch.fft.rfft2(intensity) * box, s=(n, n)).clamp_min(0)
         seen.append(blurred[fine // 2 :: fine, fine // 2 :: fine])
     return torch.stack(seen)
@@ -269,41 +264,28 @@ FOCUS_STEP = 0.01
 """In µm, between the depths at which the focus is looked for."""
 
 
-@dataclass(frozen=True)
-class Objective:
-    """An objective for light of one wavelength in vacuum; lengths in µm, `depth` is behind the border of the sample."""
-
-    numerical_aperture: float
-    wavelength: float
-    immersion_index: float
-    sample_index: float
-    depth: float
-
-    @property
-    def half_angle(self) -> float:
-        """The largest angle of the light, in radians."""
-        return math.asin(self.numerical_aperture / self.immersion_index)
-
-
-def focus_planes(objective: Objective, n_pixels: int, pixel: float, n_planes: int, plane: float) -> Iterator[Tensor]:
+def focus_planes(
+    optics: Microscope, light: float, n_pixels: int, pixel: float, n_planes: int, plane: float
+) -> Iterator[Tensor]:
     """Compute the intensity around the focus, of unpolarized light, plane by plane: `(n_pixels, n_pixels)`, float64.
 
-    Both numbers are odd; `pixel` and `plane` are distances in µm. The middle plane is in focus, and further ones are
-    focused deeper. The maximum of all is 1 or a little less.
+    The wavelength of the `light` is in nm. Both numbers are odd; `pixel` and `plane` are distances in µm. The middle
+    plane is in focus, and further ones are focused deeper. The maximum of all is 1 or a little less.
     """
-    reach = n_pixels * pixel / math.sqrt(2) * objective.numerical_aperture
-    reach += n_planes * plane * objective.immersion_index * (1 - math.cos(objective.half_angle))
-    reach += objective.depth * abs(objective.sample_index - objective.immersion_index)
-    n_angles = 2 * (max(MIN_ANGLES, int(ANGLES_PER_TURN * reach / objective.wavelength)) // 2) + 1
-    angles = torch.linspace(0, objective.half_angle, n_angles, dtype=torch.float64)
-    k = 2 * math.pi * objective.immersion_index / objective.wavelength
+    wavelength = light / 1000
+    reach = n_pixels * pixel / math.sqrt(2) * optics.numerical_aperture
+    reach += n_planes * plane * optics.immersion_index * (1 - math.cos(optics.half_angle))
+    reach += optics.depth * abs((optics.sample_index or optics.immersion_index) - optics.immersion_index)
+    n_angles = 2 * (max(MIN_ANGLES, int(ANGLES_PER_TURN * reach / wavelength)) // 2) + 1
+    angles = torch.linspace(0, optics.half_angle, n_angles, dtype=torch.float64)
+    k = 2 * math.pi * optics.immersion_index / wavelength
     heights = (torch.arange(n_planes, dtype=torch.float64) - n_planes // 2) * plane
-    waves = torch.exp(-1j * k * heights[:, None] * angles.cos()) * _aberration(objective, angles)
+    waves = torch.exp(-1j * k * heights[:, None] * angles.cos()) * _aberration(optics, 2 * math.pi / wavelength, angles)
     waves = waves * angles.cos().sqrt() * angles.sin() * _simpson_weights(n_angles)
     offsets = (torch.arange(n_pixels) - n_pixels // 2).square()
     squares, places = (offsets[:, None] + offsets).unique(return_inverse=True)
     radii = squares.double().sqrt() * pixel
-    step = objective.wavelength / (4 * objective.numerical_aperture * FINE)
+    step = wavelength / (4 * optics.numerical_aperture * FINE)
     nodes = (
         radii if len(radii) < radii[-1] / step else step * torch.arange(int(radii[-1] / step) + 3, dtype=radii.dtype)
     )
@@ -337,20 +319,23 @@ def _simpson_weights(n: int) -> Tensor:
     return weights
 
 
-def _aberration(objective: Objective, angles: Tensor) -> Tensor:
-    """Give the factor by which the sample changes the light of each angle in the immersion medium, shape `(n,)`."""
-    if objective.depth == 0 or objective.sample_index == objective.immersion_index:
+def _aberration(optics: Microscope, k: float, angles: Tensor) -> Tensor:
+    """Give the factor by which the sample changes the light of each angle in the immersion medium, shape `(n,)`.
+
+    In vacuum the wave number of the light is `k`.
+    """
+    sample_index = optics.sample_index or optics.immersion_index
+    if optics.depth == 0 or sample_index == optics.immersion_index:
         return torch.ones_like(angles)
-    k = 2 * math.pi / objective.wavelength
-    across = objective.immersion_index * angles.sin()
+    across = optics.immersion_index * angles.sin()
     # Light beyond the critical angle fades with the depth.
-    in_sample = torch.sqrt((objective.sample_index**2 - across.square()).to(torch.complex128))
-    along = objective.immersion_index * angles.cos()
-    nominal = objective.depth * objective.immersion_index / objective.sample_index
+    in_sample = torch.sqrt((sample_index**2 - across.square()).to(torch.complex128))
+    along = optics.immersion_index * angles.cos()
+    nominal = optics.depth * optics.immersion_index / sample_index
     weights = angles.cos().sqrt() * angles.sin() * (1 + angles.cos())
-    search = 0.5 * objective.depth + 2.0
+    search = 0.5 * optics.depth + 2.0
     offsets = torch.arange(-search, search, FOCUS_STEP, dtype=torch.float64)
-    phases = objective.depth * in_sample - (nominal + offsets[:, None]) * along
+    phases = optics.depth * in_sample - (nominal + offsets[:, None]) * along
     on_axis = (weights * torch.exp(1j * k * phases)).sum(1).abs()
     best = nominal + float(offsets[on_axis.argmax()])
-    return torch.exp(1j * k * (objective.depth * in_sample - best * along))
+    return torch.exp(1j * k * (optics.depth * in_sample - best * along))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.axes import space_axes, spread
 
 _N_STEPS = 80
 _TOLERANCE = 1e-6
@@ -30,13 +30,6 @@ def nearest_kernel(values: Tensor) -> Tensor:
     excess = (descending.cumsum(0) - 1) / torch.arange(1, len(values) + 1).to(values)
     n_positive = int((descending > excess).sum())
     return (values - excess[n_positive - 1]).clamp_min(0)
-
-
-def least_squares_kernel(gram: Tensor, moment: Tensor, start: Tensor) -> Tensor:
-    """Minimize ½ tᵀGt − mᵀt over kernels t `(n,)`, from a kernel on; G is symmetric and positive definite, `(n, n)`."""
-    # No eigenvalue exceeds the largest sum of a row's sizes.
-    step = 1 / float(gram.abs().sum(1).max())
-    return minimize_over_kernels(lambda kernel: gram @ kernel - moment, step, start)
 
 
 def minimize_over_kernels(slope: Callable[[Tensor], Tensor], step: float, start: Tensor) -> Tensor:
@@ -90,7 +83,7 @@ def _nearest(plane: Tensor) -> Tensor:
     wanted = plane.double() / total
     wide = [2 * n for n in plane.shape]
     squares = [torch.fft.fftfreq(n, dtype=wanted.dtype, device=plane.device).square() for n in wide]
-    power = 1 / (_FLAT**2 + torch.stack(torch.meshgrid(*squares, indexing="ij")).sum(0))
+    power = 1 / sum(spread(squares), start=wanted.new_tensor(_FLAT**2))
     power = power / power.max()
 
     def slope(kernel: Tensor) -> Tensor:

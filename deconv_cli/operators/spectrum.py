@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import half_spectrum, space_axes, unravel
+from deconv_cli.operators.axes import half_spectrum, space_axes
 from deconv_cli.operators.circulant import channels_last, phase_tables, to_float64, torus_symbol
 from deconv_cli.vocabulary import Size
 
@@ -127,7 +128,7 @@ def _largest_of(wide: Tensor, torus: Size) -> tuple[float, Size]:
     if min(wide.shape[:2]) == 1 and math.prod(plane) <= MAX_PLANE:
         gains = singular_values(torus_symbol(wide, torus)).flatten()
         at = synchronize.as_index(gains.argmax())
-        return synchronize.as_number(gains[at]), unravel(at, plane)
+        return synchronize.as_number(gains[at]), tuple(map(int, np.unravel_index(at, plane)))
     best, peak = _search(wide, torus)
     peak = tuple(at % n for at, n in zip(peak, torus, strict=True))
     # A frequency beyond the half spectrum has its mirror image there.

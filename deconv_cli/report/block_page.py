@@ -89,15 +89,16 @@ def _describe_target(task: BlockTask) -> dict[str, Any]:
 
 def render_block_page(run: BlockInvertRun, preview: Preview) -> str:
     """Write the page as HTML, as `render_page` does, with one piece of the picture pixel by pixel."""
-    found, layout, source = run.reconstruction, run.task.problem.layout, _input_file(run)
+    found, layout, file = run.reconstruction, run.task.problem.layout, run.task.problem.source
+    is_picture = run.task.problem.resolution.settings.defaults is InputKind.PICTURE
+    source = InputFile(str(file.path), file.shape, layout.axes, file.dtype, "", is_picture, run.spacing)
     doubts = [doubt.sentence for doubt in found.doubts]
     boundary = run.task.problem.resolution.settings.boundary
     result = replace(preview.result, settings=replace(preview.result.settings, boundary=boundary))
     with_error = replace(result, predicted_error=_predicted_error(run, preview))
     images = images_to_show(source, layout.dimensions, with_error, preview.values, preview.diagnosis.residual)
-    n_images, is_color = layout.n_batch, source.is_picture
-    omission = describe_omission(n_images, layout.n_channels, is_color=is_color, number=preview.number)
-    shown = show_images(images, omission, run.spacing, layout.dimensions, is_picture=source.is_picture)
+    omission = describe_omission(layout.n_batch, layout.n_channels, is_color=is_picture, number=preview.number)
+    shown = show_images(images, omission, run.spacing, layout.dimensions, is_picture=is_picture)
     place = _place(preview.data)
     if shown.comparison is not None and shown.comparison.is_whole:
         seen = preview.data
@@ -126,12 +127,6 @@ def _predicted_error(run: BlockInvertRun, preview: Preview) -> PredictedError | 
     light = image if curve is None else curve.to_light(image, problem.layout.dimensions)
     predicted = error.of_part(light, preview.pixels, problem.image_size)
     return predicted.without_trust() if run.reconstruction.doubts else predicted
-
-
-def _input_file(run: BlockInvertRun) -> InputFile:
-    source, problem = run.task.problem.source, run.task.problem
-    is_picture = problem.resolution.settings.defaults is InputKind.PICTURE
-    return InputFile(str(source.path), source.shape, problem.layout.axes, source.dtype, "", is_picture, run.spacing)
 
 
 def _block_numbers(found: BlockReconstruction) -> list[Row]:

@@ -87,7 +87,7 @@ def _(thing: Reconstruction) -> View:
         rows.append(("λ", f"{format_lambda(lam)}: {thing.reasons.lam}"))
     rows += [("boundary", thing.boundary), ("residual", f"{format_percent(thing.residual.relative)} of the data")]
     if predicted is not None:
-        rows.append(("expected error", f"{predicted.in_samples or predicted.root_mean_square:.3g}"))
+        rows.append(("expected error", f"{predicted.size:.3g}"))
         rows.append(("trusted", f"{format_percent(predicted.trusted_share)} of the pixels"))
     rows += [("warning", warning) for warning in thing.warnings[:2]]
     is_color = settings.defaults is InputKind.PICTURE

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.operators.axes import crop, unravel
+from deconv_cli.operators.axes import crop
 from deconv_cli.vocabulary import format_size, format_spacing
 
 MAX_SIDE = 384
@@ -300,8 +300,8 @@ def brightest_place(values: Tensor) -> tuple[int, ...]:
     smooth = functional.avg_pool3d(stack, 3, stride=1, padding=1, count_include_pad=False)[0, 0]
     margins = tuple(n // 8 for n in smooth.shape)
     inner = tuple(n - 2 * margin for n, margin in zip(smooth.shape, margins, strict=True))
-    found = unravel(int(crop(smooth, margins, inner).argmax()), inner)
-    return tuple(at + margin for at, margin in zip(found, margins, strict=True))
+    found = torch.unravel_index(crop(smooth, margins, inner).argmax(), inner)
+    return tuple(int(at) + margin for at, margin in zip(found, margins, strict=True))
 
 
 def plane_of(image: ScaledImage, number: int) -> ScaledImage:

@@ -115,9 +115,7 @@ def describe_predicted_error(predicted: ExpectedError) -> Record:
     """Describe the expected error."""
     return {
         "root_mean_square": predicted.root_mean_square,
-        "root_mean_square_in_samples": predicted.root_mean_square
-        if predicted.in_samples is None
-        else predicted.in_samples,
+        "root_mean_square_in_samples": predicted.size,
         "actual_root_mean_square": predicted.actual_root_mean_square,
         "bands": [dict(vars(band)) for band in predicted.bands],
         "trusted_depth": predicted.trusted_depth,

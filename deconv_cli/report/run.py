@@ -135,7 +135,8 @@ def describe_run(run: ImageRun) -> Record:
     return {
         "schema": SCHEMA,
         "command": run.command,
-        "inputs": [describe_input(run.source)],
+        # The spacing only where it is known.
+        "inputs": [{name: v for name, v in vars(run.source).items() if name != "is_picture" and v is not None}],
         "kernel": describe_kernel(run.kernel),
         **_details(run),
         "output": dict(vars(run.output)),
@@ -143,12 +144,6 @@ def describe_run(run: ImageRun) -> Record:
         **describe_environment(run.environment),
         "rerun": run.rerun,
     }
-
-
-def describe_input(source: InputFile) -> Record:
-    """Describe an input; its spacing only where it is known."""
-    left_out = {"is_picture"} | ({"spacing"} if source.spacing is None else set())
-    return {name: value for name, value in vars(source).items() if name not in left_out}
 
 
 def _details(run: ImageRun) -> Record:

@@ -52,7 +52,9 @@ def images_to_show(
     # A photograph and its restoration share a scale; the input and the output of a layer do not.
     low, high = display_range(*(x for _, x in [*estimates, *truths, *(inputs if is_picture else [])]))
     if is_picture and np.issubdtype(source.dtype, np.integer):
-        low, high = _within_limits(low, high, np.iinfo(source.dtype))
+        darkest, lightest = float(np.iinfo(source.dtype).min), float(np.iinfo(source.dtype).max)
+        inner = max(low, darkest), min(high, lightest)
+        low, high = inner if inner[0] < inner[1] else (darkest, lightest)
     of_data = (low, high) if is_picture else display_range(*(x for _, x in inputs))
     scale = "As stored, on the scale of the estimate." if is_picture else "As stored, on its own scale."
     mask = None if result.predicted_error is None else ~result.predicted_error.trusted.detach().cpu()
@@ -64,12 +66,8 @@ def images_to_show(
         *(ScaledImage(name, x, low, high, "The true image.", unit) for name, x in truths),
     ]
     if residual is not None:
-        left = (
-            "Residual",
-            _first(residual, n_axes),
-            "Size of the difference between the input and the result blurred again.",
-        )
-        shown += _errors([left], of_light)
+        caption = "Size of the difference between the input and the result blurred again."
+        shown += _errors([("Residual", _first(residual, n_axes), caption)], of_light)
     errors = [] if predicted is None else [("Predicted error", _first(predicted, n_axes), "The error to be expected.")]
     if truth is not None:
         curve, actual = result.error_curve, _first(truth, n_axes).to(estimate)
@@ -77,13 +75,6 @@ def images_to_show(
             estimate, actual = curve.to_light(estimate), curve.to_light(actual)
         errors.append(("Actual error", estimate - actual, "Size of the difference between estimate and truth."))
     return [*shown, *_errors(errors, unit if result.error_curve is None else of_light)]
-
-
-def _within_limits(low: float, high: float, limits: np.iinfo) -> tuple[float, float]:
-    """Narrow a range to that of the samples."""
-    darkest, lightest = float(limits.min), float(limits.max)
-    low, high = max(low, darkest), min(high, lightest)
-    return (low, high) if low < high else (darkest, lightest)
 
 
 def _errors(errors: Sequence[tuple[str, Tensor, str]], unit: str) -> list[ScaledImage]:

@@ -105,7 +105,6 @@ def _error(predicted: ExpectedError | None, actual: float | None, scale: ScaledI
     meaning = "Root mean square error of the pixels, in gray levels: large errors count more." if is_gray_level else off
     if predicted is None:
         return [] if actual is None else [("Error", shown(actual), f"{meaning} It was measured with the truth.")]
-    size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
     real = "" if actual is None else f" Compared with the truth it is {shown(actual)}."
     share = predicted.trusted_share
     where = "of the result: the error is smaller than the detail everywhere."
@@ -114,7 +113,7 @@ def _error(predicted: ExpectedError | None, actual: float | None, scale: ScaledI
     elif share < 1:
         where = "of the result; elsewhere, where it is hatched, the error is as large as the detail."
     return [
-        ("Expected error", shown(size), f"{meaning}{real}"),
+        ("Expected error", shown(predicted.size), f"{meaning}{real}"),
         ("Trustworthy", format_percent(share, 3) if share else "0 %", where),
     ]
 

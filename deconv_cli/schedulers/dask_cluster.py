@@ -21,7 +21,7 @@ from queue import Empty, Queue
 from types import ModuleType
 from typing import Any, Self
 
-from deconv_cli.errors import FileAccessError, UsageError, WorkerError
+from deconv_cli.errors import FileAccessError, UsageError, WorkerError, import_extra
 from deconv_cli.schedulers.scheduler import (
     RETRIES,
     Finished,
@@ -63,14 +63,8 @@ class DaskCluster(Scheduler):
     @classmethod
     def open(cls, settings: WorkSettings) -> Self:
         """Connect to a cluster."""
-        try:
-            import distributed
-        except ModuleNotFoundError as error:
-            raise UsageError(
-                "clusters need the missing package distributed: pip install 'deconv-cli[cluster]'."
-            ) from error
         assert settings.scheduler is not None
-        return cls(_connect(distributed, settings.scheduler))
+        return cls(_connect(import_extra("distributed", "clusters need", "cluster"), settings.scheduler))
 
     def memory_of_piece(self, given: int | None, free: int) -> int:
         """Return the given limit, or half of the memory of the smallest worker: Dask ends those that use most of it."""

@@ -8,12 +8,11 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deconv_cli.diagnostics.noise_level import LEAST_SIDE, estimate_noise
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import accumulation_dtype, space_axes
+from deconv_cli.operators.axes import accumulation_dtype, join_neighbors
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import NUMBER, Size, format_percent
 
@@ -191,7 +190,8 @@ def measure_clipping(
     is_inside = (data > lowest) & (data < highest) if data.shape == image.shape else torch.ones_like(image).bool()
     is_outside, is_far = ((image < lowest - m) | (image > highest + m) for m in (margin, EXTREME * contrast))
     if kernel_size and data.shape == image.shape and _share(is_outside, is_inside) > MAX_CLIPPED_SHARE:
-        is_inside &= ~(_spread(data >= highest, kernel_size) & (image > highest))
+        near = join_neighbors(data >= highest, tuple(n // 2 for n in kernel_size), Tensor.bitwise_or_)
+        is_inside &= ~(near & (image > highest))
     share, extreme = _share(is_outside, is_inside), _share(is_far, is_inside)
     side = "below" if most <= above else "above" if below <= least else "outside"
     return Clipping(lowest, highest, share, side, extreme)
@@ -200,16 +200,6 @@ def measure_clipping(
 def _share(is_counted: Tensor, is_inside: Tensor) -> float:
     n_counted, n_inside = (synchronize.as_index(each.count_nonzero()) for each in (is_counted & is_inside, is_inside))
     return n_counted / max(n_inside, 1)
-
-
-def _spread(is_full: Tensor, size: Size) -> Tensor:
-    """Mark the samples within half a kernel of marked ones along the last axes."""
-    near = is_full.float()
-    for axis, n in zip(space_axes(len(size)), size, strict=True):
-        lines = near.movedim(axis, -1)
-        wider = functional.max_pool1d(lines.flatten(0, -2), n // 2 * 2 + 1, stride=1, padding=n // 2)
-        near = wider.reshape(lines.shape).movedim(-1, axis)
-    return near > 0
 
 
 def doubt_solver(solution: Solution) -> list[Doubt]:

@@ -64,31 +64,6 @@ def test_a_folder_tree_in_is_the_same_tree_out(deconv, folder, gentle, tmp_path,
     )
 
 
-def test_one_bad_file_among_three_spoils_only_itself(deconv, listing, photograph, gray, gentle, tmp_path):
-    bad, out = tmp_path / "bad.tif", tmp_path / "out"
-    bad.write_bytes(b"II*\0 cut short")
-    out.mkdir()
-    words = ["invert", photograph, bad, gray, "-k", gentle, "-o", out]
-    done = deconv(*words, "--json", expect=ExitCode.UNTRUSTWORTHY)
-    assert sorted(listing(out)) == ["gray.png", "photograph.png"]
-    assert [record["inputs"][0]["path"] for record in done.report["results"]] == [str(photograph), str(gray)]
-    (failure,) = done.report["failed"]
-    assert failure["path"] == str(bad)
-    assert done.errors == [f"error: {failure['error']}"]
-    assert "2 of 3 inputs were done, 1 failed" in done.stderr
-
-
-def test_a_batch_of_which_nothing_could_be_done(deconv, listing, gentle, tmp_path):
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(b"no picture")
-    (tmp_path / "out").mkdir()
-    words = ["invert", tmp_path / "a.png", tmp_path / "b.png", "-k", gentle, "-o", tmp_path / "out", "--json"]
-    done = deconv(*words, expect=ExitCode.INPUT_REFUSED)
-    assert done.report["results"] == []
-    assert len(done.report["failed"]) == len(done.errors) == 2
-    assert listing(tmp_path / "out") == {}
-
-
 @pytest.mark.parametrize(
     ("name", "beside"),
     [

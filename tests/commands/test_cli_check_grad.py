@@ -92,12 +92,6 @@ class TestVerdicts:
         noisy = check("--model", code("dying", "Unseeded"), "--input-shape", "4,4", expect=ExitCode.UNTRUSTWORTHY)
         assert (noisy["counts"], [finding["verdict"] for finding in noisy["general"]]) == ({"NOISY": 2}, ["NOISY"])
 
-    def test_a_fault_of_the_model_as_a_whole(self, check):
-        report = check(*LEAK, expect=ExitCode.FAULT_FOUND)
-        (finding,) = report["general"]
-        assert (finding["verdict"], finding["causes"][0]["line"]) == ("BATCH-LEAK", blamed_line("mixing", "leak"))
-        assert "samples leak into one another (BATCH-LEAK)." in report["summary"]
-
     def test_many_parameters_are_counted(self, deconv, write):
         path = write("model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(21)))\n")
         words = ["check-grad", "--model", f"{path}:model", "--input-shape", "5,3"]
@@ -132,7 +126,11 @@ class TestExpectations:
         deconv(*words, "DETACHED:detached.py:1", expect=ExitCode.FAULT_FOUND)
         deconv(*words, f"DETACHED:ached.py:{line}", expect=ExitCode.FAULT_FOUND)
 
-    def test_the_model_as_a_whole(self, deconv):
+    def test_the_model_as_a_whole(self, deconv, check):
+        report = check(*LEAK, expect=ExitCode.FAULT_FOUND)
+        (finding,) = report["general"]
+        assert (finding["verdict"], finding["causes"][0]["line"]) == ("BATCH-LEAK", blamed_line("mixing", "leak"))
+        assert "samples leak into one another (BATCH-LEAK)." in report["summary"]
         deconv("check-grad", *LEAK, "--expect", "BATCH-LEAK:model", "-q")
 
     @pytest.mark.parametrize("text", ["UNUSED", "UNUSED:", "BROKEN:x", ":x", "UNUSD:x"])
@@ -156,10 +154,6 @@ class TestData:
         path = write(net("return self.layer(zebra) * ape", "self, zebra, ape"))
         torch.save({"ape": torch.randn(5, 7), "zebra": torch.randn(5, 4)}, tmp_path / "data.pt")
         deconv("check-grad", "--model", f"{path}:Net", "--data", tmp_path / "data.pt", "-q")
-
-    def test_a_shape_with_its_type_and_range(self, check):
-        report = check("--model", code("healthy", "Gru"), "--input-shape", "2,7:int64:3..5")
-        assert report["data"]["inputs"] == ["[2, 7] int64"]
 
     def test_a_target_that_nothing_uses_is_noted(self, check, data, write):
         path = write("def of_output(output):\n    return output.square().sum()\n")
@@ -245,7 +239,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("words", "says"),
         [
-            ([], "--model file.py:Class"),
             (["missing.pt"], "'missing.pt' does not exist"),
             ([*BASE, "--init", "{"], "--init must be JSON"),
             ([*NETWORK, "--loss", "crossentropy"], ["file.py:function", "perhaps you mean cross-entropy"]),
@@ -265,7 +258,7 @@ class TestRefusals:
             ([*BASE, "--data", "DATA", "--loss", "cross-entropy", "--target-shape", "20:int64:0..3"], "holds one"),
             ([*BASE, "--data", "DATA", "--batch-axis", "1", "--batch-size", "3"], "--batch-size"),
             (["--run", "no_such.py"], "no file 'no_such.py'"),
-            ([], ["no model", "--run train.py"]),
+            ([], ["no model", "--model file.py:Class", "--run train.py"]),
             ([BY_HAND], [f"--run {BY_HAND}", "not a model file"]),
             (["--run", BY_HAND, "--loss", "mse"], "--loss does not go with --run"),
             (["--step", "2", *NETWORK], "there is no --run"),

@@ -37,14 +37,17 @@ def lines_of(path):
 def test_each_file_has_a_line_and_a_second_run_does_what_is_missing(deconv, refuses, frames, gentle, tmp_path):
     manifest, out = tmp_path / "run.jsonl", tmp_path / "out"
     words = ["invert", frames, "-k", gentle, "-o", out, "--lambda", "1e-3", "--manifest", manifest]
-    report = deconv(*words, "--json", expect=ExitCode.UNTRUSTWORTHY).report
+    done = deconv(*words, "--json", expect=ExitCode.UNTRUSTWORTHY)
+    report, (failure,) = done.report, done.report["failed"]
     lines = {Path(line["input"]).name: line for line in lines_of(manifest)}
     assert {name: line["status"] for name, line in lines.items()} == {
         "1.npy": "done",
         "2.npy": "failed",
         "10.npy": "done",
     }
-    assert lines["2.npy"]["error"] == report["failed"][0]["error"]
+    assert failure == {"path": str(frames / "2.npy"), "error": lines["2.npy"]["error"]}
+    assert done.errors == [f"error: {failure['error']}"]
+    assert "2 of 3 inputs were done, 1 failed" in done.stderr
     for record in report["results"]:
         line = lines[Path(record["output"]["path"]).name]
         assert line["output"] == record["output"]["path"]

@@ -222,37 +222,18 @@ class QuantizedLinear(torch.autograd.Function):
         return grad @ w, 0.5 * grad.t() @ x, grad.sum(0) / len(x)
 
 
-class LearnedStep(torch.autograd.Function):
-    """Quantizes by a learned step size (Esser et al., "Learned step size quantization", ICLR 2020)."""
-
-    @staticmethod
-    def forward(ctx, x, step, b):
-        ctx.save_for_backward(x, step)
-        return torch.round(x / step) * step + b
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, step = ctx.saved_tensors
-        slope = (torch.round(x / step) - x / step) * grad
-        return grad, slope.sum() / x.numel() ** 0.5, grad.sum(0)
-
-
-@pytest.mark.parametrize(
-    ("function", "size", "expected"),
-    [(QuantizedLinear, (2, 4), ("WRONG", "WRONG")), (LearnedStep, (), ("SUBSTITUTED", "OK"))],
-)
-def test_a_gradient_passed_straight_through_for_one_input_does_not_excuse_the_others(function, size, expected):
+def test_a_gradient_passed_straight_through_for_one_input_does_not_excuse_the_others():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.body = nn.Linear(4, 4)
-            self.second, self.third = nn.Parameter(torch.full(size, 0.3)), nn.Parameter(torch.zeros(size[:1] or 4))
+            self.second, self.third = nn.Parameter(torch.full((2, 4), 0.3)), nn.Parameter(torch.zeros(2))
 
         def forward(self, x):
-            return function.apply(self.body(x), self.second, self.third)
+            return QuantizedLinear.apply(self.body(x), self.second, self.third)
 
     found = verdicts(checked(Net(), 6, 4))
-    assert (found["second"], found["third"], found["body.weight"]) == (*expected, "SUBSTITUTED")
+    assert (found["second"], found["third"], found["body.weight"]) == ("WRONG", "WRONG", "SUBSTITUTED")
 
 
 class Through(nn.Module):
@@ -267,26 +248,10 @@ class Through(nn.Module):
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(2.0, "OK"), (2.02, "WRONG")])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_backward_in_half_precision_is_judged_by_its_formula(factor, verdict, dtype):
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x * x
-
-        @staticmethod
-        def backward(ctx, grad):
-            (x,) = ctx.saved_tensors
-            return (factor * x.to(dtype) * grad.to(dtype)).to(grad.dtype)
-
-    assert verdicts(checked(Through(Square), 6, 4))["body.weight"] == verdict
-
-
-@pytest.mark.parametrize(("factor", "verdict"), [(2.0, "OK"), (2.02, "WRONG")])
 @pytest.mark.parametrize("how", ["constant", "saved", "buffer", "forward"])
-def test_a_function_may_keep_and_make_half_precision_anywhere(factor, verdict, how):
-    ones, half = torch.eye(4, dtype=torch.bfloat16), torch.bfloat16
+def test_a_function_in_half_precision_is_judged_by_its_formula(factor, verdict, how):
+    half = torch.float16 if how == "constant" else torch.bfloat16
+    ones = torch.eye(4, dtype=half)
 
     class Square(torch.autograd.Function):
         @staticmethod

@@ -39,7 +39,6 @@ FAULTS = {
     ("wrong", "doubled"): (wide, wrong.DoubledNet, "w", "WRONG", ["| divide the gradient for 'w' by 2 |"]),
     ("wrong", "one"): (wide, wrong.OneOffNet, "w", "WRONG", ["1 of 1000 elements", "[377]"]),
     ("wrong", "sum"): (wide, wrong.NoSumNet, "w", "WRONG", []),
-    ("wrong", "hook"): (lambda make: checked(make(), 5, 3), wrong.hooked, "weight", "WRONG", ["a gradient hook |"]),
 }
 
 

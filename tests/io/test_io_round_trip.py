@@ -40,7 +40,7 @@ def test_samples_and_record(tmp_path, rng, rewrite, suffix, dtype, n_channels):
     Image.fromarray(stored).save(tmp_path / "in.png")
     target = tmp_path / f"out{suffix}"
     prepared, found = rewrite(tmp_path / "in.png", target, RECORD, output_dtype=OutputDType(dtype))
-    assert (found.shape, found.dtype) == (prepared.shape, prepared.dtype)
+    assert (found.shape, found.dtype) == (prepared.image.shape, prepared.dtype)
     assert found.dtype == dtype
     described = {"shape": list(found.shape), "dtype": dtype, "samples_sha256": prepared.samples_sha256}
     if suffix in (".png", ".jpg", ".webp", ".avif"):

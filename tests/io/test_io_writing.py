@@ -92,7 +92,7 @@ def test_what_a_format_cannot_hold(tmp_path, source, float_source, planned):
     planned(tmp_path / "o.tif", deep)
 
 
-@pytest.mark.parametrize(("name", "package"), [("o.zarr", "zarr"), ("o.fits", "astropy.io")])
+@pytest.mark.parametrize(("name", "package"), [("o.zarr", "zarr"), ("o.fits", "astropy.io.fits")])
 def test_a_package_that_is_missing_is_missed_before_anything_is_computed(
     tmp_path, source, planned, monkeypatch, name, package
 ):

@@ -129,7 +129,7 @@ def test_only_the_families_asked_for_are_answers():
         (torch.rand(1, 60, 400), ShapeError, "at least 64 × 128 pixels, but this one has 60 × 400"),
         (torch.rand(2, 1, 300, 300), ShapeError, "shape \\(C, H, W\\)"),
         (torch.rand(1, 16, 64, 128), ShapeError, "one plane of a stack"),
-        (torch.full((1, 300, 300), torch.nan), MalformedInputError, "not finite"),
+        (torch.full((1, 300, 300), torch.nan), MalformedInputError, "NaN or infinite"),
         *((torch.full((1, 200, 300), value), MalformedInputError, "no detail") for value in (0.0, 7.0)),
     ],
 )

@@ -161,12 +161,6 @@ def test_a_loss_is_zero_at_the_data_and_nowhere_less(name):
     assert float((away[values.argmin(0), range(5)] - away[nearest, range(5)]).abs().max()) < 0.5
 
 
-def test_huber_is_torchs():
-    away = torch.linspace(-3, 9, 50, dtype=torch.float64)
-    expected = functional.huber_loss(away, torch.ones_like(away), delta=2.5, reduction="none")
-    assert torch.allclose(find_loss("huber:2.5")(away, torch.ones_like(away)), expected)
-
-
 def test_the_likelihood_of_counts_is_torchs_of_a_tenth_more_and_goes_on_below_zero():
     means = torch.linspace(0, 50, 60, dtype=torch.float64)[:, None]
     theirs, least = (

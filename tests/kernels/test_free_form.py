@@ -12,7 +12,7 @@ import deconv_cli
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.blind.free_form import free_form
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.kernels.nonnegative_taps import least_squares_kernel, negative_share, without_negative_taps
+from deconv_cli.kernels.nonnegative_taps import minimize_over_kernels, negative_share, without_negative_taps
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.workflows.apply_kernel import Noise
 
@@ -91,7 +91,8 @@ def test_the_kernel_of_least_squares_is_the_best_of_all_kernels():
     design = torch.randn(40, 9, generator=g, dtype=torch.float64)
     target = torch.randn(40, generator=g, dtype=torch.float64)
     gram, moment = design.T @ design, design.T @ target
-    found = least_squares_kernel(gram, moment, torch.full((9,), 1 / 9, dtype=torch.float64))
+    step = 1 / float(gram.abs().sum(1).max())
+    found = minimize_over_kernels(lambda kernel: gram @ kernel - moment, step, torch.full((9,), 1 / 9).double())
     assert found.min() >= 0
     assert float(found.sum()) == pytest.approx(1)
     # Optimal where the gradient is equal on the taps in use, and not smaller on the others.

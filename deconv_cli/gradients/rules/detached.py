@@ -85,7 +85,9 @@ def _causes(detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
 def returning_none(operation: Operation, evidence: Evidence) -> Cause:
     """Explain a backward that returns None for an input, on its own line where it is the user's."""
     name = operation.bare_name.removesuffix(".apply")
-    missing = (item.location for item in evidence.double.wrong_inputs if item.is_missing and item.function == name)
+    missing = (
+        item.cause.location for item in evidence.double.wrong_inputs if item.is_missing and item.function == name
+    )
     location = next(missing, operation.location)
     why = f"the backward of {name} returns None for an input that has a gradient."
     return Cause(f"{name}.backward", location, why, "return a gradient for every input from backward")

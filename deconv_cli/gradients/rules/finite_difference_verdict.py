@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line, unique_causes
-from deconv_cli.gradients.finite_differences import Comparison, Outcome, describe_factor, is_one_factor
-from deconv_cli.gradients.handwritten import WrongInput
+from deconv_cli.gradients.finite_differences import Outcome, describe_factor, is_one_factor
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_function
 from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
 
@@ -125,53 +126,20 @@ def describe_difference(evidence: Evidence, name: str) -> str:
 
 def find_wrong_function(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter whose gradient passes a wrong backward."""
-    wrong = [item for item in evidence.wrong_inputs_before(name) if not item.is_on_purpose]
+    wrong = [item for item in evidence.wrong_inputs_before(name) if not item.purpose]
     if not wrong or evidence.gradient(name) is None:
         return None
     detail = describe_difference(evidence, name)
     detail = detail or "through the hand-written backward, which was checked separately"
-    return Finding(Verdict.WRONG, unique_causes(_of_input(item) for item in wrong), detail)
+    return Finding(Verdict.WRONG, unique_causes(item.cause for item in wrong), detail)
 
 
 def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
     """Find wrong backwards with no parameter behind them, one finding for each line."""
-    known = {item.location for item in evidence.double.wrong_inputs if item.parameters or item.is_on_purpose}
-    causes = {
-        item.location: _of_input(item) for item in reversed(evidence.double.wrong_inputs) if item.location not in known
-    }
+    wrong = evidence.double.wrong_inputs
+    known = {item.cause.location for item in wrong if item.parameters or item.purpose}
+    causes = {item.cause.location: item.cause for item in reversed(wrong) if item.cause.location not in known}
     return [Finding(Verdict.WRONG, (cause,), "no parameter reaches this input") for cause in causes.values()]
-
-
-def _of_input(item: WrongInput) -> Cause:
-    operation, found = f"{item.function}.backward", item.comparison
-    what = f"the gradient for '{item.name}'"
-    if item.is_missing:
-        why = f"{operation} returns None for '{item.name}', which has a gradient."
-        suggestion = f"return {what}"
-    elif item.mistake is not None:
-        names = {"function": operation, "name": f"'{item.name}'", "n": item.number}
-        why, suggestion = (text.format(**names) for text in item.mistake.value)
-    elif found is None:
-        raise LookupError(f"nothing is wrong with {operation}")
-    else:
-        why = (
-            f"{found.n_wrong} of {found.n_tried} elements of {what} are wrong; at "
-            f"{list(found.element or ())} backward gives {found.autograd:.6g}, {item.reference} gives "
-            f"{found.numeric:.6g}."
-        )
-        suggestion = _suggest(found, what)
-    return Cause(operation, item.location, why, suggestion)
-
-
-def _suggest(found: Comparison, what: str) -> str:
-    ratio = found.ratio
-    if ratio is None or abs(ratio - 1) <= 1e-6:
-        return f"compare the formula of {what} with forward, term by term"
-    if is_one_factor(ratio, found.ratio_range) and abs(ratio + 1) <= 1e-6:
-        return f"negate {what}"
-    if found.n_wrong == found.n_tried and ratio != 0 and is_one_factor(ratio, found.ratio_range):
-        return f"divide {what} by {ratio:.4g}" if abs(ratio) > 1 else f"multiply {what} by {1 / ratio:.4g}"
-    return f"compare the formula of {what} with forward there: it is off {describe_factor(ratio, found.ratio_range)}"
 
 
 _MEANT = "nothing, if it is intended"
@@ -180,17 +148,17 @@ _NO_JUDGE = "finite differences cannot tell whether the gradient is as intended"
 
 def find_substituted(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter behind a backward that gives another gradient than the derivative on purpose."""
-    causes = []
-    for item in evidence.wrong_inputs_before(name):
-        operation = f"{item.function}.backward"
-        reason = item.surrogate
-        if item.is_unchanged:
-            reason = "forward returns this input unchanged, so its gradient is changed on purpose"
-        why = f"{operation} replaces the gradient for '{item.name}': {reason}."
-        if item.is_on_purpose:
-            causes.append(Cause(operation, item.location, why, f"{_MEANT}; remove the Function to compare the rest"))
-    if not causes or evidence.gradient(name) is None:
+    meant = [item for item in evidence.wrong_inputs_before(name) if item.purpose]
+    if not meant or evidence.gradient(name) is None:
         return None
+    causes = [
+        replace(
+            item.cause,
+            why=f"{item.cause.operation} replaces the gradient for '{item.name}': {item.purpose}.",
+            suggestion=f"{_MEANT}; remove the Function to compare the rest",
+        )
+        for item in meant
+    ]
     return Finding(Verdict.SUBSTITUTED, unique_causes(causes), _NO_JUDGE)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from deconv_cli.gradients.evidence import Evidence, loses_writes
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line, unique_causes
-from deconv_cli.gradients.nested_tensors import is_plain, leaves_of, tensors_in
+from deconv_cli.gradients.nested_tensors import leaves_of, tensors_in
 from deconv_cli.gradients.tracing.backward_trace import nodes_below
 from deconv_cli.gradients.tracing.code_location import (
     CodeLocation,
@@ -119,7 +119,7 @@ def _weights_in(value: Any, *, is_buffer: bool) -> list[tuple[torch.Tensor, str]
         return [(node.variable, "derived") for node in nodes_below([value.grad_fn]) if hasattr(node, "variable")]
     if isinstance(value, torch.Tensor):
         return [(value, "buffer" if is_buffer else "member")] if value.requires_grad else []
-    leaves = list(leaves_of(value)) if is_plain(value) else []
+    leaves = [leaf for leaf in leaves_of(value) if leaf is not value]
     held = [p for leaf in leaves for p in (leaf.parameters() if isinstance(leaf, nn.Module) else [leaf])]
     return [
         (leaf, "container") for leaf in held if isinstance(leaf, torch.Tensor) and leaf.is_leaf and leaf.requires_grad

@@ -17,7 +17,6 @@ from types import FrameType
 
 import torch
 from torch import nn
-from torch.nn.modules import module as module_hooks
 
 # With a separator at the end, since torchvision is another library beside torch.
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -136,31 +135,7 @@ class Locator:
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._stack: list[str] = []
         self._model = model
-
-    @contextlib.contextmanager
-    def following(self) -> Iterator[None]:
-        """Follow the running module."""
-
-        def enter(module: nn.Module, _arguments: object) -> None:
-            if id(module) in self._names:
-                self._stack.append(self._names[id(module)])
-
-        def leave(module: nn.Module, _arguments: object, _output: object) -> None:
-            if id(module) in self._names and self._stack:
-                self._stack.pop()
-
-        handles = [
-            module_hooks.register_module_forward_pre_hook(enter),
-            module_hooks.register_module_forward_hook(leave, always_call=True),
-        ]
-        self._stack.clear()
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def runs_library(self) -> bool:
         """Return whether an installed library, and not the user, makes the running call."""
@@ -170,10 +145,11 @@ class Locator:
         outer = (file for file in files if not file.startswith(_PACKAGE) and not file.endswith(_GRADIENT_MODES))
         return is_installed(next(outer, ""))
 
-    @property
-    def module(self) -> str:
-        """Name of the innermost running module."""
-        return self._stack[-1] if self._stack else ""
+    def _running_module(self) -> str:
+        """Name the innermost running module, which is the `self` of torch's call of a module."""
+        calls = (frame for frame in _frames_in_the_model() if frame.f_code is _CALL_OF_MODULE)
+        keys = (id(frame.f_locals["self"]) for frame in calls)
+        return next((self._names[key] for key in keys if key in self._names), "")
 
     def here(self) -> CodeLocation:
         """Find the innermost running line of the user's code, or of a module of an installed library."""
@@ -183,12 +159,12 @@ class Locator:
             if inside is not None and code is _CALL_OF_MODULE:
                 break
             if is_user_code(file) and (inside is None or not is_installed(file)):
-                found = CodeLocation(file, frame.f_lineno, code.co_name, self.module)
+                found = CodeLocation(file, frame.f_lineno, code.co_name, self._running_module())
                 if not is_installed(file):
                     return found
                 inside = found
         recorded: CodeLocation | None = getattr(self._model, "running_location", None)
-        return inside or recorded or CodeLocation(module=self.module)
+        return inside or recorded or CodeLocation(module=self._running_module())
 
 
 def _frames_in_the_model() -> Iterator[FrameType]:
@@ -200,6 +176,12 @@ def _frames_in_the_model() -> Iterator[FrameType]:
             return  # here the package calls the model or the loss
         yield frame
         frame = frame.f_back
+
+
+def own_frames() -> Iterator[FrameType]:
+    """List the running frames of the user's own code, the innermost first."""
+    files = ((frame, frame.f_code.co_filename) for frame in _frames_in_the_model())
+    return (frame for frame, file in files if is_user_code(file) and not is_installed(file))
 
 
 def running_line() -> CodeLocation:

@@ -25,7 +25,6 @@ from deconv_cli.gradients.tracing.forward_trace import (
 )
 from deconv_cli.gradients.tracing.operations import (
     DETACHING,
-    FILLING,
     LIKE_ANOTHER,
     ONE_FOR_EACH,
     OUTSIDE_USES,
@@ -52,14 +51,13 @@ class FlowTracker:
 
     Args:
         subject: the model that runs.
-        find_origins: also look for the operations at which NaN or infinity arises.
-        keep_tensors: keep copies of all computed tensors in the trace.
+        keep_tensors: keep the tensors of every operation in the trace.
 
     Attributes:
         suspended: above zero inside a hand-written Function, whose operations are not followed.
     """
 
-    def __init__(self, subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> None:
+    def __init__(self, subject: Subject, *, keep_tensors: bool) -> None:
         self.bits = {id(parameter): 1 << n for n, parameter in enumerate(subject.parameters.values())}
         self._bits_by_storage = {storage_key(p): self.bits[id(p)] for p in subject.parameters.values()}
         self.locator = Locator(subject.model)
@@ -71,7 +69,6 @@ class FlowTracker:
             self.trace.used |= bit
             self.trace.last_use[bit] = location
         self.suspended = 0
-        self._find_origins = find_origins
         self._keep_tensors = keep_tensors
         self._flows: dict[int, tuple[torch.Tensor, Flow]] = {}
         self._storages: dict[int, Flow] = {}
@@ -177,8 +174,9 @@ class FlowTracker:
         for tensor, (version, maker) in zip(tensors, before, strict=True):
             if not tensor.is_inference() and tensor._version != version:
                 self._record_write(tensor, maker, flow, reachable, operation)
-        if self._find_origins and name not in FILLING:
-            _record_origin(self.trace, tensors, outputs, operation)
+        if self._keep_tensors:
+            with torch._C.DisableTorchFunction():  # a later write may change an output, as with `.data`
+                self.trace.computed.append((name, operation, tensors, [o.detach().clone() for o in outputs]))
         if name not in RANDOM and any(tensor.dtype is torch.float64 for tensor in tensors):
             self.trace.casts += [location for output in outputs if output.dtype in NARROW]
         return result
@@ -248,9 +246,6 @@ class FlowTracker:
         self._keep(output, flow)
         if step.name in PAST_AUTOGRAD:
             self._past_autograd.add(id(output))
-        if self._keep_tensors:
-            with torch._C.DisableTorchFunction():  # a later write may change the output, as with `.data`
-                self.trace.tensors.append((step.name, step.operation, output.detach().clone()))
         if output.grad_fn is not None:
             self.trace.made_by.add(step.name)
 
@@ -278,14 +273,3 @@ class FlowTracker:
 
 def _maker(tensor: torch.Tensor) -> str | None:
     return None if tensor.grad_fn is None else type(tensor.grad_fn).__name__
-
-
-def _record_origin(
-    trace: ForwardTrace, inputs: list[torch.Tensor], outputs: list[torch.Tensor], operation: Operation
-) -> None:
-    """Note an operation that makes NaN or infinity of finite numbers, or NaN of infinite ones."""
-    given, made = ([t for t in tensors if t.is_floating_point()] for tensors in (inputs, outputs))
-    if all(bool(t.isfinite().all()) for t in given) and not all(bool(t.isfinite().all()) for t in made):
-        trace.origins.append(operation)
-    elif any(bool(t.isnan().any()) for t in made) and not any(bool(t.isnan().any()) for t in given):
-        trace.nan_origins.append(operation)

@@ -117,9 +117,7 @@ class ForwardTrace:
         differentiated_by: leaves that torch.autograd.grad differentiated by.
         wrapped: leaves that forward made of the values of other tensors.
         made_by: names of the operations that made a tensor with a gradient.
-        tensors: all tensors, if they are kept, with the name and the operation of each.
-        origins: operations, masks aside, that make NaN or infinity of finite numbers.
-        nan_origins: operations that make NaN of numbers without NaN, which may be infinite.
+        computed: the operations with their names, their inputs and copies of their outputs, if they are kept.
         casts: lines on which float64 became a narrower type.
         loss_calls: losses that get the wrong kind of input.
         parameter_writes: the lines that write to parameters, by their bits.
@@ -144,10 +142,8 @@ class ForwardTrace:
     differentiated_by: list[torch.Tensor] = field(default_factory=list)
     wrapped: list[torch.Tensor] = field(default_factory=list)
     made_by: set[str] = field(default_factory=set)
-    tensors: list[tuple[str, Operation, torch.Tensor]] = field(default_factory=list)
+    computed: list[tuple[str, Operation, list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=list)
     random: list[Operation] = field(default_factory=list)
-    origins: list[Operation] = field(default_factory=list)
-    nan_origins: list[Operation] = field(default_factory=list)
     casts: list[CodeLocation] = field(default_factory=list)
     loss_calls: list[LossCall] = field(default_factory=list)
     parameter_writes: dict[int, CodeLocation] = field(default_factory=dict)

@@ -3,79 +3,50 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
 from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.torch_modes import HiddenCall, observing_hidden_calls
-from deconv_cli.gradients.tracing.code_location import CodeLocation, Operation
+from deconv_cli.gradients.torch_modes import EachCall, HiddenCall, noting_changes, observing_hidden_calls
+from deconv_cli.gradients.tracing.code_location import Operation
 from deconv_cli.gradients.tracing.flow_tracker import FlowTracker
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall
 from deconv_cli.gradients.tracing.operations import RANDOM, WATCHED, LossCall, find_misuse, label_of, plain_name
 
 
-def trace_forward(subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> ForwardTrace:
-    """Run forward and the loss once, and watch.
-
-    `find_origins` also looks for operations that make NaN or infinity, `keep_tensors` copies all computed tensors.
-    """
-    tracker = FlowTracker(subject, find_origins=find_origins, keep_tensors=keep_tensors)
+def trace_forward(subject: Subject, *, keep_tensors: bool = False) -> ForwardTrace:
+    """Run forward and the loss once, and watch; `keep_tensors` keeps the tensors of every operation."""
+    tracker = FlowTracker(subject, keep_tensors=keep_tensors)
     with (
-        tracker.locator.following(),
         observing_hidden_calls(functools.partial(_observe_hidden_call, tracker)),
-        _FunctionMode(tracker),
+        EachCall(functools.partial(_observe_call, tracker)),
     ):
         loss = subject.run()[1]
     return tracker.result(loss)
 
 
-class _FunctionMode(TorchFunctionMode):
-    """Sees every function of torch that Python calls."""
-
-    def __init__(self, tracker: FlowTracker) -> None:
-        super().__init__()
-        self._tracker = tracker
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        keywords, tracker = kwargs or {}, self._tracker
-        name = plain_name(func)
-        if name in RANDOM and not tracker.suspended:
-            tracker.trace.random.append(Operation(label_of(name), tracker.locator.here()))
-        if name == "_set_grad_enabled":
-            tracker.follow_gradient_mode(is_enabled=bool(args[0]))
-        if name == "register_hook" and not tracker.suspended and callable(args[-1]):
-            args = args[0], _watched_hook(args[-1], tracker.locator.here(), tracker.trace.hooks)
-        inputs = tensors_in((args, keywords))
-        if not inputs:
-            return func(*args, **keywords)
-        if not tracker.suspended:
-            _look_at_arguments(tracker, func, name, args, keywords)
-        is_derivative = func is torch.autograd.grad and bool(keywords.get("create_graph"))
-        call = functools.partial(func, *args, **keywords)
-        return tracker.observe(func, name, inputs, call, is_derivative=is_derivative)
-
-
-def _watched_hook(
-    hook: Callable[..., Any], location: CodeLocation, changing: list[CodeLocation]
-) -> Callable[[torch.Tensor], Any]:
-    """Return a hook that does the same, and lists its line once it changes a gradient."""
-
-    @functools.wraps(hook)
-    def watching(gradient: torch.Tensor) -> Any:  # noqa: ANN401  any return value of the user's hook
-        before = gradient.detach().clone()
-        result = hook(gradient)
-        after = gradient if result is None else result
-        if not (isinstance(after, torch.Tensor) and torch.equal(after, before)):
-            changing.append(location)
-        return result
-
-    return watching
+def _observe_call(tracker: FlowTracker, func: Any, args: Any, keywords: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Make any call of a function of torch, and follow it if it takes tensors."""
+    name = plain_name(func)
+    if name in RANDOM and not tracker.suspended:
+        tracker.trace.random.append(Operation(label_of(name), tracker.locator.here()))
+    if name == "_set_grad_enabled":
+        tracker.follow_gradient_mode(is_enabled=bool(args[0]))
+    if name == "register_hook" and not tracker.suspended and callable(args[-1]):
+        note = functools.partial(tracker.trace.hooks.append, tracker.locator.here())
+        args = args[0], noting_changes(args[-1], note, position=0)
+    inputs = tensors_in((args, keywords))
+    if not inputs:
+        return func(*args, **keywords)
+    if not tracker.suspended:
+        _look_at_arguments(tracker, func, name, args, keywords)
+    is_derivative = func is torch.autograd.grad and bool(keywords.get("create_graph"))
+    call = functools.partial(func, *args, **keywords)
+    return tracker.observe(func, name, inputs, call, is_derivative=is_derivative)
 
 
 def _look_at_arguments(

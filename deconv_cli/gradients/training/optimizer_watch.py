@@ -203,23 +203,13 @@ class OptimizerWatch:
     def _note_held(self) -> None:
         self.held = {key: frozenset(map(id, weights_of(found))) for key, found in self._known.items()}
 
-    def watched_creation(self, create: Callable[..., None]) -> Callable[..., None]:
-        """Watch the constructor of all optimizers."""
+    def note_creation(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the line that builds an optimizer."""
+        self.created_at[id(optimizer)] = running_line()
 
-        def watched(optimizer: Any, *args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
-            self.created_at[id(optimizer)] = running_line()
-            create(optimizer, *args, **keywords)
-
-        return watched
-
-    def watched_clearing(self, clear: Callable[..., None]) -> Callable[..., None]:
-        """Watch a function that clears gradients."""
-
-        def watched(*args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
-            self.cleared_at = running_line()
-            clear(*args, **keywords)
-
-        return watched
+    def note_clearing(self, _owner: torch.optim.Optimizer | torch.nn.Module) -> None:
+        """Note the line that clears gradients."""
+        self.cleared_at = running_line()
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Count the steps that a gradient scaler skips, and note its factor."""

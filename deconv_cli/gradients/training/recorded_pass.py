@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.nested_tensors import storage_key
 from deconv_cli.gradients.rules.usage import hidden_weights
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tracing.code_location import CodeLocation, is_installed, is_user_code
+from deconv_cli.gradients.tracing.code_location import CodeLocation, own_frames
 from deconv_cli.gradients.training.optimizer_watch import living_optimizers, weights_of
 from deconv_cli.gradients.training.tape import Entry, Slot, Tape, ancestors
 
@@ -235,16 +234,6 @@ def name_weights(
         name = names.get(id(module), type(module).__name__)
         named[name if name not in named else f"{name}_{len(named)}"] = module
     return named, weights
-
-
-def own_frames() -> Iterator[FrameType]:
-    """List the frames of the user's own code, the innermost first."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if is_user_code(file) and not is_installed(file):
-            yield frame
-        frame = frame.f_back
 
 
 def _names_in_callers() -> dict[int, str]:

@@ -18,17 +18,17 @@ from torch.utils.hooks import BackwardHook
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
-from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Subject, untouched_generators
-from deconv_cli.gradients.torch_modes import HiddenCall, observing_hidden_calls, replaced
+from deconv_cli.gradients.torch_modes import HiddenCall, noting_changes, observing_hidden_calls, replaced
 from deconv_cli.gradients.tracing.code_location import (
     CodeLocation,
     location_of_error,
     location_of_function,
+    own_frames,
     running_line,
 )
 from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch
-from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
+from deconv_cli.gradients.training.recorded_pass import subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
 
 _MAX_PASSES = 4
@@ -81,7 +81,7 @@ class TrainingWatch:
     ) -> None:
         self.report: GradientReport | None = None
         self.passes: list[CheckedPass] = []
-        self.unchecked: list[str] = []
+        self.unchecked: dict[str, None] = {}
         self.n_backward = 0
         self._lines: set[tuple[str | None, int | None]] = set()
         self._on_progress = on_progress
@@ -104,9 +104,9 @@ class TrainingWatch:
 
     def __enter__(self) -> TrainingWatch:
         self._replace(torch.autograd, "backward", self._watched_backward)
-        self._replace(torch.optim.Optimizer, "__init__", self.optimizers.watched_creation)
-        self._replace(torch.optim.Optimizer, "zero_grad", self.optimizers.watched_clearing)
-        self._replace(nn.Module, "zero_grad", self.optimizers.watched_clearing)
+        self._note_calls(torch.optim.Optimizer, "__init__", self.optimizers.note_creation)
+        self._note_calls(torch.optim.Optimizer, "zero_grad", self.optimizers.note_clearing)
+        self._note_calls(nn.Module, "zero_grad", self.optimizers.note_clearing)
         self._replace(
             torch, "from_numpy", lambda make: lambda array: self._tape.record(make, "from_numpy", (array,), {})
         )
@@ -131,6 +131,15 @@ class TrainingWatch:
 
     def _replace(self, owner: Any, name: str, watched: Callable[[Any], Any]) -> None:  # noqa: ANN401
         self._stack.enter_context(replaced(owner, name, watched(getattr(owner, name))))
+
+    def _note_calls(self, owner: type, name: str, note: Callable[[Any], None]) -> None:
+        method = getattr(owner, name)
+
+        def noted(own: Any, *args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
+            note(own)
+            method(own, *args, **keywords)
+
+        self._stack.enter_context(replaced(owner, name, noted))
 
     def _enter_module(self, module: nn.Module, _arguments: object) -> None:
         if not self._tape.suspended and not self._tape.modules:
@@ -171,20 +180,13 @@ class TrainingWatch:
     def _watched_hooks(self, make: Callable[..., None]) -> Callable[..., None]:
         """Note hooks of modules that change gradients, since a recorded pass runs no module."""
 
-        def noting(hook: Callable[..., Any]) -> Callable[..., Any]:
-            def observed(module: nn.Module, given: Any, *more: Any) -> Any:  # noqa: ANN401  torch's own signature
-                result = hook(module, given, *more)
-                tensors = zip(tensors_in(result), tensors_in(given), strict=False)
-                if not all(torch.equal(new, old) for new, old in tensors):
-                    where = location_of_function(hook) or f"a {type(module).__name__}"
-                    sentence = f"the backward hook at {where}, which changes gradients: the verdicts hold without it"
-                    self.unchecked += [] if sentence in self.unchecked else [sentence]
-                return result
-
-            return observed
+        def noting(module: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
+            where = location_of_function(hook) or f"a {type(module).__name__}"
+            sentence = f"the backward hook at {where}, which changes gradients: the verdicts hold without it"
+            return noting_changes(hook, lambda: self.unchecked.setdefault(sentence), position=1)
 
         def watched(wrapper: BackwardHook, module: nn.Module, *several: Any) -> None:  # noqa: ANN401
-            make(wrapper, module, *(list(map(noting, hooks)) for hooks in several))
+            make(wrapper, module, *([noting(module, hook) for hook in hooks] for hooks in several))
 
         return watched
 
@@ -230,7 +232,7 @@ class TrainingWatch:
             except UsageError as error:
                 if not self.passes:
                     raise
-                self.unchecked.append(f"the backward pass at {location}: {str(error).rstrip('.')}")
+                self.unchecked.setdefault(f"the backward pass at {location}: {str(error).rstrip('.')}")
                 return
             self.optimizers.watch(list(subject.trainable.values()))
             self.passes.append(CheckedPass(location, subject, report))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import MalformedInputError, UsageError, warnings_here
+from deconv_cli.errors import MalformedInputError, import_extra, warnings_here
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import Codec, StoredImage, WriteRequest
 from deconv_cli.io.layout import Layout
@@ -39,7 +39,7 @@ class Fits(Codec):
     suffixes = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz")
     magic = (b"SIMPLE  =", _GZIP)
     dtypes = ("uint8", "uint16", "float32", "float64")
-    record_inside = True
+    record_inside = has_short_record = True
     selects = "series"
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
@@ -101,10 +101,6 @@ class Fits(Codec):
             kept, lost = replace(kept, native={FITS_HEADER: "\n".join(others)}), [*lost, _LOST_PLACE]
         return replace(kept, flavor=request.path.suffix.lower()), lost
 
-    def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Choose the part of the record that may be passed on with an image: settings, and the kernel."""
-        return records.short_record(record)
-
     def write(self, path: Path, image: StoredImage) -> None:
         """Write one image with its header and the record."""
         fits, packed = _imported(path), io.BytesIO()
@@ -126,10 +122,4 @@ FITS = Fits()
 
 def _imported(path: Path) -> Any:  # noqa: ANN401 (the module)
     """Import the module for FITS; raises `UsageError` if its package is not installed."""
-    try:
-        from astropy.io import fits
-    except ImportError as error:
-        raise UsageError(
-            f"'{path}' is a FITS file, which needs the missing package astropy: pip install 'deconv-cli[fits]'."
-        ) from error
-    return fits
+    return import_extra("astropy.io.fits", f"'{path}' is a FITS file, which needs", "fits")

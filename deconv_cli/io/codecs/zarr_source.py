@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import MalformedInputError, UsageError, warnings_here
+from deconv_cli.errors import MalformedInputError, UsageError, import_extra, warnings_here
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import pyramid_notes
 from deconv_cli.io.files import MARKS, list_members, read_member, refusing_damage
@@ -73,14 +73,9 @@ class ZarrSource(RegionSource):
 @contextmanager
 def zarr_package(path: Path) -> Iterator[Any]:
     """Import the package, without its warnings of codecs outside the standard; raises `UsageError` if it is missing."""
-    try:
-        import zarr
-    except ImportError as error:
-        raise UsageError(
-            f"'{path}' is a Zarr, which needs the missing package zarr: pip install 'deconv-cli[zarr]'."
-        ) from error
+    package = import_extra("zarr", f"'{path}' is a Zarr, which needs", "zarr")
     with warnings_here("ignore"):
-        yield zarr
+        yield package
 
 
 def open_stored(path: Path, member: str) -> Any:  # noqa: ANN401 (a zarr.Array)

@@ -14,6 +14,7 @@ from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum, hann_window
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
 from deconv_cli.kernels.sources.formula import make_kernel
+from deconv_cli.measured_light import center_of_mass
 from deconv_cli.vocabulary import format_size
 
 Choice = TypeVar("Choice", str, float)
@@ -107,9 +108,10 @@ def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
     plain = torch.stack([spectrum.grid.gain(make_kernel(text)) for text in PLAIN])
     least = float(fit_spectrum(spectrum, plain, is_coarse=True).min())  # at least the misfit of a full fit
     given, best = misfits["as given", 1.0], min(misfits.values())
+    turn, scale, evidence = _chosen(misfits)
     if best - least > max(OTHER_SHAPE, PART_OF_GAIN * (given - best)):
-        return Alignment("as given", None, (0, 0), taps, given - least)
-    return _centered(taps, *_chosen(misfits))
+        scale, evidence = None, given - least
+    return _corrected(taps, turn, scale, evidence)
 
 
 def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
@@ -132,20 +134,16 @@ def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
     pictures = (picture.double() for picture in (sharp, blurred))
     windowed = [(picture - picture.mean()) * hann_window(picture.shape) for picture in pictures]
     spectra = [torch.fft.rfft2(picture) for picture in windowed]
-    found = {}
-    shifts = {}
+    found: dict[tuple[str, float], float] = {}
+    shifts: dict[tuple[str, float | None], tuple[int, int]] = {}
     for turn, make in ORIENTATIONS.items():
         for scale in SCALES:
             resized = _unit(scaled(make(taps), scale))
             if any(k > n for k, n in zip(resized.shape, sharp.shape, strict=True)):
                 continue
-            misfit, shifts[turn, scale] = _pair_misfit(resized, spectra, windowed[1])
-            found[turn, scale] = misfit
+            found[turn, scale], shifts[turn, scale] = _pair_misfit(resized, spectra, windowed[1])
     turn, chosen, evidence = _chosen(found)
-    if chosen is None:
-        return Alignment("as given", None, (0, 0), taps, evidence)
-    shift = shifts[turn, chosen]
-    return Alignment(turn, chosen, shift, _moved(scaled(ORIENTATIONS[turn](taps), chosen), shift), evidence)
+    return _corrected(taps, turn, chosen, evidence, shifts.get((turn, chosen)))
 
 
 def scaled(taps: Tensor, scale: float) -> Tensor:
@@ -192,27 +190,23 @@ def _unless_as_likely(given: Choice, misfits: Mapping[Choice, float]) -> Choice:
     return given if misfits.get(given, math.inf) - misfits[likeliest] < LEAST_EVIDENCE else likeliest
 
 
-def _centered(taps: Tensor, turn: str, scale: float | None, evidence: float) -> Alignment:
+def _corrected(
+    taps: Tensor, turn: str, scale: float | None, evidence: float, shift: tuple[int, int] | None = None
+) -> Alignment:
+    """Correct a kernel, without a known shift by centering its weight; no scale leaves it as given."""
     if scale is None:
         return Alignment("as given", None, (0, 0), taps, evidence)
-    corrected = scaled(ORIENTATIONS[turn](taps), scale)
-    down, across = _centroid(corrected)
-    if max(abs(down), abs(across)) < _LEAST_SHIFT:
-        return Alignment(turn, scale, (0, 0), corrected, evidence)
-    shift = -round(down), -round(across)
-    return Alignment(turn, scale, shift, _moved(corrected, shift), evidence)
+    resized = scaled(ORIENTATIONS[turn](taps), scale)
+    shift = _shift_to_middle(resized) if shift is None else shift
+    return Alignment(turn, scale, shift, _moved(resized, shift), evidence)
 
 
-def _centroid(taps: Tensor) -> tuple[float, float]:
-    """Give where the weight of a kernel lies, in pixels down and across from its middle."""
-    total = float(taps.sum())
-    if abs(total) < 1e-3 * float(taps.abs().sum()):
-        return 0.0, 0.0
-    down, across = (
-        float((taps.sum(1 - axis) * (torch.arange(taps.shape[axis]) - (taps.shape[axis] - 1) / 2)).sum()) / total
-        for axis in (0, 1)
-    )
-    return down, across
+def _shift_to_middle(taps: Tensor) -> tuple[int, int]:
+    """Give the shift of the weight of a kernel to its middle; none if it lies close to it, or the taps cancel out."""
+    if abs(float(taps.sum())) < 1e-3 * float(taps.abs().sum()):
+        return 0, 0
+    down, across = (float(at) - (n - 1) / 2 for at, n in zip(center_of_mass(taps), taps.shape, strict=True))
+    return (0, 0) if max(abs(down), abs(across)) < _LEAST_SHIFT else (-round(down), -round(across))
 
 
 def _moved(taps: Tensor, by: tuple[int, int]) -> Tensor:

@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError, check_type
-from deconv_cli.kernels.bead_average import full_widths, resized
+from deconv_cli.errors import DeconvError, ShapeError, check_type
+from deconv_cli.kernels.bead_average import full_widths
 from deconv_cli.kernels.bead_psf import holds_points, kurtosis, psf_from_beads
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, compare_parts, estimate_family, family_names
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
 from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, jpeg_reliance, measure_spectrum
 from deconv_cli.kernels.nonnegative_taps import without_negative_taps
-from deconv_cli.operators import synchronize
-from deconv_cli.operators.linear_operator import check_tensor
+from deconv_cli.operators.axes import resized
+from deconv_cli.operators.linear_operator import check_image, check_tensor
 from deconv_cli.tone_curve import ToneCurve, white_of
 
 LUMA = (0.299, 0.587, 0.114)
@@ -82,7 +82,7 @@ class BlurredPicture:
             ShapeError: any other shape.
             MalformedInputError: samples that are not finite.
         """
-        check_tensor(image, "the picture")
+        check_image(image, "the picture")
         if tone_curve is not None:
             check_type(tone_curve, ToneCurve, "tone_curve")
         if image.ndim == 4 and image.shape[0] == 1 and image.shape[1] <= _MAX_CHANNELS:
@@ -93,8 +93,6 @@ class BlurredPicture:
                 "give one picture of a batch, or one plane of a stack with an axis of channels before it."
             )
         stored = image.detach().cpu().float()
-        if not synchronize.are_finite(stored):
-            raise MalformedInputError("the picture has samples that are not finite; replace them first.")
         light = stored if tone_curve is None else tone_curve.to_light(stored)
         white = white_of(image) if tone_curve is None else tone_curve.white
         is_clipped = None if white is None else (stored >= white).any(0)

@@ -19,7 +19,8 @@ from torch.fft import irfft2, rfft2
 from torch.nn.functional import avg_pool2d, interpolate
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.kernels.nonnegative_taps import least_squares_kernel
+from deconv_cli.kernels.nonnegative_taps import minimize_over_kernels
+from deconv_cli.measured_light import center_of_mass
 from deconv_cli.operators.axes import squared_modulus
 from deconv_cli.operators.circulant import next_fast_size
 
@@ -109,7 +110,9 @@ class SharpDerivatives:
         residual = rfft2(self.y - self._blurred(spectrum), s=self._torus)
         descent = irfft2((spectrum * residual.conj()).sum(0), s=self._torus)[:k, :k].double().flatten()
         start = self.taps.double().flatten()
-        found = least_squares_kernel(gram, gram @ start + descent - variance * start, start)
+        moment = gram @ start + descent - variance * start
+        step = 1 / float(gram.abs().sum(1).max())  # no eigenvalue exceeds the largest sum of a row's sizes
+        found = minimize_over_kernels(lambda taps: gram @ taps - moment, step, start)
         self._take(found.reshape(k, k).to(self.y.dtype))
 
     def update_noise(self, least: float) -> None:
@@ -214,7 +217,8 @@ def _ascend(y: Tensor, taps: Tensor, sigma: float) -> tuple[float, Tensor]:
         posterior.update_image()
         posterior.update_kernel()
         posterior.update_noise(least)
-    return posterior.free_energy(), pruned(posterior.taps, _LEAST_TAP)
+    taps = posterior.taps
+    return posterior.free_energy(), _unit_sum(torch.where(taps < _LEAST_TAP * taps.max(), 0, taps))
 
 
 def _derivatives(light: Tensor) -> Tensor:
@@ -287,11 +291,6 @@ def _hats(n_taps: int, size: int, ratio: float) -> Tensor:
     return (1 - (wanted[:, None] - given).abs() * min(1.0, ratio)).clamp_min(0)
 
 
-def pruned(taps: Tensor, least: float) -> Tensor:
-    """Drop the taps below a share of the largest."""
-    return _unit_sum(torch.where(taps < least * taps.max(), 0, taps))
-
-
 def boxed(taps: Tensor) -> Tensor:
     """Move taps, shape `(k, k)`, so that the box around those that are not zero lies in the middle of the support."""
     shifts = []
@@ -308,8 +307,7 @@ def balanced(taps: Tensor) -> Tensor:
     The result is the smallest square of odd size that holds them.
     """
     used = torch.nonzero(taps)
-    numbers = torch.arange(len(taps), dtype=taps.dtype)
-    center = [round(float((taps.sum(1 - axis) * numbers).sum())) for axis in (0, 1)]
+    center = [round(float(at)) for at in center_of_mass(taps)]
     reach = max(int((used[:, axis] - center[axis]).abs().max()) for axis in (0, 1))
     moved = taps.new_zeros(2 * reach + 1, 2 * reach + 1)
     moved[used[:, 0] - center[0] + reach, used[:, 1] - center[1] + reach] = taps[used[:, 0], used[:, 1]]

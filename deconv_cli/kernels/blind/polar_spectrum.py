@@ -7,7 +7,7 @@ Electroacoustics 15, 1967.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import ShapeError
+from deconv_cli.operators.axes import join_neighbors
 
 SIDES = (256, 128, 64)
 """Sides of the pieces, in pixels; a picture is cut into the largest of which it holds a few."""
@@ -153,25 +154,11 @@ def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int 
 
 def _fade_out(clipped: Tensor) -> Tensor:
     """Weigh pixels by 0 at saturated ones, shape `(H, W)`, rising smoothly to 1 some way off."""
-    near = _join_neighbors(clipped, _RIM, Tensor.bitwise_or_).float()
-    n_neighbors = _join_neighbors(torch.ones_like(near), _FADE, Tensor.add_)
+    near = join_neighbors(clipped, (_RIM, _RIM), Tensor.bitwise_or_).float()
+    n_neighbors = join_neighbors(torch.ones_like(near), (_FADE, _FADE), Tensor.add_)
     for _ in range(3):
-        near = _join_neighbors(near, _FADE, Tensor.add_).div_(n_neighbors)
+        near = join_neighbors(near, (_FADE, _FADE), Tensor.add_).div_(n_neighbors)
     return 1 - near
-
-
-def _join_neighbors(x: Tensor, reach: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Join the pixels `(H, W)` in a square of a reach around each, by an operation in place; zeros lie outside.
-
-    Pools of torch take 3 to 20 times as long.
-    """
-    for axis, n in enumerate(x.shape):
-        total = x.clone()
-        for step in range(1, min(reach, n - 1) + 1):
-            join(total.narrow(axis, 0, n - step), x.narrow(axis, step, n - step))
-            join(total.narrow(axis, step, n - step), x.narrow(axis, 0, n - step))
-        x = total
-    return x
 
 
 def hann_window(size: Sequence[int]) -> Tensor:

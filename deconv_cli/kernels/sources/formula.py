@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError, check_type
-from deconv_cli.operators.axes import crop
+from deconv_cli.operators.axes import resized, spread
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import Size, format_size, shortened
 
@@ -191,7 +191,7 @@ def transform_error(kernel: ContinuousKernel, psf: Tensor) -> float:
         at = torch.arange(psf.shape[axis]) - psf.shape[axis] // 2
         waves = torch.exp(-2j * math.pi * f[:, None] * at)
         found = torch.tensordot(found, waves, ([0], [1]))
-    return float((found - kernel.transform(*_spread(frequencies))).abs().max())
+    return float((found - kernel.transform(*spread(frequencies))).abs().max())
 
 
 def _sample_what_matters(kernel: ContinuousKernel) -> Tensor:
@@ -199,8 +199,7 @@ def _sample_what_matters(kernel: ContinuousKernel) -> Tensor:
     psf = sample_with_margin(kernel)
     # A kernel that ends on the edge of a sample, up to rounding, does not touch the next one.
     kept = [_needed(psf, axis, max(0, math.ceil(reach - 0.5 - 1e-9))) for axis, reach in enumerate(kernel.reach)]
-    start = tuple(size // 2 - n for size, n in zip(psf.shape, kept, strict=True))
-    psf = crop(psf, start, tuple(2 * n + 1 for n in kept))
+    psf = resized(psf, tuple(2 * n + 1 for n in kept))
     return psf / psf.sum()
 
 
@@ -214,24 +213,13 @@ def sample_with_margin(kernel: ContinuousKernel, size: Size | None = None) -> Te
     spectrum = torch.zeros(sizes, dtype=torch.complex128)
     n_rows = max(_MAX_POINTS // math.prod(len(wave) for wave in waves[1:]), 1)
     for rows in waves[0].split(n_rows):
-        part = _low_passed(kernel, [wave.double() / n for wave, n in zip([rows, *waves[1:]], sizes, strict=True)])
+        frequencies = spread([wave.double() / n for wave, n in zip([rows, *waves[1:]], sizes, strict=True)])
+        part = math.prod(map(_low_pass, frequencies), start=kernel.transform(*frequencies))
         for axis in range(1, len(sizes)):
             folded = part.new_zeros([*part.shape[:axis], sizes[axis], *part.shape[axis + 1 :]])
             part = folded.index_add_(axis, waves[axis] % sizes[axis], part)
         spectrum.index_add_(0, rows % sizes[0], part.to(spectrum.dtype))
     return torch.fft.fftshift(torch.fft.ifftn(spectrum).real)
-
-
-def _low_passed(kernel: ContinuousKernel, frequencies: list[Tensor]) -> Tensor:
-    """Give the transform of a kernel behind the filter."""
-    spread = _spread(frequencies)
-    return math.prod(map(_low_pass, spread), start=kernel.transform(*spread))
-
-
-def _spread(frequencies: list[Tensor]) -> list[Tensor]:
-    """Shape the frequencies along each axis to be broadcast against each other."""
-    n_axes = len(frequencies)
-    return [f.reshape([-1 if own == axis else 1 for own in range(n_axes)]) for axis, f in enumerate(frequencies)]
 
 
 def _low_pass(frequency: Tensor) -> Tensor:
@@ -317,13 +305,13 @@ def _read_factor(text: str) -> ContinuousKernel:
     source: KernelSource = KERNEL_SOURCES[KERNEL_SOURCES.check(name[:40])]
     if source.read is not None and rest:
         return source.make(source.read(rest))
-    numbers = _floats(rest.split("@") if rest else [])
+    numbers = read_floats(rest.split("@") if rest else [])
     if len(numbers) != len(source.parameters) or not all(map(math.isfinite, numbers)):
         raise UsageError(f"this kernel must be written {source.usage(name)}, but is '{shortened(text)}'.")
     return source.make(*numbers)
 
 
-def _floats(texts: list[str]) -> tuple[float, ...]:
+def read_floats(texts: list[str]) -> tuple[float, ...]:
     """Read numbers; none where one is no number."""
     try:
         return tuple(float(text) for text in texts)
