@@ -23,13 +23,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import BandGroup, BandSpectrum, Unknowns, coupling, outside, to_lines
+from deconv_cli.solvers.bands import BandGroup, BandSpectrum, Unknowns, coupling, outside
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -53,14 +52,10 @@ class BorderSystem:
         sides = (n_outputs, outputs, 1.0), (n_inputs, kinds[len(outputs) :], -1.0)
         # Of outputs and of inputs.
         self._groups = [BandGroup(n, side, like, sign) if side else None for n, side, sign in sides]
-        # The lines of the places where bands may cross, and whether each line of the columns crosses the rows there.
-        crossed = [kind.rows.first for n, side, _ in sides for kind in side for _ in range(n * kind.columns.width)]
-        first = min(crossed, default=n1)
-        eye = torch.eye(n1 - first, dtype=like.dtype, device=like.device)
-        self._crossing = to_lines(functional.pad(eye, (0, 0, first, 0))[None])[0]
-        self._is_crossed = torch.arange(first, n1, device=like.device)[:, None] >= torch.tensor(
-            crossed, device=like.device
-        )
+        # Ones in the band of columns, zeros where each of its lines crosses the rows: (N1, w2·C).
+        firsts = [kind.rows.first for n, side, _ in sides for kind in side for _ in range(n * kind.columns.width)]
+        places = torch.arange(n1, device=like.device)[:, None]
+        self.outside_rows = (places < torch.tensor(firsts, device=like.device)).to(like.dtype)
 
     @property
     def has_ties(self) -> bool:
@@ -125,11 +120,6 @@ class BorderSystem:
         Where the bands cross it lacks the differences themselves: the unknowns in the columns are zero there.
         """
         return self.read(self.spectra(None, lines) if axis == 0 else self.spectra(lines, None), (axis,))[0]
-
-    def without_crossing(self, columns: Tensor) -> Tensor:
-        """Set the lines of columns to zero where they cross the band of rows."""
-        values = (self._crossing.mH @ columns).real * self._is_crossed
-        return columns - self._crossing @ values.to(columns.dtype)
 
 
 class RowBlocks:
@@ -200,8 +190,7 @@ def count_indefinite_unknowns(problem: TikhonovProblem) -> int:
     if not sizes:
         return 0
     sizes.append((problem.n_inputs, layout.image_size))
-    n_along = 2 * (layout.torus[0] // 2 + 1)
-    return sum(n_channels * n_along * (layout.torus[1] - width) for n_channels, (_, width) in sizes)
+    return sum(n_channels * layout.torus[0] * (layout.torus[1] - width) for n_channels, (_, width) in sizes)
 
 
 def _is_free_outside(boundary: BoundaryRule, penalty: PenaltyLike) -> bool:

@@ -226,11 +226,11 @@ class StripSystem:
         return torch.fft.irfft2(spectrum, s=self._torus)[..., :height, :width] / self._sigma
 
     def _pack(self, columns: Tensor) -> Tensor:
-        """Make real vectors that are zero where the bands cross."""
-        return torch.view_as_real(self._system.without_crossing(columns)).flatten(1)
+        """Make vectors of the pixels of columns, zero where the bands cross: there they belong to the rows."""
+        return (from_lines(columns, self._torus[0]) * self._system.outside_rows).flatten(1)
 
     def _unpack(self, vector: Tensor) -> Tensor:
-        return torch.view_as_complex(vector.unflatten(-1, (*self._columns.shape[:2], 2)))
+        return to_lines(vector.unflatten(-1, self._system.outside_rows.shape))
 
 
 def _norm(lines: Tensor) -> Tensor:
