@@ -18,7 +18,7 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _NEVER = 2**31 - 1
 _TOP_PAD = 256 * 2**20
-KEPT_BYTES = 2**28
+KEPT_BYTES = 2**29
 """Freed memory that stays with the process between two steps."""
 
 

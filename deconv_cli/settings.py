@@ -47,7 +47,8 @@ class ReconstructionSettings(ShownInNotebook):
     """How a convolution is to be undone; `None` or `auto` lets the input decide.
 
     Attributes:
-        defaults: values for open settings: those for a `tensor` or for a `picture`.
+        defaults: values for open settings: those for a `tensor` or for a `picture`. `None` means `picture` for
+            Richardson–Lucy, which counts light, and else `tensor`.
         dimensions: axes of space of the images: 1 for signals, 2 for pictures, 3 for stacks. A kernel of fewer axes
             is applied to each plane or line. `None` follows the kernel: one axis means signals, two to four mean
             pictures, and five mean stacks.
@@ -96,7 +97,7 @@ class ReconstructionSettings(ShownInNotebook):
         UsageError: an invalid value, or settings that contradict one another.
     """
 
-    defaults: InputKind = InputKind.TENSOR
+    defaults: InputKind | None = None
     dimensions: int | None = None
     padding: PaddingLike | None = None
     stride: PerAxis | None = None
@@ -240,7 +241,8 @@ class ReconstructionSettings(ShownInNotebook):
 
     def _check_words(self) -> None:
         left_open = () if self._is_resolved else ("auto",)
-        self._set("defaults", parse_word(InputKind, self.defaults, "defaults"))
+        if self.defaults is not None:
+            self._set("defaults", parse_word(InputKind, self.defaults, "defaults"))
         self._set("light", check_name((*left_open, *Light), self.light, "light"))
         if self.boundary not in left_open:
             self._set("boundary", BOUNDARIES.check(self.boundary))
@@ -332,8 +334,8 @@ class ReconstructionSettings(ShownInNotebook):
             yield 'strength is for prior="photo" only; use that prior, or leave strength out.'
         if self.iterations is not None and (objective not in ("richardson-lucy", "tv") or self.gain is not None):
             yield (
-                'iterations is for method="richardson-lucy" without gain, or for prior="tv"; use one of them, or '
-                "leave iterations out."
+                'iterations is for prior="tv", or for method="richardson-lucy" if you leave gain out; use one of '
+                "them, or leave iterations out."
             )
         has_prior = self.prior not in ("auto", "quadratic")
         if is_rl and (self.nonnegative or has_prior):
@@ -376,6 +378,7 @@ class ResolvedSettings(ReconstructionSettings):
             blocks agree; else empty.
     """
 
+    defaults: InputKind = InputKind.TENSOR
     padding: PaddingLike = "same"
     stride: PerAxis = 1
     dilation: PerAxis = 1

@@ -47,9 +47,8 @@ ACCEPTED = [
     {"prior": "tv", "weight": "auto", "noise_sigma": 0.1},
     {"prior": "tv", "weight": 0.05, "iterations": 4},
     {"prior": "photo", "strength": 1.5, "noise_sigma": 0.1},
-    # At the prompt an array that Richardson–Lucy restores is a picture.
-    {"method": "richardson-lucy", "gain": 0.1, "defaults": "picture"},
-    {"method": "richardson-lucy", "iterations": 4, "defaults": "picture"},
+    {"method": "richardson-lucy", "gain": 0.1},
+    {"method": "richardson-lucy", "iterations": 4, "defaults": "tensor"},
     *({"method": name, "lam": 1e-2} for name in ("auto", "strip", "iterative")),
     {"method": "fft", "boundary": "circular", "lam": 1e-2},
     {"tolerance": 1e-3, "method": "iterative", "lam": 1e-3},

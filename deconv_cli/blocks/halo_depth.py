@@ -129,10 +129,8 @@ def _depths(problem: BlockProblem, is_cut: Sequence[bool], max_samples: int) -> 
     def depth_of(n_reaches: int) -> Size:
         """Return a depth along each axis; a tile and its surroundings have to fit into the frame."""
         axes = zip(problem.cuts, is_cut, strict=True)
-        step = (max(MIN_DEPTH // FIRST_REACHES, cut.n_taps // 2) for cut in problem.cuts)
         return tuple(
-            min(n_reaches * one, (cut.n_data - N_MIDDLE) // 3) if is_one else 0
-            for one, (cut, is_one) in zip(step, axes, strict=True)
+            min(n_reaches * _reach(cut), (cut.n_data - N_MIDDLE) // 3) if is_one else 0 for cut, is_one in axes
         )
 
     def is_next(depth: Size) -> bool:
@@ -147,6 +145,11 @@ def _depths(problem: BlockProblem, is_cut: Sequence[bool], max_samples: int) -> 
         between = map(depth_of, range(min(n_reaches - 1, MOST_REACHES), n_reaches // 2, -1))
         depths += itertools.islice(filter(is_next, between), 1)
     return depths
+
+
+def _reach(cut: AxisCut) -> int:
+    """Return half a kernel in pixels, or a few if it is small: what undoes a small kernel reaches further than it."""
+    return max(cut.n_taps // 2, MIN_DEPTH // FIRST_REACHES)
 
 
 def _halo_within(
@@ -164,7 +167,7 @@ def _halo_within(
         return measure_cut(problem, tile, depth, pipeline, progress)
 
     # Flat tiles show no effect, yet data depend on pixels within the kernel's reach, and a penalty ties neighbors.
-    least = tuple(min(max(cut.n_taps // 2, 1), d) for cut, d in zip(problem.cuts, depth, strict=True))
+    least = tuple(min(_reach(cut), d) for cut, d in zip(problem.cuts, depth, strict=True))
     # The first tile shows whether this depth is enough; the others are restored only if it is.
     what = f"measuring the effect of a cut, up to {max(depth)} pixels"
     influences = map_tiles(measure, inside[:1], f"{what}, at first", progress)

@@ -423,24 +423,34 @@ def _results(
 
 
 def list_jobs(jobs: Iterable[Job], files: FileOptions, *, as_json: bool) -> None:
-    """Print which output each input would have, whether it exists, and which inputs cannot be read."""
-    planned = describe_jobs(jobs, files)
+    """Print which output each input would have, whether it exists, and which inputs cannot be read.
+
+    Raises:
+        typer.Exit: some inputs cannot be read, with the exit code of the run itself.
+    """
+    planned, code = describe_jobs(jobs, files)
     if as_json:
         record = {"schema": SCHEMA, "command": "invert", "dry_run": True, "plan": None, "expected_time_s": None}
         print_document(record | {"planned": planned})
-        return
-    for job in planned:
+    for job in () if as_json else planned:
         line = f"{job['input']} → {job['output']}{' (exists already)' if job['exists'] else ''}"
         print_answer(line if job["fault"] is None else f"cannot be restored: {job['fault']}")
+    raise typer.Exit(code)
 
 
-def describe_jobs(jobs: Iterable[Job], files: FileOptions) -> list[dict[str, object]]:
-    """Describe inputs and outputs as JSON; `fault` says why an input cannot be read, judged by its header."""
+def describe_jobs(jobs: Iterable[Job], files: FileOptions) -> tuple[list[dict[str, object]], ExitCode]:
+    """Describe inputs and outputs as JSON; `fault` says why an input cannot be read, judged by its header.
+
+    The exit code is that of the first fault if no input can be read, and `UNTRUSTWORTHY` if only some can.
+    """
     from deconv_cli.io.image import fault_of
 
-    planned = list[dict[str, object]]()
+    planned, codes = list[dict[str, object]](), list[ExitCode]()
     for job in jobs:
         fault = fault_of(job.source, files.tensor, files.series)
+        codes += [] if fault is None else [exit_code_for(fault)]
         named = {"input": str(job.source), "output": str(job.target), "exists": job.target.exists()}
-        planned.append({**named, "fault": None if fault is None else with_options(fault)})
-    return planned
+        planned.append({**named, "fault": None if fault is None else with_options(str(fault))})
+    if not codes:
+        return planned, ExitCode.SUCCESS
+    return planned, codes[0] if len(codes) == len(planned) else ExitCode.UNTRUSTWORTHY

@@ -108,7 +108,7 @@ def print_plan(work: InvertOptions, job: Job, large: LargeInput) -> None:
     if not printed.quiet:
         print_block_plan(planned, job.target, expected_s)
     if printed.as_json:
-        more = {"expected_time_s": expected_s, "planned": describe_jobs([job], work.files)}
+        more = {"expected_time_s": expected_s, "planned": describe_jobs([job], work.files)[0]}
         print_document(describe_block_plan(planned) | more)
 
 

@@ -66,7 +66,7 @@ class LoadedKernel:
     recorded: RecordedConvolution | None = None
     is_ambiguous: bool = False
     spacing: tuple[float, ...] | None = None
-    pipelines: dict[InputKind, Pipeline] = field(default_factory=dict)
+    pipelines: dict[InputKind | None, Pipeline] = field(default_factory=dict)
 
     @classmethod
     def computed(

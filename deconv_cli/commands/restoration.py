@@ -51,6 +51,7 @@ def restore_whole(
 ) -> JobResult:
     """Reconstruct one input, write the result, and describe it."""
     from deconv_cli.report.run import InvertRun, describe_found, describe_run
+    from deconv_cli.workflows.trust import Doubt, DoubtReason
 
     extra, given = work.extra, work.settings
     image = work.move(kernel.arrange(source))
@@ -90,7 +91,8 @@ def restore_whole(
     result = _measured(result, image, prepared, planned.truth)
     found: tuple[str, ...] = ()
     if (estimate := kernel.source.estimate) is not None:
-        result = replace(result, kernel_doubt=estimate.doubt)
+        if estimate.doubt is not None:
+            result = replace(result, kernel_doubt=Doubt(DoubtReason.KERNEL, estimate.doubt))
         estimate = estimate if result.is_trusted else estimate.without_errors()
         kernel = replace(kernel, source=replace(kernel.source, estimate=estimate))
         found = (f"the kernel was found in the picture: {describe_found(estimate)}",)
@@ -162,7 +164,7 @@ def _options(work: InvertOptions, result: Reconstruction, image: ImageFile) -> O
     looks_at_noise = is_kept or (settings.objective == "tv" and settings.weight in (None, "auto"))
     set_elsewhere = {"--dimensions", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
     is_needless = {
-        "--defaults": (settings.defaults is InputKind.PICTURE) is image.is_picture,
+        "--defaults": "defaults" not in given and (settings.defaults is InputKind.PICTURE) is image.is_picture,
         "--lambda": not settings.has_lambda,
         "--penalty": not settings.has_lambda,
         "--noise-sigma": not looks_at_noise,
@@ -188,7 +190,7 @@ def _options(work: InvertOptions, result: Reconstruction, image: ImageFile) -> O
     return options | layer_options(settings, given) | predicts | work.extra.kept_options
 
 
-def _pipeline(kernel: LoadedKernel, kind: InputKind, given: SettingValues) -> Pipeline:
+def _pipeline(kernel: LoadedKernel, kind: InputKind | None, given: SettingValues) -> Pipeline:
     """Return the pipeline of pictures or of tensors with this kernel."""
     from deconv_cli.workflows.pipeline import Pipeline
 
@@ -228,8 +230,8 @@ def _measured(
 
 def choose_kind(
     image: ImageFile, samples: Callable[[], Tensor], loaded: LoadedKernel, given: SettingValues
-) -> tuple[InputKind, tuple[str, ...]]:
-    """Choose the defaults of pictures or of tensors, with a note if the samples decide and not the format.
+) -> tuple[InputKind | None, tuple[str, ...]]:
+    """Choose the defaults of pictures, with a note if the samples decide and not the format; `None` leaves them open.
 
     Args:
         image: the file.
@@ -239,16 +241,15 @@ def choose_kind(
     """
     if image.is_picture:
         return InputKind.PICTURE, ()
+    from deconv_cli.workflows.resolve_settings import AS_TENSOR
+
     n_axes, source = loaded.kernel.n_axes, loaded.source
     is_formula, is_point = source.sha256 is None, source.convention is Convention.CONVOLUTION
+    is_decided = "defaults" in given or given.get("method") == "richardson-lucy"
+    if is_decided or not (is_formula or is_point) or len(image.axes) > 3:
+        return None, ()
     what = "signal that was measured" if n_axes == 1 else "picture"
-    note = f'the array is treated as a {what}, since {{}}; defaults="tensor" treats it as a tensor'
-    if "defaults" in given:
-        return InputKind.TENSOR, ()
-    if given.get("method") == "richardson-lucy":
-        return InputKind.PICTURE, (note.format("Richardson–Lucy counts light"),)
-    if not (is_formula or is_point) or len(image.axes) > 3:
-        return InputKind.TENSOR, ()
+    note = f"the array is treated as a {what}, since {{}}; {AS_TENSOR}"
     why = f"its kernel is a {'formula' if is_formula else 'picture of a point'}"
     if image.record is None:
         return InputKind.PICTURE, (note.format(why),)
@@ -261,5 +262,5 @@ def choose_kind(
     if noise is None and n_axes == 1 and values.shape[-1] <= SHORT:
         noise, notable = finest_level(faded), NOTABLE_IN_SHORT
     if noise is None or noise < notable * values.std():
-        return InputKind.TENSOR, ()
+        return None, ()
     return InputKind.PICTURE, (note.format(f"its samples are noisy (σ {noise:.3g}) and {why}"),)

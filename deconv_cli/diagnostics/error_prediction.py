@@ -93,12 +93,13 @@ class ErrorPredictor:
         squares = profile.squared_parts(energy, bands.distance) | {"estimate": estimate.square()}
         if truth is not None:
             squares["actual"] = (estimate - truth).square()
-        depth = profile.trusted_depth
+        described, squared, depth = describe_bands(bands, squares), squares["predicted"], profile.trusted_depth
+        del squares, energy  # each as large as the estimate
         return PredictedError(
-            map=squares["predicted"].expand(estimate.shape).sqrt(),
-            bands=describe_bands(bands, squares),
+            map=squared.expand(estimate.shape).sqrt(),
+            bands=described,
             trusted=(bands.distance >= (depth if depth is not None else max(bands.distance.shape)))
-            & ~profile.outweighs(estimate, squares["predicted"], estimate.ndim - 1),
+            & ~profile.outweighs(estimate, squared, estimate.ndim - 1),
             trusted_depth=depth,
             sigma=model.sigma,
             exponent=model.exponent,

@@ -66,7 +66,8 @@ class LambdaChoice:
         other = self.cross_check
         median = f", the median of {self.n_places} places" if self.n_places > 1 else ""
         compared = f"for comparison, the rule {other.rule} gives {other.chosen:.2g}"
-        return f"chosen by {words[self.rule]}{rounds}{median}; {compared}"
+        limit = f"at the {'lower' if self.lam < 1 else 'upper'} limit, " if self.curve.is_at_end else ""
+        return f"{limit}chosen by {words[self.rule]}{rounds}{median}; {compared}"
 
     @property
     def is_of_no_noise(self) -> bool:

@@ -229,12 +229,12 @@ def _read_header(path: Path, tensor: str | None = None, series: int | None = Non
         return codec.read_header(path, choose_member(path, codec, tensor, series))
 
 
-def fault_of(path: Path, tensor: str | None = None, series: int | None = None) -> str | None:
-    """Say why an input, or the one of its arrays that is named, cannot be read; `None` if its header can."""
+def fault_of(path: Path, tensor: str | None = None, series: int | None = None) -> DeconvError | None:
+    """Return why an input, or the one of its arrays that is named, cannot be read; `None` if its header can."""
     try:
         _read_header(path, tensor, series)
     except DeconvError as error:
-        return str(error)
+        return error
     return None
 
 

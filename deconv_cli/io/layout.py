@@ -280,7 +280,7 @@ def convert_samples(values: torch.Tensor, dtype: str) -> ConvertedSamples:
     else:
         highest = float(np.finfo(target).max)
         lowest, done = -highest, f"rounded from {source} to {dtype} (output_dtype={source} keeps all digits)"
-    n_clipped = int(((values < lowest) | (values > highest)).sum())
+    n_clipped = int(((values < lowest) | (values > highest)).count_nonzero())
     percent = 100 * n_clipped / values.numel()
     clipped = f"{counted(n_clipped, 'sample')} ({percent:.3g} %) clipped to {lowest:g} to {highest:g}"
     samples = values.clamp(lowest, highest).numpy().astype(target)

@@ -92,9 +92,10 @@ def clipped_mean(values: Tensor) -> tuple[float, float]:
 
 def kurtosis(samples: Tensor) -> float:
     """Compute the fourth central moment over the square of the second: large if few bright points hold the light."""
-    wide = samples.double()
-    squares = (wide - wide.mean()).square_()
-    return synchronize.as_number(squares.square().mean() / squares.mean().square().clamp_min(1e-300))
+    squares = samples.to(torch.float64, copy=True)
+    squares = squares.sub_(squares.mean()).square_()
+    variance = squares.mean()
+    return synchronize.as_number(squares.square_().mean() / variance.square().clamp_min(1e-300))
 
 
 def holds_points(light: Tensor, *, n_wider: int = 0) -> bool:

@@ -51,39 +51,40 @@ class ValidCorrelation(LinearOperator):
         self.input_shape = (n_inputs, *size)
         self.output_shape = (n_outputs, *(n - k + 1 for n, k in zip(size, taps, strict=True)))
         self.use_fft = prefers_fft(kernel) if use_fft is None else use_fft
-        self._torus = tuple(next_fast_size(n) for n in size)
+        self._by_parts = len(size) > 1 and self.output_shape[1] < MAX_PART_AS_WHOLE * size[0]
+        self._torus = tuple(next_fast_size(n, by_parts=self._by_parts) for n in size)
         self._start = (0,) * len(size)
         if not self.use_fft:
             self._transposed = kernel.flip(tuple(range(2, kernel.ndim))).transpose(0, 1).contiguous()
 
     @cached_property
-    def _circulant(self) -> BlockCirculant:
+    def circulant(self) -> BlockCirculant:
         """The convolution on a torus, made at its first use: not every inverse needs it."""
-        by_parts = len(self._torus) > 1 and self.output_shape[1] < MAX_PART_AS_WHOLE * self._torus[0]
-        return BlockCirculant(torus_symbol(self.kernel, self._torus, self._start), self._torus, by_parts=by_parts)
+        symbol = torus_symbol(self.kernel, self._torus, self._start)
+        return BlockCirculant(symbol, self._torus, by_parts=self._by_parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """Correlate `x` of shape `(*batch, C_in, *size)` with the kernel."""
         if self.use_fft:
-            return self._circulant.forward(x, self.output_shape[1:])
+            return self.circulant.forward(x, self.output_shape[1:])
         return _slide(x, self.kernel, self._start)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Spread `y` of shape `(*batch, C_out, *(size - k + 1))` by the taps."""
         if self.use_fft:
-            return self._circulant.adjoint(y, self.input_shape[1:])
+            return self.circulant.adjoint(y, self.input_shape[1:])
         return _slide(y, self._transposed, tuple(k - 1 for k in self.kernel.shape[2:]))
 
     def forward_parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Correlate `x`, some planes at a time; see `LinearOperator.forward_parts`."""
         if self.use_fft:
-            return self._circulant.forward_parts(x, self.output_shape[1:])
+            return self.circulant.forward_parts(x, self.output_shape[1:])
         return super().forward_parts(x)
 
     def adjoint_parts(self, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Spread `y` in the same way."""
         if self.use_fft:
-            return self._circulant.adjoint_parts(y, self.input_shape[1:])
+            return self.circulant.adjoint_parts(y, self.input_shape[1:])
         return super().adjoint_parts(y)
 
 
@@ -95,6 +96,7 @@ class TorusCorrelation(ValidCorrelation):
         self.input_shape = (kernel.shape[1], *geometry.image_size)
         self.output_shape = (kernel.shape[0], *geometry.output_size)
         self._torus, self._start = torus, geometry.pads.before
+        self._by_parts = len(torus) > 1 and self.output_shape[1] < MAX_PART_AS_WHOLE * torus[0]
 
 
 def shared_torus(geometry: Geometry, boundary: BoundaryRule) -> Size | None:

@@ -54,7 +54,8 @@ class ScaledImage:
     @property
     def summary(self) -> str:
         """The range and the mean of the values, and the caption."""
-        found = (self.values.min(), self.values.max(), self.values.double().mean())
+        mean_of_planes = torch.stack([plane.double().mean() for plane in self.values.split(1)]).mean()
+        found = (self.values.min(), self.values.max(), mean_of_planes)
         low, high, mean = (f"{float(value):.3g}" for value in found)
         return f"values from {low} to {high}, mean {mean} {self.unit}".rstrip() + f". {self.caption}"
 
@@ -95,8 +96,10 @@ def averaged(values: Tensor, size: tuple[int, int]) -> Tensor:
     """Average planes `(*, H, W)` down to a size."""
     if size == tuple(values.shape[-2:]):
         return values.double()
-    planes = values.double().reshape(1, -1, *values.shape[-2:])
-    return functional.adaptive_avg_pool2d(planes, size).reshape(*values.shape[:-2], *size)
+    planes = values.reshape(-1, 1, *values.shape[-2:])
+    # One by one, since double precision takes twice the memory.
+    shown = [functional.adaptive_avg_pool2d(plane.double(), size) for plane in planes]
+    return torch.cat(shown).reshape(*values.shape[:-2], *size)
 
 
 def _reduced_size(values: Tensor, side: int) -> tuple[int, int]:

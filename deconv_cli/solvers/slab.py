@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import relative
-from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES, PartialSymbol, next_fast_size, to_float64, torus_symbol
+from deconv_cli.operators.axes import relative, squared_modulus
+from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES, PartialSymbol, next_fast_size, to_float64
+from deconv_cli.operators.convolution import ValidCorrelation
 from deconv_cli.operators.differences import Difference
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import Shape
-from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.operators.torus_filter import Filter, TorusFilter, write_box
 from deconv_cli.regularizers import GRADIENT, find_penalty
 from deconv_cli.solvers.cgls import dot, solve_definite
@@ -66,7 +66,10 @@ class SlabSystem:
         self._lead = (1,) if self._n_axes == 1 else ()
         self._wraps = (*(False for _ in self._lead), *operator.wraps)
         lengths = zip(layout.torus, operator.wraps, strict=True)
-        self._torus: Size = (*self._lead, *(n if is_wrapped else next_fast_size(n) for n, is_wrapped in lengths))
+        self._torus: Size = (
+            *self._lead,
+            *(n if is_wrapped else next_fast_size(n, by_parts=self._n_axes > 1) for n, is_wrapped in lengths),
+        )
         self._input_shape, self._output_shape = operator.input_shape, operator.output_shape
         self._runs_on = not operator.boundary.is_zero
         self._sigma = problem.sigma_max if problem.lam > 0 else operator.spectrum.sigma_max
@@ -262,15 +265,13 @@ class ObservedSystem(SlabSystem):
     """
 
     def __init__(self, problem: TikhonovProblem) -> None:
-        self._operator, self._weight, taps = problem.operator, problem.weight, problem.operator.kernel
-        layout = TorusLayout.plan(self._operator.geometry, self._operator.boundary)
-        self._n_axes, torus = len(layout.torus), tuple(map(next_fast_size, layout.torus))
-        symbol = torus_symbol(taps if has_one_sign(taps) else to_float64(taps), torus, layout.origin)
-        gram = symbol.real.square().addcmul_(symbol.imag, symbol.imag).add_(self._weight)
-        del symbol
-        gram = gram[..., 0, 0].movedim(0, -1).contiguous().movedim(-1, 0)  # filters work on columns
-        self._gram = gram.to(taps.dtype)
-        self._filter = TorusFilter(torus, taps.new_empty(0))
+        self._operator, self._weight = problem.operator, problem.weight
+        assert isinstance(self._operator.correlation, ValidCorrelation)
+        circulant = self._operator.correlation.circulant
+        gram = squared_modulus(circulant.blocks.matrices[..., 0, 0]).add_(self._weight)
+        self._gram = gram.movedim(0, -1).contiguous().movedim(-1, 0)  # filters work on columns
+        self._n_axes = len(circulant.torus)
+        self._filter = TorusFilter(circulant.torus, gram.new_empty(0))
 
     def solve(
         self, residual: Tensor | None, gradient: Tensor | None, log: GradientLog, *, closes: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -19,9 +20,15 @@ from deconv_cli.diagnostics.conditioning import (
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.noise_level import least_noise_level
 from deconv_cli.diagnostics.residual import border_profile, summarize_residual
-from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests, check_residual, measure_noise_ratio
+from deconv_cli.diagnostics.residual_tests import (
+    EXCESS,
+    ResidualTests,
+    check_residual,
+    measure_noise_ratio,
+    measure_rise,
+)
 from deconv_cli.diagnostics.spectra import FadedImages
-from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
+from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, TorusModes, torus_modes
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.kernels.bead_psf import OF_POINTS, kurtosis
 from deconv_cli.kernels.blind.blurred_picture import describe_alignment
@@ -51,11 +58,15 @@ from deconv_cli.workflows.trust import (
     FAR_ABOVE_NOISE,
     FAR_FOR_PHOTO,
     MAX_CLIPPED_SHARE,
+    Doubt,
+    DoubtReason,
     looks_rectified,
     measure_clipping,
     measure_scale,
 )
 
+LEAST_SIDE_OF_RISE = 96
+"""Samples along each axis of a picture in which the power at low frequencies is measured well enough."""
 _OF_BLUR = 0.9
 """Least sum of the taps of a blur, in parts of the sum of their sizes."""
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
@@ -166,6 +177,10 @@ def measure(
             is_boundary_free=operator.boundary.is_unknown,
         )
         result = replace(result, residual_tests=tests)
+        if is_picture and choice is not None and kernel.n_axes > 1 and min(size) >= LEAST_SIDE_OF_RISE:
+            modes = mode_bands_of(estimator).modes
+            if result.image.shape[-kernel.n_axes :] == size:
+                result = replace(result, rise=measure_rise(result.image.detach(), faded, modes))
     model = settings.noise if isinstance(settings.noise, NoiseModel) else NoiseModel(settings.noise_sigma)
     ratio, drowns = measure_noise_ratio(unexplained, faded, mode_bands_of(estimator), solution.value.detach(), model)
     if choice is not None and not drowns:
@@ -234,8 +249,8 @@ def examine_picture(
     """Test the light, the range and the alignment of a picture; `data` are in light if the blur acted there."""
     curve, metadata = resolution.tone_curve, resolution.metadata
     if resolution.chooses_lambda and metadata.tone_curve is not None and metadata.convolution is None:
-        found = caution_light(stored, kernel, metadata.tone_curve, is_light=curve is not None)
-        result = replace(result, light_caution=found)
+        light = caution_light(stored, kernel, metadata.tone_curve, is_light=curve is not None)
+        result = replace(result, light_caution=light)
     limits = limits_of(stored, metadata.sample_type)
     if limits is not None:
         image, sigma = result.image.detach(), result.settings.noise_sigma
@@ -246,10 +261,12 @@ def examine_picture(
     is_one = stored.ndim == kernel.n_axes + 1 or len(stored) == 1
     if resolution.tests_alignment and is_one and not result.is_off_at_frame:
         taps = kernel.taps[0, 0].detach().cpu()
-        sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)
+        found, is_clear = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)
+        if is_clear:
+            result = replace(result, kernel_doubt=Doubt(DoubtReason.GIVEN_KERNEL, found[0]))
         # Under a kernel of another size neither light is whiter for its own sake.
-        caution = None if sentences else result.light_caution
-        result = replace(result, notes=(*result.notes, *sentences), light_caution=caution)
+        caution = None if found else result.light_caution
+        result = replace(result, notes=(*result.notes, *(() if is_clear else found)), light_caution=caution)
     return result
 
 
@@ -312,15 +329,17 @@ def diagnose(
     modes = torus_modes(taps, image_size)
     of_data = modes if data_size == image_size else torus_modes(taps, data_size)
     conditioning = measure_conditioning(modes, as_filter)
-    spectra = [FadedImages.of(images, n_axes).spectrum for images in (outputs, estimate)]
-    if problem.operator.boundary.is_periodic and image_size == data_size:
-        spectra = [modes.transformed(images) for images in (outputs, estimate)]
-    threshold = conditioning.threshold
+    is_on_torus = problem.operator.boundary.is_periodic and image_size == data_size
+
+    def null_share(modes: TorusModes, images: Tensor, coefficients: Callable[[Tensor], Tensor]) -> float:
+        spectrum = modes.transformed(images) if is_on_torus else FadedImages.of(images, n_axes).spectrum
+        return modes.null_share(coefficients(spectrum), spectrum, conditioning.threshold)
+
     return Diagnosis(
         residual=inverse.kernel.join(residual),
         conditioning=conditioning,
-        null_share_of_data=of_data.null_share(of_data.of_outputs(spectra[0]), spectra[0], threshold),
-        null_share_of_estimate=modes.null_share(modes.of_inputs(spectra[1]), spectra[1], threshold),
+        null_share_of_data=null_share(of_data, outputs, of_data.of_outputs),
+        null_share_of_estimate=null_share(modes, estimate, modes.of_inputs),
         resolution=None if has_phases else measure_resolution(taps, image_size, as_filter),
         tests=result.residual_tests
         or check_residual(

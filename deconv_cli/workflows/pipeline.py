@@ -304,7 +304,6 @@ class Pipeline:
         if curve is not None:
             result = replace(result, image=curve.to_light(result.image, n_axes), tone_curve=None)
         data, inverse, quadratic = y.to(result.image.dtype), self.inverse, result.quadratic
-        return_freed_memory()
         if inverse is None and result.settings.is_linear:
             _, kernel, size = self._arrange(y, result.settings)
             inverse = PseudoInverse(kernel, size, replace(result.settings, noise=None))
@@ -315,6 +314,7 @@ class Pipeline:
             _, kernel, size = self._arrange(y, settings)
             inverse = self._built.find(kernel, size, settings)
         found = diagnose(inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
+        return_freed_memory()
         tests = None if quadratic is None else quadratic.residual_tests
         return found if tests is None else replace(found, tests=replace(found.tests, finding=tests.finding))
 

@@ -67,7 +67,8 @@ class Reconstruction(ShownInNotebook):
         quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.
         finest: size in pixels of the finest detail in it: finer detail of the image comes from its prior.
         actual_error: the root mean square error in stored values, if the truth is known.
-        kernel_doubt: why the kernel that was found in the picture is probably wrong; else `None`.
+        kernel_doubt: why the kernel is probably wrong, if the picture itself shows it; else `None`.
+        rise: the share of the estimate's power in weakened frequencies that exceed lower ones; see `measure_rise`.
         light_caution: a sentence if the convolution seems to have acted on other light than assumed.
         noise_found: the standard deviation of the noise that a diagnosis found; `None` if it found none.
         notes: notes on the settings, a sentence each.
@@ -99,7 +100,8 @@ class Reconstruction(ShownInNotebook):
     quadratic: Reconstruction | None = None
     finest: float | None = None
     actual_error: float | None = None
-    kernel_doubt: str | None = None
+    kernel_doubt: Doubt | None = None
+    rise: float = 0.0
     light_caution: str | None = None
     noise_found: float | None = None
     notes: tuple[str, ...] = ()
@@ -260,7 +262,7 @@ class Reconstruction(ShownInNotebook):
 
 def _find_doubts(result: Reconstruction) -> list[Doubt]:
     """List the reasons not to trust a result; those of channels that were restored one by one name the channels."""
-    channels, found = result.channels, trust.doubt_solver(result.solution)
+    channels, found = result.channels, trust.doubt_solver(result.solution, result.settings.objective)
     is_quadratic_light = result.settings.defaults is InputKind.PICTURE and result.settings.objective == "quadratic"
     if channels:
         of_channels = [(n, doubt) for n, channel in enumerate(channels, start=1) for doubt in channel.doubts]
@@ -279,8 +281,10 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
             advice = trust.LIGHT_WITHOUT_NOISE if is_quadratic_light and choice.is_of_no_noise else ""
             found.append(Doubt(DoubtReason.LAMBDA, f"{choice.failure}{advice}"))
         found += [*_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
+        if result.rise > trust.MAX_RISE:
+            found.append(Doubt(DoubtReason.GIVEN_KERNEL, trust.RISEN))
     if result.kernel_doubt is not None:
-        found.append(Doubt(DoubtReason.KERNEL, result.kernel_doubt))
+        found.append(result.kernel_doubt)
     # What is written may have another range than the data of a channel had.
     is_of_noise = any(part.noise_between for part in channels or (result,))
     is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}

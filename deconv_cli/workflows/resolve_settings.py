@@ -34,6 +34,7 @@ _OVERRULED = (
     "the picture looks like a photograph, but a given setting belongs to the quadratic prior, so this prior is used; "
     "prior=photo restores photographs better"
 )
+AS_TENSOR = 'defaults="tensor" treats it as a tensor'
 _MEASURED = (
     "a picture of 16 bits counts as a measurement, so the restoration invents no detail; prior=photo restores it as a "
     "photograph, which may look sharper"
@@ -207,9 +208,14 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         )
     layer = settings.layer_over(PLAIN if recorded is None else recorded.layer)
     kernel = kernel.with_layer(layer)
-    kind, is_picture = settings.defaults, settings.defaults is InputKind.PICTURE
+    counts_light = settings.defaults is None and settings.method == "richardson-lucy"
+    kind = InputKind.PICTURE if counts_light else settings.defaults or InputKind.TENSOR
+    is_picture = kind is InputKind.PICTURE
     noise = settings.noise if settings.noise is not None else default_noise(kind)
     notes = [*metadata.kernel_notes]
+    if counts_light and layer.is_plain:
+        what = "signal that was measured" if kernel.n_axes == 1 else "picture"
+        notes.append(f"the array is treated as a {what}, since Richardson–Lucy counts light; {AS_TENSOR}")
     if not layer.is_plain:
         # The outputs of a stride or of groups are no samples of a scene, whose spectrum separates noise from detail.
         if settings.noise == "auto":

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from blurred_pictures import sharp_picture
 from PIL import Image
 
 import deconv_cli
@@ -171,3 +172,16 @@ def test_a_kernel_that_does_not_fit_is_refused_before_the_format_of_the_output(r
     np.save(tmp_path / "k.npy", np.ones((3, 5, 3, 3), np.float32))
     words = ["invert", tmp_path / "y.npy", "-k", tmp_path / "k.npy", "-o", tmp_path / "x.png"]
     refuses(*words, code=ExitCode.INPUT_REFUSED, says="gives 3 channels, but the image of 20×20 samples has 7")
+
+
+@pytest.mark.parametrize("noise", [1e-4, 1e-3])
+def test_a_kernel_that_is_too_wide_for_a_picture_with_little_noise_is_doubted(deconv, tmp_path, noise):
+    sharp = sharp_picture("camera").double() / 255
+    blurred = deconv_cli.forward(sharp, make_kernel("gaussian:2"), padding="valid")[0]
+    noise = noise * torch.randn(blurred.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    np.save(tmp_path / "y.npy", (blurred + noise).float().numpy())
+    words = ["invert", tmp_path / "y.npy", "-o", tmp_path / "x.npy", "--force", "--json", "-k"]
+    assert deconv(*words, "gaussian:2").report["doubts"] == []
+    wrong = deconv(*words, "gaussian:3", expect=ExitCode.UNTRUSTWORTHY).report["doubts"]
+    assert any("the kernel is probably too wide" in doubt["sentence"] for doubt in wrong)
+    assert {doubt["reason"] for doubt in wrong} == {"kernel"}

@@ -237,7 +237,8 @@ def test_a_dry_run_reads_the_array_that_is_chosen(deconv, gentle, tmp_path):
     for name in ("a", "b"):
         np.savez(tmp_path / "in" / f"{name}.npz", one=np.ones((64, 64)), two=np.ones(2))
     words = ["invert", tmp_path / "in", "-k", gentle, "-o", tmp_path / "out", "--dry-run", "--json"]
-    plan, chosen = (deconv(*words, *more).report["planned"] for more in ((), ("--tensor", "one")))
+    plan = deconv(*words, expect=ExitCode.INPUT_REFUSED).report["planned"]
+    chosen = deconv(*words, "--tensor", "one").report["planned"]
     assert plan[0]["fault"].endswith("choose with --tensor NAME.")
     assert [one["fault"] for one in chosen] == [None, None]
 
@@ -254,11 +255,11 @@ def test_a_dry_run_of_a_folder_lists_its_files(deconv, gray, gentle, tmp_path):
     assert second == f"{tmp_path / 'in/b.png'} → {tmp_path / 'out/b.png'} (exists already)"
     assert not (tmp_path / "out" / "a.png").exists()
     (tmp_path / "in" / "b.png").write_bytes(b"no picture")
-    plan = deconv(*words, "--dry-run", "--json").report
+    plan = deconv(*words, "--dry-run", "--json", expect=ExitCode.UNTRUSTWORTHY).report
     assert [one["exists"] for one in plan["planned"]] == [False, True]
     assert [one["fault"] is None for one in plan["planned"]] == [True, False]
     assert (plan["dry_run"], plan["plan"], plan["expected_time_s"]) == (True, None, None)
-    broken = deconv(*words, "--dry-run").stdout.splitlines()[1]
+    broken = deconv(*words, "--dry-run", expect=ExitCode.UNTRUSTWORTHY).stdout.splitlines()[1]
     assert broken.startswith("cannot be restored: ")
     assert "b.png' is not a supported file" in broken
     (tmp_path / "out" / "a.png").touch()
@@ -267,3 +268,4 @@ def test_a_dry_run_of_a_folder_lists_its_files(deconv, gray, gentle, tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / "in" / name).write_bytes(b"no picture")
     assert "--skip-existing" not in deconv(*words, expect=ExitCode.INPUT_REFUSED).stderr
+    deconv(*words, "--dry-run", expect=ExitCode.INPUT_REFUSED)

@@ -200,8 +200,8 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
     anything = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
     right = deconv("invert", tmp_path / "photo.png", "-k", tmp_path / "right.npy", *shared, expect=anything).report
     wrong = deconv("invert", tmp_path / "photo.png", "-k", tmp_path / "wrong.npy", *shared, expect=anything).report
-    assert not any("fits the kernel better" in note for note in right["notes"])
-    assert any("fits the kernel better if it is transposed" in note for note in wrong["notes"])
+    assert not any("fits the kernel better" in doubt["sentence"] for doubt in right["doubts"])
+    assert any("fits the kernel better if it is transposed" in doubt["sentence"] for doubt in wrong["doubts"])
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.workflows.library import invert
 from deconv_cli.workflows.measurement import diagnose
 from deconv_cli.workflows.pipeline import Pipeline
+from deconv_cli.workflows.trust import MAX_RISE, RISEN
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 CROP = 40
@@ -168,3 +170,16 @@ def test_a_bias_is_no_residual():
     plain = examined(y, taps)
     assert shifted.interior_rms == pytest.approx(plain.interior_rms, rel=1e-6)
     assert shifted.finding is plain.finding
+
+
+@pytest.mark.parametrize(("given", "is_wrong"), [("disk:3", False), ("disk:5", True)])
+def test_an_estimate_that_rises_where_the_kernel_is_weak_is_doubted(given, is_wrong):
+    result = invert(photograph(KERNELS["disk"], 0.05), make_kernel(given), defaults="picture")
+    assert (result.rise > MAX_RISE) is is_wrong
+    assert (RISEN in [doubt.sentence for doubt in result.doubts]) is is_wrong
+
+
+def test_lines_that_repeat_do_not_speak_against_their_kernel():
+    y = photograph(KERNELS["disk"], 0.05)
+    y = y + 40 * (torch.arange(y.shape[-1]) * (2 * torch.pi / 9)).cos()
+    assert invert(y, KERNELS["disk"], defaults="picture").rise < MAX_RISE

@@ -72,7 +72,7 @@ def test_no_factor_is_advised_for_a_kernel_of_quite_another_size(given, true):
     blurred = blurred_picture("camera", make_kernel(true))
     found = deconv_cli.align_kernel(make_kernel(given), blurred, tone_curve=CURVE)
     assert found.changes == ("of quite another size or shape",)
-    (sentence,) = describe_alignment(make_kernel(given), blurred, tone_curve=CURVE)
+    (sentence,), _ = describe_alignment(make_kernel(given), blurred, tone_curve=CURVE)
     assert sentence.startswith("the kernel is of quite another size or shape than the blur of the picture")
     assert sentence.endswith("find the blur in the picture with deconv kernel estimate")
 
@@ -80,10 +80,10 @@ def test_no_factor_is_advised_for_a_kernel_of_quite_another_size(given, true):
 def test_a_kernel_of_another_shape_is_named():
     """No turn or size of a straight motion makes a disk."""
     blurred = blurred_picture("camera", make_kernel("disk:4"))
-    (sentence,) = describe_alignment(make_kernel("motion:9@0"), blurred, tone_curve=CURVE)
+    (sentence,), _ = describe_alignment(make_kernel("motion:9@0"), blurred, tone_curve=CURVE)
     assert sentence.startswith("the kernel is of quite another size or shape")
-    assert describe_alignment(make_kernel("disk:4"), blurred, tone_curve=CURVE) == ()
-    (sentence,) = describe_alignment(make_kernel("disk:5.3"), blurred, tone_curve=CURVE)
+    assert describe_alignment(make_kernel("disk:4"), blurred, tone_curve=CURVE) == ((), False)
+    (sentence,), _ = describe_alignment(make_kernel("disk:5.3"), blurred, tone_curve=CURVE)
     assert "if it is scaled by 0.8" in sentence  # not of another shape, though 0.75 is between two scales
 
 
@@ -91,14 +91,14 @@ def test_only_a_wrong_kernel_is_accused_beside_saturated_pixels():
     """Of the spectrum of the whole picture, the right kernel is not the likeliest one."""
     blurred = blurred_picture("astronaut", make_kernel("disk:3.3"), exposure=1.6)
     said = [describe_alignment(make_kernel(kernel), blurred, tone_curve=CURVE) for kernel in ("disk:3.3", "disk:4.2")]
-    assert said[0] == ()
-    assert "if it is scaled by 0.8" in said[1][0]
+    assert said[0] == ((), False)
+    assert "if it is scaled by 0.8" in said[1][0][0]
 
 
 def test_the_change_is_read_far_from_saturated_pixels():
     """The spectrum of the whole picture calls a kernel that is too narrow too wide."""
     blurred = blurred_picture("astronaut", make_kernel("disk:4"), exposure=2.2)
-    (sentence,) = describe_alignment(make_kernel("disk:3.3"), blurred, tone_curve=CURVE)
+    (sentence,), _ = describe_alignment(make_kernel("disk:3.3"), blurred, tone_curve=CURVE)
     assert "if it is scaled by 1.11" in sentence
 
 
@@ -107,6 +107,18 @@ def test_what_fits_is_left_alone():
     found = deconv_cli.align_kernel(kernel, blurred_picture("camera", kernel), tone_curve=CURVE)
     assert (found.changes, found.evidence) == ((), 0.0)
     assert torch.equal(found.taps, kernel)
+
+
+def test_the_window_of_a_spectrum_without_noise_does_not_make_a_kernel_too_wide():
+    """The data are exact, so that at most frequencies the spectrum shows what the window brings from low ones."""
+    exact = deconv_cli.forward(sharp_picture("camera").double(), make_kernel("gaussian:2"), padding="valid")
+    assert deconv_cli.align_kernel(make_kernel("gaussian:2"), exact).changes == ()
+    assert describe_alignment(make_kernel("gaussian:2"), exact) == ((), False)
+    (sentence,), is_clear = describe_alignment(make_kernel("gaussian:4"), exact)
+    assert "scaled by 0." in sentence
+    assert is_clear
+    (sentence,), is_clear = describe_alignment(make_kernel("gaussian:1.4"), exact)
+    assert not is_clear  # a kernel that is too small does less harm
 
 
 def test_refusals():
@@ -140,4 +152,4 @@ def test_stars_do_not_speak_against_a_kernel():
     stars[0, places[:, 0], places[:, 1]] = 10 ** (3 + 1.5 * torch.rand(60, generator=random))
     kernel = make_kernel("moffat:4@2.8")
     y = torch.poisson(deconv_cli.forward(stars, kernel, padding="same", boundary="zero") + 50, generator=random)
-    assert describe_alignment(kernel, y) == ()
+    assert describe_alignment(kernel, y) == ((), False)

@@ -50,6 +50,7 @@ def test_planes_and_blocks_agree_with_a_batch():
 
 def test_fast_sizes():
     assert [next_fast_size(n) for n in (1, 7, 11, 13, 33, 121, 2017, 4097)] == [1, 7, 12, 14, 36, 128, 2100, 4116]
+    assert [next_fast_size(n, by_parts=True) for n in (11, 1023, 2017, 4097)] == [12, 1024, 2048, 4116]
 
 
 TORI = [(6, 7), (1, 8), (4, 5, 6), (5, 4, 3), (3, 2, 4, 5)]

@@ -24,6 +24,12 @@ def stars(channels=1, noise=0.0, size=(24, 22)):
     return x, y + noise * random(tuple(y.shape), seed=2).float()
 
 
+def test_a_nonnegative_estimate_that_does_not_finish_names_another_method():
+    y = torch.rand(1, 20, 20, generator=torch.Generator().manual_seed(0))
+    result = deconv_cli.invert(y, KERNEL, lam=1e-6, nonnegative=True, max_iterations=1)
+    assert result.doubts[0].sentence.endswith('method="richardson-lucy" is faster, and often better')
+
+
 def test_nonnegative_is_nearer_to_stars_and_says_what_it_minimized():
     x, y = stars(channels=3, noise=0.02)
     free = deconv_cli.invert(y, KERNEL, lam=1e-3)

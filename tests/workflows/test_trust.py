@@ -295,7 +295,7 @@ def test_a_photograph_restored_in_the_wrong_light_is_warned_of(kernel, light):
 
 @pytest.mark.parametrize("sentences", [(), ("the kernel is of quite another size",)])
 def test_a_kernel_of_another_size_is_named_instead_of_the_light(sentences, monkeypatch):
-    monkeypatch.setattr(measurement, "describe_alignment", lambda *_, **__: sentences)
+    monkeypatch.setattr(measurement, "describe_alignment", lambda *_, **__: (sentences, False))
     y, kernel = stored_scene("disk:3.7", "linear"), make_kernel("disk:3.7")
     options = {"defaults": "picture", "tone_curve": ToneCurve.srgb(255.0), "prior": "quadratic", "light": "stored"}
     result = deconv_cli.invert(y, kernel, **options)
@@ -320,6 +320,7 @@ def test_light_without_noise_gets_the_least_lambda_and_advice_that_helps():
         "the data hold no noise that λ could be chosen by, so the least λ, 1e-09, was used"
     )
     assert 'method="richardson-lucy" or nonnegative=True' in doubt.sentence
+    assert result.reasons.lam.startswith("at the lower limit, chosen by")
     assert not any("no noise" in caution for caution in result.cautions)
 
 

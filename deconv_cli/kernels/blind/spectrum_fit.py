@@ -71,6 +71,9 @@ _CONVERGED = 1e-3
 _HOPELESS = 1e5
 """Damping at which no step leads further."""
 _BATCH = 128
+_LEAKAGE = 1e-10
+"""Power in a cell, in parts of the strongest, below which the Hann window brings more from low frequencies than is
+there. Of five pictures without noise, a right Gaussian of σ 2 or 3 seemed 10 to 30 % too wide from such cells."""
 _NO_DETAIL = 1e-15
 """Power that rounding leaves of a constant picture."""
 
@@ -96,7 +99,7 @@ class _Problem:
         # Neighboring pieces share half of their pixels, and pixels near their edges count little.
         n_samples = grid.counts * max(1.0, 0.5 * spectrum.n_pieces)
         weights = spectrum.reliance * _TEMPER / (1 / n_samples + _SCENE_VARIANCE)
-        used = weights > 0
+        used = (weights > 0) & (spectrum.power > _LEAKAGE * spectrum.power.max())
         if not bool(used.any()) or float(spectrum.power.max()) < _NO_DETAIL:
             raise MalformedInputError(
                 "the picture holds no detail that shows a blur: it is flat, or compression removed its detail; give "
