@@ -54,8 +54,8 @@ class BorderSystem:
         self._groups = [BandGroup(n, side, like, sign) if side else None for n, side, sign in sides]
         # Ones in the band of columns, zeros where each of its lines crosses the rows: (N1, w2·C).
         firsts = [kind.rows.first for n, side, _ in sides for kind in side for _ in range(n * kind.columns.width)]
-        places = torch.arange(n1, device=like.device)[:, None]
-        self.outside_rows = (places < torch.tensor(firsts, device=like.device)).to(like.dtype)
+        pixels = torch.arange(n1, device=like.device)[:, None]
+        self.outside_rows = (pixels < torch.tensor(firsts, device=like.device)).to(like.dtype)
 
     @property
     def has_ties(self) -> bool:
