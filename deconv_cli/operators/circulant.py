@@ -171,7 +171,7 @@ class BlockCirculant(LinearOperator):
 
 def multiply_lines(blocks: Tensor, lines: Tensor) -> Tensor:
     """Multiply one small matrix at each position of a line: `(F, a, b)` by `(*batch, b, F)` gives `(*batch, a, F)`."""
-    columns = lines.reshape(-1, *lines.shape[-2:]).permute(2, 1, 0)
+    columns = lines.reshape(math.prod(lines.shape[:-2]), *lines.shape[-2:]).permute(2, 1, 0)
     # Contiguous, since torch's batched product of complex matrices is up to a hundred times slower otherwise.
     product = torch.bmm(blocks, columns.contiguous())
     return product.permute(2, 1, 0).reshape(*lines.shape[:-2], blocks.shape[-2], lines.shape[-1])
@@ -180,7 +180,7 @@ def multiply_lines(blocks: Tensor, lines: Tensor) -> Tensor:
 def multiply_lines_adjoint(blocks: Tensor, lines: Tensor) -> Tensor:
     """Multiply by the conjugate transposes: `(F, a, b)` and `(*batch, a, F)` give `(*batch, b, F)`."""
     # vᴴK is the conjugate of Kᴴv, and reads the blocks as they lie: to transpose them would copy them all.
-    rows = lines.reshape(-1, *lines.shape[-2:]).permute(2, 0, 1).conj().resolve_conj()
+    rows = lines.reshape(math.prod(lines.shape[:-2]), *lines.shape[-2:]).permute(2, 0, 1).conj().resolve_conj()
     product = torch.bmm(rows.contiguous(), blocks).conj().resolve_conj()
     return product.permute(1, 2, 0).reshape(*lines.shape[:-2], blocks.shape[-1], lines.shape[-1])
 

@@ -19,9 +19,7 @@ on Image Processing 14, 2005) for a single channel and an unknown border; the re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,41 +28,13 @@ from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import (
-    Band,
-    BandGroup,
-    BandSpectrum,
-    coupling,
-    invert_lines,
-    outside,
-    read_bands,
-    solve_lines,
-)
+from deconv_cli.solvers.bands import BandGroup, BandSpectrum, Unknowns, coupling, outside
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem
 
-Part = list[Tensor]
-"""The rows, or the columns, of every kind of unknowns, in the order of `BorderSystem.kinds`."""
 Spectra = tuple[BandSpectrum | None, BandSpectrum | None]
 """What is added to the outputs and to the inputs; `None` for nothing."""
-
-
-@dataclass(frozen=True)
-class Unknowns:
-    """One kind of unknowns: outputs, differences, or the multipliers of tied pixels.
-
-    Attributes:
-        kind: which.
-        group: where they are.
-        down: factor of the rows of their symbol, shape `(N1, 1)`: √μ l for differences, −1 for ties.
-        across: factor of its columns, shape `(N2 // 2 + 1,)`.
-    """
-
-    kind: Literal["outputs", "differences", "ties"]
-    group: BandGroup
-    down: Tensor
-    across: Tensor
 
 
 class BorderSystem:
@@ -73,15 +43,19 @@ class BorderSystem:
     def __init__(
         self, places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
     ) -> None:
-        self.kinds = _list_unknowns(places, blocks, boundary, penalty, weight)
-        n1, n_half, *channels = blocks.estimate.shape
-        parts = parts_of(n1, n_half * max(channels), blocks.estimate.device)
+        self.kinds = kinds = _list_unknowns(places, blocks, boundary, penalty, weight)
+        n1, n_half, n_inputs, n_outputs = blocks.estimate.shape
+        parts = parts_of(n1, n_half * max(n_inputs, n_outputs), blocks.estimate.device)
         self._parts = [RowBlocks(blocks, part) for part in parts]
-
-    @property
-    def groups(self) -> list[BandGroup]:
-        """The places of each kind of unknowns."""
-        return [kind.group for kind in self.kinds]
+        like = blocks.estimate.real.new_empty(0)
+        outputs = [kind for kind in kinds if kind.kind == "outputs"]
+        sides = (n_outputs, outputs, 1.0), (n_inputs, kinds[len(outputs) :], -1.0)
+        # Of outputs and of inputs.
+        self._groups = [BandGroup(n, side, like, sign) if side else None for n, side, sign in sides]
+        # Ones in the band of columns, zeros where each of its lines crosses the rows: (N1, w2·C).
+        firsts = [kind.rows.first for n, side, _ in sides for kind in side for _ in range(n * kind.columns.width)]
+        pixels = torch.arange(n1, device=like.device)[:, None]
+        self.outside_rows = (pixels < torch.tensor(firsts, device=like.device)).to(like.dtype)
 
     @property
     def has_ties(self) -> bool:
@@ -93,25 +67,27 @@ class BorderSystem:
         """Whether conjugate gradients can solve it: pixels are not tied, or nothing else is unknown."""
         return not self.has_ties or len(self.kinds) == 1
 
-    def spectra(self, rows: Part | None, columns: Part | None, given: Spectra = (None, None)) -> Spectra:
+    def spectra(self, rows: Tensor | None, columns: Tensor | None, given: Spectra = (None, None)) -> Spectra:
         """Transform unknowns to u, which is added to the outputs, and √μ Σ l̄_j q_j − Wν, which is added to the inputs.
+
+        The lines of `bands.BandGroup` of all kinds are one tensor for the rows and one for the columns.
 
         Returns:
             Their sums with `given`, which are whole.
         """
-        nothing: list[Tensor | None] = [None] * len(self.kinds)
-        (to_outputs, inputs), to_inputs = given, []
-        for kind, *bands in zip(self.kinds, rows or nothing, columns or nothing, strict=True):
-            if kind.kind == "outputs":
-                whole = None if to_outputs is None else to_outputs.whole
-                to_outputs = BandSpectrum(whole, *kind.group.factors(*bands))
-            else:
-                to_inputs.append(kind.group.factors(*(None if band is None else -band for band in bands)))
-        if not to_inputs:
-            return to_outputs, inputs
-        left, right = zip(*to_inputs, strict=True)
-        whole = None if inputs is None else inputs.whole
-        return to_outputs, BandSpectrum(whole, torch.cat(left, dim=-1), torch.cat(right, dim=-2))
+        found = list(given)
+        for side, (group, *bands) in enumerate(
+            zip(self._groups, self._split(rows, 0), self._split(columns, 1), strict=True)
+        ):
+            if group is not None:
+                added = given[side]
+                found[side] = BandSpectrum(None if added is None else added.whole, *group.factors(*bands))
+        return found[0], found[1]
+
+    def _split(self, lines: Tensor | None, axis: int) -> Sequence[Tensor | None]:
+        if lines is None:
+            return None, None
+        return lines.split([0 if group is None else group.n_lines[axis] for group in self._groups], dim=-1)
 
     def image(self, spectra: Spectra) -> Tensor:
         """Compute the spectrum of z = P·outputs + N·inputs."""
@@ -121,27 +97,29 @@ class BorderSystem:
         """Compute the spectrum of M·outputs − Pᴴ·inputs."""
         return torch.cat([rows.defect(*rows.at(spectra)) for rows in self._parts], dim=-2)
 
-    def read(
-        self, spectra: Spectra, own: Part | None = None, *, rows: bool = True, columns: bool = True
-    ) -> tuple[Part, Part]:
-        """Evaluate the system's left-hand side in the wanted bands, for spectra of right-hand sides or unknowns.
-
-        `own` are the unknowns in the columns, by default zero; those in the rows are zero where rows are wanted. A band
-        that is not wanted gives an empty list.
-        """
-        found = read_bands(self.groups, self._left_sides(spectra), rows=rows, columns=columns)
-        for kind, values, added in zip(self.kinds, found[1], own or [], strict=False):
-            if kind.kind == "differences":
-                values += added
-        return found
-
-    def _left_sides(self, spectra: Spectra) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Compute the spectrum that each kind is read from, some rows at a time."""
-        of_outputs = [kind.kind == "outputs" for kind in self.kinds]
+    def read(self, spectra: Spectra, axes: Sequence[int] = (0, 1)) -> list[Tensor]:
+        """Evaluate the left-hand side in the band of rows, axis 0, and in that of columns, axis 1."""
+        # A spectrum is made some rows at a time, and summed up while these are in the cache.
+        sums: list[list[list[Tensor]]] = [[[] for _ in axes] for _ in self._groups]
         for rows in self._parts:
             given = rows.at(spectra)
-            sides = {is_one: (rows.defect if is_one else rows.image)(*given) for is_one in set(of_outputs)}
-            yield rows.part, [sides[is_one] for is_one in of_outputs]
+            for group, compute, found in zip(self._groups, (rows.defect, rows.image), sums, strict=True):
+                if group is not None:
+                    side = compute(*given)
+                    for axis, of_parts in zip(axes, found, strict=True):
+                        of_parts.append(group.sum(side, rows.part, axis))
+        groups = [(group, found) for group, found in zip(self._groups, sums, strict=True) if group is not None]
+        return [
+            torch.cat([group.read(found[place], axis) for group, found in groups], dim=-1)
+            for place, axis in enumerate(axes)
+        ]
+
+    def couple(self, lines: Tensor, axis: int) -> Tensor:
+        """Evaluate the left-hand side in the band of rows, axis 0, for unknowns in the columns; for axis 1 reversed.
+
+        Where the bands cross it lacks the differences themselves: the unknowns in the columns are zero there.
+        """
+        return self.read(self.spectra(None, lines) if axis == 0 else self.spectra(lines, None), (axis,))[0]
 
 
 class RowBlocks:
@@ -175,53 +153,28 @@ class RowBlocks:
         return defect if inputs is None else self._estimate.add_product(defect, inputs, adjoint=True, sign=-1.0)
 
 
-class BandSolver:
-    """The inverse of the system on a closed band, of rows for axis 0 or columns for axis 1, for all kinds of unknowns.
+def band_matrix(kinds: Sequence[Unknowns], blocks: TorusBlocks, axis: int) -> Tensor:
+    """Write out the system on the closed band of rows, axis 0, or of columns, axis 1, for all kinds of unknowns.
 
     At each frequency along the band it is one small matrix, whose entries are sums of P, M and N over the frequencies
-    of the other axis.
+    of the other axis: shape `(frequencies of the line, r, r)`, kinds in their order.
     """
-
-    def __init__(self, system: BorderSystem, blocks: TorusBlocks, axis: int) -> None:
-        self._groups = system.groups
-        self._axis = axis
-        self._inverse = invert_lines(self._matrix(system, blocks))
-
-    def solve(self, part: Part) -> Part:
-        """Solve for right-hand sides on whole lines: `(*batch, C, w, N)`, or `(*batch, C, N, w)` for columns."""
-        # Lines of the band first, all channels of a line together.
-        lines = torch.cat(
-            [(v.transpose(-3, -2) if self._axis == 0 else v.movedim(-1, -3)).flatten(-3, -2) for v in part], dim=-2
-        )
-        lines = solve_lines(self._inverse, lines)
-        sizes = [group.n_channels * self._across(group).width for group in self._groups]
-        result = []
-        for values, group in zip(lines.split(sizes, dim=-2), self._groups, strict=True):
-            shaped = values.unflatten(-2, (self._across(group).width, group.n_channels))
-            result.append(shaped.transpose(-3, -2) if self._axis == 0 else shaped.movedim(-3, -1))
-        return result
-
-    def _across(self, group: BandGroup) -> Band:
-        return group.rows if self._axis == 0 else group.columns
-
-    def _matrix(self, system: BorderSystem, blocks: TorusBlocks) -> Tensor:
-        """Write the band's system out, shape `(frequencies of the line, r, r)`, kinds in their order."""
-        lower: list[list[Tensor]] = []
-        for first in system.kinds:
-            row = []
-            for second in system.kinds[: len(lower) + 1]:
-                down, across = first.down * second.down.conj(), first.across * second.across.conj()
-                values = blocks.estimate if second.kind == "outputs" else blocks.inputs
-                values = blocks.outputs if first.kind == "outputs" else values
-                to, source = self._across(first.group), self._across(second.group)
-                entry = coupling(to, source, values, down, across, self._axis)
-                row.append(entry if first.kind == "outputs" else -entry)
-            if first.kind == "differences":
-                row[-1].diagonal(dim1=-2, dim2=-1).add_(1.0)
-            lower.append(row)
-        n = len(lower)
-        full = [[lower[i][j] if j <= i else lower[j][i].mH for j in range(n)] for i in range(n)]
-        return torch.cat([torch.cat(row, dim=-1) for row in full], dim=-2)
+    lower: list[list[Tensor]] = []
+    for first in kinds:
+        row = []
+        for second in kinds[: len(lower) + 1]:
+            down, across = first.down * second.down.conj(), first.across * second.across.conj()
+            values = blocks.estimate if second.kind == "outputs" else blocks.inputs
+            values = blocks.outputs if first.kind == "outputs" else values
+            to, source = first.band(axis), second.band(axis)
+            entry = coupling(to, source, values, down, across, axis)
+            row.append(entry if first.kind == "outputs" else -entry)
+        if first.kind == "differences":
+            row[-1].diagonal(dim1=-2, dim2=-1).add_(1.0)
+        lower.append(row)
+    n = len(lower)
+    full = [[lower[i][j] if j <= i else lower[j][i].mH for j in range(n)] for i in range(n)]
+    return torch.cat([torch.cat(row, dim=-1) for row in full], dim=-2)
 
 
 def count_indefinite_unknowns(problem: TikhonovProblem) -> int:
@@ -237,7 +190,7 @@ def count_indefinite_unknowns(problem: TikhonovProblem) -> int:
     if not sizes:
         return 0
     sizes.append((problem.n_inputs, layout.image_size))
-    return sum(n_channels * height * (layout.torus[1] - width) for n_channels, (height, width) in sizes)
+    return sum(n_channels * layout.torus[0] * (layout.torus[1] - width) for n_channels, (_, width) in sizes)
 
 
 def _is_free_outside(boundary: BoundaryRule, penalty: PenaltyLike) -> bool:
@@ -254,22 +207,18 @@ def _list_unknowns(
     places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
 ) -> list[Unknowns]:
     """List missing outputs, differences that the torus has and the image has not, and tied pixels."""
-    torus, (n_inputs, n_outputs) = places.torus, blocks.estimate.shape[-2:]
-    like = blocks.estimate.real.new_empty(0)
-    one_down = blocks.estimate.new_ones(torus[0], 1)
-    one_across = blocks.estimate.new_ones(torus[1] // 2 + 1)
+    torus = places.torus
+    ones = blocks.estimate.new_ones(torus[0], 1), blocks.estimate.new_ones(torus[1] // 2 + 1)
     found = []
     if places.output_size != torus:
-        found.append(Unknowns("outputs", outside(n_outputs, places.output_size, torus, like), one_down, one_across))
+        found.append(outside("outputs", places.output_size, torus, ones))
     if weight > 0 and not _is_free_outside(boundary, penalty):
+        like = blocks.estimate.real
         for term in find_penalty(penalty).terms(len(torus)):
             observed = term.observed(places.image_size)
             if observed != torus:
                 down, across = term.symbol(torus, like.dtype, like.device)
-                down = weight**0.5 * down
-                group = outside(n_inputs, observed, torus, like, symbol=(-down, across))
-                found.append(Unknowns("differences", group, down, across))
+                found.append(outside("differences", observed, torus, (weight**0.5 * down, across)))
     if places.image_size != torus:
-        group = outside(n_inputs, places.image_size, torus, like, places.line_sources)
-        found.append(Unknowns("ties", group, -one_down, one_across))
+        found.append(outside("ties", places.image_size, torus, (-ones[0], ones[1]), places.line_sources))
     return found

@@ -96,8 +96,8 @@ class TorusEmbedding(TorusLayout):
         for (before, after), length, n in zip(pads, layout.image_size, n_more, strict=True):
             # Behind the image come the pixels after it, and then those before it.
             first, last = outside_positions(before, after, length, device)
-            position = torch.cat([last, last.new_zeros(n), first])
-            sources.append(boundary.sources(position, length) if boundary.copies_pixels else None)
+            copied = [boundary.sources(part, length) for part in (last, first)] if boundary.copies_pixels else None
+            sources.append(torch.cat([copied[0], last.new_zeros(n), copied[1]]) if copied else None)
         return cls(
             tuple(map(sum, zip(layout.torus, n_more, strict=True))),
             image_size,

@@ -17,12 +17,13 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import half_weights, norm
+from deconv_cli.operators.axes import half_weights
 from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.bands import BandGroup, invert_lines, outside, solve_lines
+from deconv_cli.solvers.bands import BandGroup, Unknowns, from_lines, invert_lines, multiply_lines, outside, to_lines
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
 from deconv_cli.vocabulary import Size
@@ -41,9 +42,11 @@ class SquareBorderSystem:
     def __init__(self, operator: Convolution) -> None:
         taps = operator.kernel.double()
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
-        self._outputs = outputs = outside(taps.shape[0], places.output_size, places.torus, taps)
-        self._ties = ties = outside(taps.shape[1], places.image_size, places.torus, taps, places.line_sources)
         estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
+        ones = estimate.new_ones(places.torus[0], 1), estimate.new_ones(places.torus[1] // 2 + 1)
+        outputs = outside("outputs", places.output_size, places.torus, ones)
+        ties = outside("ties", places.image_size, places.torus, ones, places.line_sources)
+        self._outputs, self._ties = (BandGroup(len(taps), [kind], taps) for kind in (outputs, ties))
         self._estimate = FrequencyBlocks(estimate)
         self._rows, schur = _eliminate_rows(outputs, ties, estimate)
         # LAPACK's matrices lie column by column: the transpose is factored.
@@ -62,49 +65,48 @@ class SquareBorderSystem:
     def _apply(self, field: Tensor, size: Size, *, transposed: bool) -> Tensor:
         """Solve for the unknowns that make the ties vanish; the transpose exchanges unknowns and ties."""
         unknowns, ties = (self._ties, self._outputs) if transposed else (self._outputs, self._ties)
+        matrices = self._rows.mH if transposed else self._rows
 
-        def invert(spectrum: Tensor) -> Tensor:
-            return self._estimate.multiply(spectrum, adjoint=transposed)
+        def invert(rows: Tensor | None, columns: Tensor | None) -> Tensor:
+            left, right = unknowns.factors(rows, columns)
+            return self._estimate.multiply(left @ right, adjoint=transposed)
+
+        def read(spectrum: Tensor, axis: int) -> Tensor:
+            return ties.read([ties.sum(spectrum, slice(None), axis)], axis)
 
         def solve(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-            """Solve D u = r, for r on the band of rows `(B, C, w1, N2)` and the rest of columns `(B, C, h, w2)`."""
-            first = self._solve_rows(rows, transposed=transposed)
-            columns = columns - ties.read_columns(invert(unknowns.spectrum(first, None)))
+            """Solve D u = r, for r and u in lines; where the bands cross, u is in the rows."""
+            first = multiply_lines(matrices, rows)
+            columns = columns - read(invert(first, None), 1)
             columns = self._solve_columns(columns, transposed=transposed)
-            coupled = ties.read_rows(invert(unknowns.spectrum(None, columns)))
-            return first - self._solve_rows(coupled, transposed=transposed), columns
+            return first - multiply_lines(matrices, read(invert(None, columns), 0)), columns
 
         torus = self._places.torus
         flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:]).double()
-        spectrum = invert(torch.fft.rfft2(flat, s=torus))
-        left = ties.read(spectrum)
+        spectrum = self._estimate.multiply(torch.fft.rfft2(flat, s=torus), adjoint=transposed)
+        left = read(spectrum, 0), read(spectrum, 1)
         goal = MAX_TIE_ULPS * torch.finfo(field.dtype).eps * _norm(left)
         for _ in range(MAX_CORRECTIONS):
             u = solve(-left[0], -left[1])
-            spectrum = invert(unknowns.spectrum(*u)).add_(spectrum)
-            left = ties.read(spectrum)
+            spectrum = invert(*u).add_(spectrum)
+            left = read(spectrum, 0), read(spectrum, 1)
             if synchronize.holds_everywhere(_norm(left) <= goal):
                 break
         restored = torch.fft.irfft2(spectrum, s=torus)[..., : size[0], : size[1]]
         return restored.to(field.dtype).reshape(field.shape)
 
-    def _solve_rows(self, rows: Tensor, *, transposed: bool) -> Tensor:
-        lines = rows.transpose(-3, -2).flatten(-3, -2)
-        solved = solve_lines(self._rows, lines, transposed=transposed)
-        return solved.unflatten(-2, (rows.shape[-2], rows.shape[-3])).transpose(-3, -2)
-
     def _solve_columns(self, columns: Tensor, *, transposed: bool) -> Tensor:
         if columns.numel() == 0:
             return columns
-        flat = columns.movedim(-1, -3).flatten(-3)  # lines of the band first, as in the rows
-        solved = torch.linalg.lu_solve(self._factors, self._pivots, flat.T, adjoint=not transposed).T
-        n_channels, height, width = columns.shape[-3:]
-        return solved.unflatten(-1, (width, n_channels, height)).movedim(-3, -1)
+        length, height = self._places.torus[0], self._places.output_size[0]
+        values = from_lines(columns, length)[:, :height].mT
+        solved = torch.linalg.lu_solve(self._factors, self._pivots, values.flatten(1).T, adjoint=not transposed).T
+        return to_lines(functional.pad(solved.reshape(values.shape).mT, (0, 0, 0, length - height)))
 
 
 def _norm(bands: tuple[Tensor, Tensor]) -> Tensor:
-    """Compute the norms of vectors on both bands, shape `(B,)`."""
-    return torch.hypot(*(norm(band, 3) for band in bands))
+    """Compute the norms of lines on both bands, shape `(B,)`."""
+    return torch.hypot(*(torch.linalg.vector_norm(band, dim=(-2, -1)) for band in bands))
 
 
 def _toeplitz(lags: Tensor, height: int) -> Tensor:
@@ -121,12 +123,12 @@ def _toeplitz(lags: Tensor, height: int) -> Tensor:
     return full.flatten(3).flatten(0, 2)
 
 
-def _eliminate_rows(outputs: BandGroup, ties: BandGroup, estimate: Tensor) -> tuple[Tensor, Tensor]:
+def _eliminate_rows(outputs: Unknowns, ties: Unknowns, estimate: Tensor) -> tuple[Tensor, Tensor]:
     """Compute D_rr⁻¹ at each frequency along the rows, shape `(n2 // 2 + 1, w1·C, w1·C)`, and S.
 
     S has the shape `(w2·C·h, w2·C·h)`: line by line, channel by channel, place by place.
     """
-    n1, n2 = outputs.torus
+    n1, n2 = outputs.rows.length, outputs.columns.length
     height, n_half, like = outputs.rows.first, n2 // 2 + 1, estimate.real
     # P from pixel to pixel of a column, at each frequency along the rows.
     lags = torch.fft.ifft(estimate, dim=0)

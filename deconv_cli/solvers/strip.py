@@ -1,10 +1,10 @@
 """The exact solution for any boundary and size, by an iteration on the unknowns of the border.
 
 The system of `border_system.py` has its unknowns in a band of rows and a band of columns, and FFTs along a band solve
-it exactly. The rows are eliminated, and the iteration runs on the rest of the columns, preconditioned by the closed
-band of columns. It only has to solve the crossing of the two bands, so the number of iterations does not grow with the
-image. The system is positive definite if only outputs and differences are unknown (conjugate gradients), and indefinite
-if pixels are tied as well (GMRES).
+it exactly. The rows are eliminated, and the iteration runs on the columns, preconditioned by the closed band of
+columns. It only has to solve the crossing of the two bands, so the number of iterations does not grow with the image.
+Where the bands cross, the unknowns are in the rows, and the columns are zero. The system is positive definite if only
+outputs and differences are unknown (conjugate gradients), and indefinite if pixels are tied as well (GMRES).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES, near_fast_size, to_float64, torus_symbol
@@ -24,8 +23,8 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.bands import BandSpectrum
-from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, Spectra, as_real, count_indefinite_unknowns
+from deconv_cli.solvers.bands import BandSpectrum, from_lines, invert_lines, multiply_lines, to_lines
+from deconv_cli.solvers.border_system import BorderSystem, Spectra, as_real, band_matrix, count_indefinite_unknowns
 from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
@@ -49,11 +48,11 @@ MAX_ENTRIES_AT_ONCE, N_FACTORED = 2**18, 5
 # iterations under mirrored pixels without it, 5 with 64 of them, 4 with 128 and 3 with 256.
 CROSSING = 128
 # The small image is used where the image is this many times as long, or twice that for a tiny λ, under which it
-# takes many iterations too.
-MIN_TIMES_CROSSING = 4
+# takes many iterations too. Where many pixels repeat the same one, the large image takes many without it.
+MIN_TIMES_CROSSING, MIN_TIMES_CROSSING_OF_REPEATED = 4, 2.5
 # Its system is solved to this power of the unit of rounding, since conjugate gradients want the same preconditioner
-# every time; GMRES does not, and a thousandth, which is about as much as the small image can know, does for it.
-CROSSING_ACCURACY, CROSSING_ACCURACY_OF_GMRES = 0.75, 1e-3
+# every time; GMRES does not, and this part, which is about as much as the small image can know, does for it.
+CROSSING_ACCURACY, CROSSING_ACCURACY_OF_GMRES = 0.75, 3e-3
 # Its system is solved to this part where an outer iteration corrects the rest.
 ROUGH_ACCURACY = 0.03
 # From this λ on that leaves less than a fiftieth under all boundaries; at 1e-4 it may leave all under mirrored pixels.
@@ -91,9 +90,10 @@ class StripSystem:
         blocks = _narrow_blocks(symbol, problem.lam, penalty, self._dtype, covers_inputs=places.covers_inputs(symbol))
         self._system = system = BorderSystem(places, blocks, operator.boundary, problem.penalty, problem.lam)
         if system.kinds:
-            self._rows = BandSolver(system, blocks, axis=0)
-            self._columns = BandSolver(system, blocks, axis=1)
-        self._crossing = _crossing(problem, n_more)
+            self._columns = band_matrix(system.kinds, blocks, axis=1)
+            # The inverses on the closed band of rows and on that of columns.
+            self._closed = invert_lines(band_matrix(system.kinds, blocks, axis=0)), invert_lines(self._columns)
+        self._crossing = _crossing(problem, n_more, places)
         self._lam = problem.lam
 
     def solve(
@@ -132,53 +132,53 @@ class StripSystem:
         if self._crossing is None or not self._system.kinds or self._lam < ROUGH_LAMBDA:
             return self.solve(None, gradient, log)
         given = None, BandSpectrum(self._transform(gradient / self._sigma))
-        rows, columns = ([-values for values in part] for part in self._system.read(given))
+        rows, columns = self._system.read(given)
         solved = self._solve_bands(rows, columns, self._crossing)
-        image = self._to_image(self._system.image(self._system.spectra(*solved, given)))
+        image = self._to_image(self._system.image(self._system.spectra(-solved[0], -solved[1], given)))
         return image.to(gradient.dtype).reshape(gradient.shape)
 
-    def _solve_bands(self, rows: Part, columns: Part, small: StripSystem) -> tuple[Part, Part]:
+    def _solve_bands(self, rows: Tensor, columns: Tensor, small: StripSystem) -> tuple[Tensor, Tensor]:
         """Solve each band as if it were closed, and add what their crossing changes in a small image."""
-        corners = self._corners(rows, 1), self._corners(columns, 0)
-        goal = ROUGH_ACCURACY * torch.stack([small._pack(part).norm(dim=-1) for part in corners]).norm(dim=0)
-        solved = self._close_bands(rows, columns)
+        corners = self._corners(rows, 0, small), self._corners(columns, 1, small)
+        goal = ROUGH_ACCURACY * torch.hypot(*map(_norm, corners))
         exact = small._solve_border(*corners, _until(goal))
-        for axis, part, with_crossing, without in zip((1, 0), solved, exact, small._close_bands(*corners), strict=True):
-            self._add_corners(part, [a - b for a, b in zip(with_crossing, without, strict=True)], axis)
-        return solved
 
-    def _close_bands(self, rows: Part, columns: Part) -> tuple[Part, Part]:
-        return self._rows.solve(rows), self._unpack(self._sign * self._close(self._pack(columns)))
+        def solve(right: Tensor, axis: int) -> Tensor:
+            change = exact[axis] - multiply_lines(small._closed[axis], corners[axis])
+            return multiply_lines(self._closed[axis], right) + small._spread(change, axis, self)
+
+        return solve(rows, 0), solve(columns, 1)
 
     def _complete(self, given: Spectra, batch: tuple[int, ...], log: GradientLog) -> Spectra:
         if not self._system.kinds:  # the torus is all there is
             return given
-        right_rows, right_columns = ([-values for values in part] for part in self._system.read(given))
+        rows, columns = self._system.read(given)
 
         def goes_on(remaining: Tensor) -> bool:
             remaining = (self._sigma * remaining).reshape(batch)
             log.add(remaining)
             return not log.is_spent and not synchronize.holds_everywhere(remaining <= log.goal)
 
-        solved = self._solve_border(right_rows, right_columns, None if log.is_spent else goes_on)
-        return self._system.spectra(*solved, given)
+        rows, columns = self._solve_border(rows, columns, None if log.is_spent else goes_on)
+        return self._system.spectra(-rows, -columns, given)
 
-    def _solve_border(self, right_rows: Part, right_columns: Part, watch: Watch | None) -> tuple[Part, Part]:
+    def _solve_border(self, rows: Tensor, columns: Tensor, watch: Watch | None) -> tuple[Tensor, Tensor]:
         """Solve the system for right-hand sides in both bands; `None` leaves the columns at zero."""
-        first_rows = self._rows.solve(right_rows)
-        _, from_rows = self._system.read(self._system.spectra(first_rows, None), rows=False)
-        right = self._pack(right_columns) - self._pack(from_rows)
-        columns = self._unpack(torch.zeros_like(right) if watch is None else self._iterate(right, watch))
-        coupled = self._rows.solve(self._system.read(self._system.spectra(None, columns), columns=False)[0])
-        return [first - second for first, second in zip(first_rows, coupled, strict=True)], columns
+        first = multiply_lines(self._closed[0], rows)
+        right = columns - self._system.couple(first, 1)
+        columns = torch.zeros_like(right) if watch is None else self._iterate(right, watch)
+        return first - multiply_lines(self._closed[0], self._system.couple(columns, 0)), columns
 
     def _iterate(self, right: Tensor, watch: Watch) -> Tensor:
-        """Solve for the columns, with the rows eliminated: packed columns in, packed columns out."""
-        if right.shape[-1] == 0:
+        """Solve for the columns, with the rows eliminated."""
+        if right.numel() == 0:
             return right
+        packed = self._pack(right)
         if self._system.is_definite:
-            return solve_definite(self._apply, self._precondition, self._sign * right, watch)
-        return solve_indefinite(self._apply, self._precondition, right, watch, count_vectors(right.numel()))
+            solved = solve_definite(self._apply, self._precondition, self._sign * packed, watch)
+        else:
+            solved = solve_indefinite(self._apply, self._precondition, packed, watch, count_vectors(packed.numel()))
+        return self._unpack(solved)
 
     @property
     def _sign(self) -> float:
@@ -186,46 +186,36 @@ class StripSystem:
         return -1.0 if self._system.is_definite and self._system.has_ties else 1.0
 
     def _apply(self, vector: Tensor) -> Tensor:
-        system, columns = self._system, self._unpack(vector)
-        rows = self._rows.solve(system.read(system.spectra(None, columns), columns=False)[0])
-        spectra = system.spectra([-values for values in rows], columns)
-        return self._sign * self._pack(system.read(spectra, columns, rows=False)[1])
+        columns = self._unpack(vector)
+        rows = multiply_lines(self._closed[0], self._system.couple(columns, 0))
+        return self._pack(self._sign * (multiply_lines(self._columns, columns) - self._system.couple(rows, 1)))
 
     def _precondition(self, vector: Tensor) -> Tensor:
         """Solve the closed band, and add what the crossing changes in a small image: it hardly depends on the size."""
-        solved, small = self._close(vector), self._crossing
-        if small is None:
-            return solved
-        right = small._pack(self._corners(self._unpack(vector), 0))
-        is_definite, eps = self._system.is_definite, torch.finfo(right.dtype).eps
-        goal = (eps**CROSSING_ACCURACY if is_definite else CROSSING_ACCURACY_OF_GMRES) * right.norm(dim=-1)
-        # The closed band takes the sign of a definite system into account already.
-        change = small._iterate(self._sign * right, _until(goal)) - small._close(right)
-        self._add_corners(self._unpack(solved), small._unpack(change), 0)
-        return solved
+        columns, small = self._unpack(vector), self._crossing
+        solved = self._sign * multiply_lines(self._closed[1], columns)
+        if small is not None:
+            right = self._corners(columns, 1, small)
+            is_definite, eps = self._system.is_definite, torch.finfo(vector.dtype).eps
+            accuracy = eps**CROSSING_ACCURACY if is_definite else CROSSING_ACCURACY_OF_GMRES
+            # A definite system takes its sign into account already.
+            change = small._iterate(self._sign * right, _until(accuracy * _norm(right)))
+            change -= self._sign * multiply_lines(small._closed[1], right)
+            solved = solved + small._spread(change, 1, self)
+        return self._pack(solved)
 
-    def _corners(self, part: Part, axis: int) -> Part:
-        """Copy the bands of the small image along an axis to the first and the last places of the large one."""
-        return [torch.cat(self._ends(values, axis), dim=axis - 2) for values in part]
+    def _corners(self, lines: Tensor, axis: int, small: StripSystem) -> Tensor:
+        """Copy the first and the last places of the lines of a band to those of a small image."""
+        n, n_small = self._torus[1 - axis], small._torus[1 - axis]
+        values = from_lines(lines, n)
+        begin = n - n_small + n_small // 2
+        return to_lines(torch.cat([values[:, : n_small // 2], values[:, begin:]], dim=1))
 
-    def _add_corners(self, part: Part, added: Part, axis: int) -> None:
-        for values, more in zip(part, added, strict=True):
-            first, last = self._ends(values, axis)
-            first += more.narrow(axis - 2, 0, first.shape[axis - 2])
-            last += more.narrow(axis - 2, first.shape[axis - 2], last.shape[axis - 2])
-
-    def _ends(self, values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        assert self._crossing is not None
-        n_small, dim = self._crossing._torus[axis], axis - 2
-        begin = n_small // 2 + self._torus[axis] - n_small
-        return values.narrow(dim, 0, n_small // 2), values.narrow(dim, begin, values.shape[dim] - begin)
-
-    def _close(self, vector: Tensor) -> Tensor:
-        height = self._torus[0]
-        whole = [functional.pad(part, (0, 0, 0, height - part.shape[-2])) for part in self._unpack(vector)]
-        solved = self._columns.solve(whole)
-        parts = [part[..., : group.rows.first, :] for part, group in zip(solved, self._system.groups, strict=True)]
-        return self._sign * self._pack(parts)
+    def _spread(self, lines: Tensor, axis: int, large: StripSystem) -> Tensor:
+        """Copy the lines of a band to the first and the last places of those of a large image."""
+        n, n_large = self._torus[1 - axis], large._torus[1 - axis]
+        first, last = from_lines(lines, n).split([n // 2, n - n // 2], dim=1)
+        return to_lines(torch.cat([first, first.new_zeros(len(first), n_large - n, first.shape[-1]), last], dim=1))
 
     def _transform(self, field: Tensor) -> Tensor:
         flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:])
@@ -235,16 +225,16 @@ class StripSystem:
         _, height, width = self._input_shape
         return torch.fft.irfft2(spectrum, s=self._torus)[..., :height, :width] / self._sigma
 
-    def _pack(self, columns: Part) -> Tensor:
-        return torch.cat([part.flatten(-3) for part in columns], dim=-1)
+    def _pack(self, columns: Tensor) -> Tensor:
+        """Make vectors of the pixels of columns, zero where the bands cross: there they belong to the rows."""
+        return (from_lines(columns, self._torus[0]) * self._system.outside_rows).flatten(1)
 
-    def _unpack(self, vector: Tensor) -> Part:
-        groups = self._system.groups
-        parts = vector.split([group.n_columns_unknowns for group in groups], dim=-1)
-        return [
-            part.unflatten(-1, (group.n_channels, group.rows.first, group.columns.width))
-            for part, group in zip(parts, groups, strict=True)
-        ]
+    def _unpack(self, vector: Tensor) -> Tensor:
+        return to_lines(vector.unflatten(-1, self._system.outside_rows.shape))
+
+
+def _norm(lines: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(lines, dim=(-2, -1))
 
 
 def _enlarge(problem: TikhonovProblem, *, is_rough: bool = False) -> Size:
@@ -267,11 +257,15 @@ def _until(goal: Tensor) -> Watch:
     return lambda left: next(counter) < MAX_CROSSING_ITERATIONS and not synchronize.holds_everywhere(left <= goal)
 
 
-def _crossing(problem: TikhonovProblem, n_more: Size) -> StripSystem | None:
+def _crossing(problem: TikhonovProblem, n_more: Size, places: TorusEmbedding) -> StripSystem | None:
     """Build the same system for a small image; `None` if the image is not much larger, or for λ = 0."""
     operator, geometry = problem.operator, problem.operator.geometry
     length = CROSSING + 8 * max(geometry.kernel_size)
-    n_times = MIN_TIMES_CROSSING if problem.lam >= MIN_LAMBDA_IN_FLOAT32 else 2 * MIN_TIMES_CROSSING
+    repeats = any(
+        line is not None and len(line) > 3 * len(synchronize.distinct(line)[0]) for line in places.line_sources
+    )
+    n_times = MIN_TIMES_CROSSING_OF_REPEATED if repeats else MIN_TIMES_CROSSING
+    n_times *= 1 if problem.lam >= MIN_LAMBDA_IN_FLOAT32 else 2
     if problem.lam == 0 or min(geometry.image_size) < n_times * length:
         return None
     small = Geometry((length, length), geometry.kernel_size, geometry.pads)
@@ -363,7 +357,7 @@ class StripSolver(Solver):
         return Cost.of_transforms(
             problem,
             n_operations,
-            n_bytes_factored=kept + int(bands),
+            n_bytes_factored=kept + int(1.5 * bands),  # the columns' matrices and both inverses
             n_bytes_while_built=symbol_bytes(problem, 1.5) + n_copies * kept + wide + int(n_bands * bands),
             n_images=N_IMAGES,
             n_more_numbers=int((2 * n_steps + 1) * count_indefinite_unknowns(problem)),  # GMRES stores its vectors

@@ -14,6 +14,7 @@ from deconv_cli.solvers import strip
 from deconv_cli.solvers.cgls import solve_definite, solve_indefinite
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solution import GradientLog, Status, StoppingRule
 from deconv_cli.solvers.square_border import SquareBorderSystem
 
 
@@ -96,3 +97,33 @@ def test_a_small_image_stands_for_the_crossing_of_a_large_one(boundary, monkeypa
     expected = PseudoInverse(kernel, (162, 175), settings).solve(y)
     assert (found.value - expected.value).norm() <= 1e-9 * expected.value.norm()
     assert found.n_iterations <= 0.6 * expected.n_iterations
+
+
+def test_rounding_where_bands_cross_does_not_hold_up_conjugate_gradients(monkeypatch):
+    monkeypatch.setattr(strip, "CROSSING", 16)
+    taps, y = torch.full((1, 1, 3, 3), 1 / 9), random((1, 162, 172), seed=1).float()
+    settings = {"boundary": "unknown", "lam": 1e-3, "method": "strip", "tolerance": 1e-6}
+    assert pseudo_inverse(taps, input_size=(162, 172), **settings).solve(y).n_iterations <= 5
+
+
+@pytest.mark.parametrize("size", [(1, 3), (3, 1), (3, 3)])
+def test_a_rough_solution_takes_bands_of_no_width(size, monkeypatch):
+    monkeypatch.setattr(strip, "CROSSING", 16)
+    problem = TikhonovProblem(Convolution(random((1, 1, *size)), (162, 175), boundary="reflect"), 0.05)
+    exact, gradient = strip.STRIP.build(problem, StoppingRule(1e-9, 500)), random((2, 1, 162, 175), seed=1)
+    expected = exact.solve_normal(gradient)
+    log = GradientLog(StoppingRule(0.1, 5), gradient.new_ones(2))
+    rough = strip.StripSystem(problem).approximate(gradient, log)
+    assert (rough - expected).norm() <= 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize(("lam", "most"), [(1e-9, 145), (1e-7, 65), (1e-5, 45)])
+def test_a_tiny_lambda_takes_few_iterations_of_gmres_where_bands_cross(lam, most):
+    """Rounding brings in what both bands hold there, which the system does not determine."""
+    line = (-((torch.arange(17, dtype=torch.float64) - 8) ** 2) / 8).exp()
+    taps = torch.outer(line, line) / line.sum() ** 2
+    x = random((1, 64, 72), seed=1).cumsum(1).cumsum(2)
+    y = Convolution(taps[None, None], (64, 72), padding="same", boundary="symmetric").forward(x)
+    settings = {"boundary": "reflect", "lam": lam, "penalty": "gradient", "method": "strip", "max_iterations": 2 * most}
+    solution = pseudo_inverse(taps, input_size=(64, 72), **settings).solve(y)
+    assert (solution.status, solution.n_iterations <= most) == (Status.CONVERGED, True)
