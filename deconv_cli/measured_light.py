@@ -51,7 +51,7 @@ def plateau_of(samples: Tensor, n_axes: int = 2) -> float | None:
     n_full = sum(int((part[..., 1:] & part[..., :-1]).count_nonzero()) for part in (is_top, is_top.mT)[:n_axes])
     if n_full <= FULL_TO_BELOW or bool(top == (middle := samples.median())):
         return None
-    below = torch.minimum(samples.masked_fill(is_top, -torch.inf).max(), top - JUST_BELOW * (top - middle))
+    below = torch.minimum(samples.where(~is_top, samples.min()).max(), top - JUST_BELOW * (top - middle))
     n_below = int((samples >= below).count_nonzero() - is_top.count_nonzero())
     return float(top) if n_full > FULL_TO_BELOW * n_below else None
 

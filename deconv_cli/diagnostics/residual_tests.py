@@ -248,7 +248,7 @@ def measure_rise(estimate: Tensor, data: FadedImages, modes: TorusModes) -> floa
     response properties of cortical cells", Journal of the Optical Society of America A 4, 1987), or is even for points
     of light. A kernel that is too wide amplifies what the true one has left where it is weak itself. A pattern that
     repeats, such as lines of text, rises in the data too, and does not count. Estimate and data have the size of the
-    torus of the modes, with two or three axes of space.
+    torus of the modes.
     """
     n_axes = len(modes.torus)
     image = FadedImages.of(estimate - estimate.mean(space_axes(n_axes), keepdim=True), n_axes)

@@ -58,6 +58,7 @@ from deconv_cli.workflows.trust import (
     FAR_ABOVE_NOISE,
     FAR_FOR_PHOTO,
     MAX_CLIPPED_SHARE,
+    RISEN,
     Doubt,
     DoubtReason,
     looks_rectified,
@@ -177,7 +178,7 @@ def measure(
             is_boundary_free=operator.boundary.is_unknown,
         )
         result = replace(result, residual_tests=tests)
-        if is_picture and choice is not None and kernel.n_axes > 1 and min(size) >= LEAST_SIDE_OF_RISE:
+        if is_picture and choice is not None and kernel.n_axes == 2 and min(size) >= LEAST_SIDE_OF_RISE:
             modes = mode_bands_of(estimator).modes
             if result.image.shape[-kernel.n_axes :] == size:
                 result = replace(result, rise=measure_rise(result.image.detach(), faded, modes))
@@ -262,11 +263,14 @@ def examine_picture(
     if resolution.tests_alignment and is_one and not result.is_off_at_frame:
         taps = kernel.taps[0, 0].detach().cpu()
         found, is_clear = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=metadata.jpeg_table)
-        if is_clear:
+        if found and result.rises:
+            result = replace(result, kernel_doubt=Doubt(DoubtReason.GIVEN_KERNEL, RISEN))
+        elif is_clear:
             result = replace(result, kernel_doubt=Doubt(DoubtReason.GIVEN_KERNEL, found[0]))
+            found = ()
         # Under a kernel of another size neither light is whiter for its own sake.
-        caution = None if found else result.light_caution
-        result = replace(result, notes=(*result.notes, *(() if is_clear else found)), light_caution=caution)
+        caution = None if found or is_clear else result.light_caution
+        result = replace(result, notes=(*result.notes, *found), light_caution=caution)
     return result
 
 

@@ -162,6 +162,12 @@ class Reconstruction(ShownInNotebook):
         return trust.describe_prior(self.finest) if self.settings.objective == "photo" else None
 
     @property
+    def rises(self) -> bool:
+        """Whether the quadratic estimate of a channel has far more detail than a picture; see `measure_rise`."""
+        parts = self.channels or (() if self.quadratic is None else (self.quadratic,))
+        return self.rise > trust.MAX_RISE or any(part.rises for part in parts)
+
+    @property
     def is_trusted(self) -> bool:
         """Whether there is no reason to doubt the result."""
         return not self.doubts
@@ -281,8 +287,6 @@ def _find_doubts(result: Reconstruction) -> list[Doubt]:
             advice = trust.LIGHT_WITHOUT_NOISE if is_quadratic_light and choice.is_of_no_noise else ""
             found.append(Doubt(DoubtReason.LAMBDA, f"{choice.failure}{advice}"))
         found += [*_doubt_layer(result), *_doubt_residual(result), *_doubt_noise(result)]
-        if result.rise > trust.MAX_RISE:
-            found.append(Doubt(DoubtReason.GIVEN_KERNEL, trust.RISEN))
     if result.kernel_doubt is not None:
         found.append(result.kernel_doubt)
     # What is written may have another range than the data of a channel had.

@@ -179,6 +179,15 @@ def test_an_estimate_that_rises_where_the_kernel_is_weak_is_doubted(given, is_wr
     assert (RISEN in [doubt.sentence for doubt in result.doubts]) is is_wrong
 
 
+def test_a_chart_that_rises_under_its_kernel_is_not_doubted():
+    taps, at = make_kernel("gaussian:3").double(), torch.arange(126, dtype=torch.float64) - 63
+    star = 0.5 + 0.45 * (24 * torch.atan2(at[:, None] + 0.3, at - 0.3)).sin().sign()
+    y = functional.conv2d(star[None, None], taps[None, None])
+    y = y + 0.01 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    result = invert(y, taps, defaults="picture")
+    assert (result.rises, result.doubts) == (True, ())
+
+
 def test_lines_that_repeat_do_not_speak_against_their_kernel():
     y = photograph(KERNELS["disk"], 0.05)
     y = y + 40 * (torch.arange(y.shape[-1]) * (2 * torch.pi / 9)).cos()

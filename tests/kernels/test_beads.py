@@ -109,6 +109,7 @@ def test_a_few_clipped_samples_are_seen_and_equal_tops_are_not():
     stars = scene((160, 160), (1.5, 1.5), 40, counts=3000)
     level = float(stars.flatten().topk(14).values[-1])
     assert plateau_of(stars.clamp_max(level)) == level
+    assert plateau_of(stars.clamp_max(level).int()) == int(level)
     assert plateau_of(stars) is None
     between = gaussian((40, 40), (19.5, 20.5), (1.5, 1.5))  # four equal samples are its top
     assert int((between == between.max()).count_nonzero()) == 4

@@ -121,6 +121,17 @@ def test_the_window_of_a_spectrum_without_noise_does_not_make_a_kernel_too_wide(
     assert not is_clear  # a kernel that is too small does less harm
 
 
+@pytest.mark.parametrize("blur", ["gaussian:1", "disk:6"])
+def test_a_chart_of_squares_is_no_evidence_beyond_doubt(blur):
+    """No kernel explains its spectrum, so that a right one seems far off."""
+    rows, columns = torch.meshgrid(torch.arange(160) // 8, torch.arange(160) // 8, indexing="ij")
+    chart = 0.2 + 0.6 * ((rows + columns) % 2).double()
+    noise = 0.02 * torch.randn(160, 160, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    blurred = deconv_cli.forward(chart[None], make_kernel(blur), padding="same") + noise
+    sentences, is_clear = describe_alignment(make_kernel(blur), blurred)
+    assert (len(sentences), is_clear) == (1, False)
+
+
 def test_refusals():
     with pytest.raises(ShapeError, match=r"must have the same size, but have .* pixels"):
         deconv_cli.align_kernel(TAPS, BLURRED, sharp=SHARP[:, 1:], tone_curve=CURVE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -46,6 +46,9 @@ PLAIN = (
 OTHER_SHAPE, PART_OF_GAIN = 50.0, 0.7
 """A kernel is of another shape where a plain one is so much likelier than it is in any turn and size, in logarithms,
 and by more than this part of what turn and size gain: a disk between two sizes gains half of that, a motion 0.95."""
+MOST_MISFIT = 0.2
+"""Misfit for each cell of a spectrum, of the best kernel, up to which that kernel explains it. Charts of squares and of
+lines, blurred by kernels that were wrongly accused, left 0.21 to thousands."""
 _ALIKE = 1e-6
 """Of the largest tap: a kernel that changes so little when it is turned is symmetric."""
 _LEAST_SHIFT = 0.75
@@ -62,6 +65,7 @@ class Alignment:
         shift: pixels by which its weight is moved, down and to the right.
         taps: the corrected kernel, shape `(kH, kW)`, of the sum that it had.
         evidence: how much likelier it is than the one given, in logarithms.
+        is_explained: whether any kernel explains the spectrum, as it does not that of a chart of squares or lines.
     """
 
     orientation: str
@@ -69,6 +73,7 @@ class Alignment:
     shift: tuple[int, int]
     taps: Tensor
     evidence: float
+    is_explained: bool = True
 
     @property
     def orientation_changes(self) -> tuple[str, ...]:
@@ -111,7 +116,8 @@ def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
     turn, scale, evidence = _chosen(misfits)
     if best - least > max(OTHER_SHAPE, PART_OF_GAIN * (given - best)):
         scale, evidence = None, given - least
-    return _corrected(taps, turn, scale, evidence)
+    is_explained = min(best, least) < MOST_MISFIT * len(spectrum.power)
+    return replace(_corrected(taps, turn, scale, evidence), is_explained=is_explained)
 
 
 def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:

@@ -273,7 +273,7 @@ def describe_alignment(
             f"the kernel is {changes} than the blur of the picture; find the blur in the picture with deconv kernel "
             "estimate"
         )
-    return (sentence,), found.evidence >= _BEYOND_DOUBT and not is_small
+    return (sentence,), found.evidence >= _BEYOND_DOUBT and found.is_explained and not is_small
 
 
 def _middle(image: Tensor, side: int) -> Tensor:
