@@ -255,7 +255,8 @@ class LargeOptions:
 
     def check(self, *, is_possible: bool, is_one: bool, force: bool) -> None:
         """Refuse by `UsageError` options that need a given kernel or a single input, or contradict others."""
-        if self.is_cut_anyway and not is_possible:
+        lists_inputs = self.dry_run and not is_one and self.block_size is None and self.block_range is None
+        if self.is_cut_anyway and not lists_inputs and not is_possible:
             raise UsageError(
                 "--block-size, --block-range and --dry-run need a given kernel, and do not go with --kernel estimate, "
                 "--layers or --tap; leave them out, or give the kernel that deconv kernel estimate finds."

@@ -251,6 +251,8 @@ def test_a_dry_run_of_a_folder_lists_its_files(deconv, gray, gentle, tmp_path):
     (tmp_path / "out" / "b.png").touch()
     words = ["invert", tmp_path / "in", "-k", gentle, "-o", tmp_path / "out"]
     first, second = deconv(*words, "--dry-run").stdout.splitlines()
+    estimated = [*words[:2], "-k", "estimate", *words[4:], "--dry-run"]
+    assert deconv(*estimated).stdout.splitlines() == [first, second]
     assert first == f"{tmp_path / 'in/a.png'} → {tmp_path / 'out/a.png'}"
     assert second == f"{tmp_path / 'in/b.png'} → {tmp_path / 'out/b.png'} (exists already)"
     assert not (tmp_path / "out" / "a.png").exists()
