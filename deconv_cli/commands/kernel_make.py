@@ -185,6 +185,7 @@ def from_beads(
     from deconv_cli.io import read_image
     from deconv_cli.io.metadata import header_number
     from deconv_cli.kernels.bead_psf import psf_from_beads
+    from deconv_cli.measured_light import refusal_of
     from deconv_cli.report.reconstruction_record import finite_or_none
     from deconv_cli.tone_curve import limits_of
 
@@ -227,8 +228,14 @@ def from_beads(
         "outermost_plane": found.outermost,
     }
     n_axes = found.psf.ndim
-    taps, rows = found.psf.flip(tuple(range(n_axes))), _bead_rows(found, steps)
-    answer.give(str(beads), record, rows, image.notes, taps=taps, n_axes=n_axes, spacing=steps)
+    taps, rows, notes = found.psf.flip(tuple(range(n_axes))), _bead_rows(found, steps), image.notes
+    if refusal_of(found.psf, n_axes) is not None:
+        notes = (
+            *notes,
+            "other light lies around the points, so invert needs --clean-kernel with this kernel; or measure it again "
+            "with --size, an odd number of about four times the FWHM for each axis",
+        )
+    answer.give(str(beads), record, rows, notes, taps=taps, n_axes=n_axes, spacing=steps)
 
 
 def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> Rows:

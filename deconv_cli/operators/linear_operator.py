@@ -226,7 +226,7 @@ class Identity(SymmetricOperator):
 def check_tensor(found: object, role: str) -> None:
     """Refuse, by `UsageError`, anything but a dense tensor of torch with values; `role` names it in the message."""
     if not isinstance(found, Tensor):
-        maker = "deconv_cli.make_kernel makes one of a formula" if isinstance(found, str) else "torch.as_tensor makes one"
+        maker = "make_kernel makes one of a formula" if isinstance(found, str) else "torch.as_tensor makes one"
         what = f"a {type(found).__name__}; {maker}."
     elif found.layout != torch.strided:
         what = f"one of layout {found.layout}; to_dense makes one."

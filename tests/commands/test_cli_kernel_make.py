@@ -183,6 +183,14 @@ def test_a_width_that_the_kernel_cannot_show_is_null(deconv, save):
     assert "wider than the kernel" in done.stderr
 
 
+def test_other_light_around_the_points_is_noted(deconv, save):
+    stars = scene((200, 200), (2.0, 2.0), 60, counts=3000)
+    fog = 0.4 * scene((200, 200), (9.0, 9.0), 60, counts=3000).roll((6, 9), dims=(-2, -1))
+    path = save("fog", (stars + fog).numpy())
+    assert "--clean-kernel" in deconv("kernel", "from-beads", path).stderr
+    assert "--clean-kernel" not in deconv("kernel", "from-beads", path, "--size", "9,9").stderr
+
+
 def test_channels_are_chosen(deconv, refuses, save, tmp_path):
     both = torch.stack([scene((90, 90), (1.5, 1.5), 45, counts=1500), scene((90, 90), (2.0, 2.0), 45, counts=1500)])
     path = save("both", both.numpy())
