@@ -61,6 +61,7 @@ from deconv_cli.workflows.trust import (
     RISEN,
     Doubt,
     DoubtReason,
+    is_flat,
     looks_rectified,
     measure_clipping,
     measure_scale,
@@ -209,6 +210,8 @@ def _measure_excess(rms: float, data: FadedImages, resolution: ResolvedInput) ->
     Samples of 8 bits may have been a JPEG, whose error is colored. Elsewhere a wrong kernel itself makes the noise look
     colored, and large.
     """
+    if is_flat(data.images, 0.0):  # a blank picture shows no kernel
+        return None
     level, noise, fitted = least_noise_level(data) or 0.0, resolution.settings.noise, None
     if isinstance(noise, NoiseModel) and (noise.is_sigma_given or resolution.ceiling == WHITES["uint8"]):
         fitted = noise.sigma

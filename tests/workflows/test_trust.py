@@ -453,3 +453,9 @@ def test_a_kernel_that_explains_much_less_of_a_photograph_than_its_noise_allows_
     result = deconv_cli.invert(y, wide, defaults="picture", tone_curve=ToneCurve.srgb(255.0))
     assert result.settings.objective == "photo"
     assert any("times as large as the noise" in doubt.sentence for doubt in result.doubts)
+
+
+def test_a_blank_picture_accuses_no_kernel():
+    y = torch.full((1, 100, 100), 255, dtype=torch.uint8)
+    result = deconv_cli.invert(y, make_kernel("disk:2"), defaults="picture", tone_curve=ToneCurve.srgb(255.0))
+    assert result.is_trusted
