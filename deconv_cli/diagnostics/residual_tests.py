@@ -49,8 +49,9 @@ DROWNING = 0.45
 
 
 # Where the kernel leaves less than the first part of the power, a ring of frequencies rises if it has more than the
-# second multiple of the power of any lower one. There are at most so many rings, of so many samples at least.
+# second multiple of the power of any lower one.
 WEAKENED, RISES = 0.25, 2.0
+# The most rings, and the fewest samples of the shortest axis for each ring.
 MAX_RINGS, SAMPLES_A_RING = 96, 4
 
 
@@ -246,9 +247,9 @@ def measure_rise(estimate: Tensor, data: FadedImages, modes: TorusModes) -> floa
 
     The power of pictures falls with frequency (Field, "Relations between the statistics of natural images and the
     response properties of cortical cells", Journal of the Optical Society of America A 4, 1987), or is even for points
-    of light. A kernel that is too wide amplifies what the true one has left where it is weak itself. A pattern that
-    repeats, such as lines of text, rises in the data too, and does not count. Estimate and data have the size of the
-    torus of the modes.
+    of light. A kernel that is too wide is weak at frequencies that the true blur keeps, and the estimate has too much
+    there. A pattern that repeats, such as lines of text, rises in the data too, and does not count. Estimate and data
+    have the size of the torus of the modes.
     """
     n_axes = len(modes.torus)
     image = FadedImages.of(estimate - estimate.mean(space_axes(n_axes), keepdim=True), n_axes)

@@ -51,7 +51,7 @@ class ValidCorrelation(LinearOperator):
         self.input_shape = (n_inputs, *size)
         self.output_shape = (n_outputs, *(n - k + 1 for n, k in zip(size, taps, strict=True)))
         self.use_fft = prefers_fft(kernel) if use_fft is None else use_fft
-        self._by_parts = len(size) > 1 and self.output_shape[1] < MAX_PART_AS_WHOLE * size[0]
+        self._by_parts = _goes_by_parts(self.output_shape, size)
         self._torus = tuple(next_fast_size(n, by_parts=self._by_parts) for n in size)
         self._start = (0,) * len(size)
         if not self.use_fft:
@@ -96,7 +96,12 @@ class TorusCorrelation(ValidCorrelation):
         self.input_shape = (kernel.shape[1], *geometry.image_size)
         self.output_shape = (kernel.shape[0], *geometry.output_size)
         self._torus, self._start = torus, geometry.pads.before
-        self._by_parts = len(torus) > 1 and self.output_shape[1] < MAX_PART_AS_WHOLE * torus[0]
+        self._by_parts = _goes_by_parts(self.output_shape, torus)
+
+
+def _goes_by_parts(output_shape: tuple[int, ...], size: Size) -> bool:
+    """Return whether transforms go by parts: where much of their first axis is not wanted."""
+    return len(size) > 1 and output_shape[1] < MAX_PART_AS_WHOLE * size[0]
 
 
 def shared_torus(geometry: Geometry, boundary: BoundaryRule) -> Size | None:

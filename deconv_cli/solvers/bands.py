@@ -134,9 +134,7 @@ class BandGroup:
         if axis == 0:
             values = sum(sums[1:], sums[0]).transpose(-1, -3)
         else:
-            whole, n_half = torch.cat([*sums], dim=-2), self._torus[0] // 2 + 1
-            mirrored = whole.roll(-1, -2).flip(-2)  # entry k of this is entry −k of that
-            values = (whole[..., :n_half, :] + mirrored[..., :n_half, :].conj()).movedim(-3, -1)
+            values = _fold(torch.cat([*sums], dim=-2), -2).movedim(-3, -1)
         return (values * self._reading[axis]).flatten(-2)
 
 
@@ -235,10 +233,14 @@ def _sum_over_axis(values: Tensor, lags: Tensor, down: Tensor, across: Tensor, a
         sums = _combine(waves, planes.T).T.reshape(n1, a, b, len(lags)).permute(0, 3, 1, 2)
     else:
         sums = torch.matmul(waves, values.reshape(n1, n_half, a * b)).reshape(n1, len(lags), a, b)
-    sums = sums * down[:, :, None, None]
-    n_line = n1 // 2 + 1
-    mirrored = sums.roll(-1, 0).flip(0)  # entry k of this is entry −k of that
-    return sums[:n_line] + mirrored[:n_line].conj()
+    return _fold(sums * down[:, :, None, None], 0)
+
+
+def _fold(whole: Tensor, dim: int) -> Tensor:
+    """Add the conjugate of the mirrored frequency to each one of the half of an axis."""
+    n_half = whole.shape[dim] // 2 + 1
+    mirrored = whole.roll(-1, dim).flip(dim)  # entry k of this is entry −k of that
+    return whole.narrow(dim, 0, n_half) + mirrored.narrow(dim, 0, n_half).conj()
 
 
 def _combine(phases: Tensor, values: Tensor) -> Tensor:
